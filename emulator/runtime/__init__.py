@@ -1,0 +1,1 @@
+"""The only generic asyncio glue: clock, randomness, roles, control sockets, underlay, driver."""
