@@ -1,0 +1,1 @@
+"""podwire's verbs, one file each; ``main`` parses and dispatches."""

@@ -1,0 +1,81 @@
+"""The ``podwire`` command: parses, imports only the verb's own file, maps errors to exit codes.
+
+Exit codes: 0 done, 1 something failed while running, 2 bad input (one line on stderr), 130 Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from typing import Final, Protocol, cast
+
+from emulator.errors import PodwireError, UsageError
+
+
+class Verb(Protocol):
+    """What each verb's module offers."""
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None: ...
+
+    def run(self, args: argparse.Namespace) -> int: ...
+
+
+# verb → its one-line help; the module of the same name is imported only when it is asked for.
+VERBS: Final = {
+    "up": "start a cluster",
+    "down": "take a cluster down and remove what it left",
+    "status": "show a cluster's processes",
+    "kubeconfig": "print the path of the cluster's kubeconfig",
+    "env": "print shell lines that point kubectl and etcdctl at the cluster",
+    "exec": "run a command on a node",
+    "shell": "type commands on a node",
+    "trace": "send one probe and explain every hop it takes",
+    "capture": "write an interface's packets to a pcapng file",
+    "logs": "print a role's log",
+    "demo": "start a cluster, show what it does, take it down",
+    "etcd": "run etcd alone in this terminal",
+    "controlplane": "run the control plane alone in this terminal",
+    "node": "run one node alone in this terminal",
+    "version": "print the version",
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run ``podwire`` and return its exit code."""
+    arguments = sys.argv[1:] if argv is None else argv
+    parser = argparse.ArgumentParser(
+        prog="podwire", description="Kubernetes networking, emulated: real packets, no root."
+    )
+    commands = parser.add_subparsers(dest="verb", metavar="VERB")
+    chosen = next((word for word in arguments if not word.startswith("-")), None)
+    for name, text in VERBS.items():
+        sub = commands.add_parser(name, help=text, description=text.capitalize() + ".")
+        if name == chosen:
+            _load(name).add_arguments(sub)
+    args = parser.parse_args(arguments)
+    if args.verb is None:
+        parser.print_help(sys.stderr)
+        return 2
+    try:
+        return _load(args.verb).run(args)
+    except UsageError as error:
+        print(f"podwire: {error}", file=sys.stderr)
+        return 2
+    except PodwireError as error:
+        print(f"podwire: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # The reader of a pipe (head, less) went away; stdout has nobody left to flush to.
+        sys.stderr.close()
+        return 141
+
+
+def _load(verb: str) -> Verb:
+    return cast("Verb", importlib.import_module(f"emulator.cli.{verb.replace('-', '_')}"))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

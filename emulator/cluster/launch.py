@@ -1,0 +1,118 @@
+"""From a cluster file to a running supervisor: directory, certificates, fork, watch."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import datetime
+import functools
+import os
+import signal
+from typing import TYPE_CHECKING, Final
+
+from emulator.addr import format_ip
+from emulator.cluster.kubeconfig import render_kubeconfig
+from emulator.cluster.pki import Authority, make_tokens, write_private
+from emulator.cluster.plan import make_plan
+from emulator.cluster.process import set_up_log
+from emulator.cluster.supervisor import Supervisor
+from emulator.cluster.zygote import start_zygote
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from emulator.cluster.plan import ClusterPlan
+    from emulator.cluster.spec import ClusterSpec
+    from emulator.cluster.state import ClusterDirectory
+
+ADMIN: Final = "kubernetes-admin"
+# user → groups of the cluster's static tokens.
+TOKEN_USERS: Final = (
+    (ADMIN, ("system:masters",)),
+    ("system:kube-controller-manager", ()),
+    ("system:kube-scheduler", ()),
+    ("system:node", ("system:nodes",)),
+    # Borne by the API server toward kubelets.
+    ("kube-apiserver-kubelet-client", ("system:masters",)),
+)
+
+
+def prepare(spec: ClusterSpec, directory: ClusterDirectory) -> ClusterPlan:
+    """Choose addresses and write certificates, tokens and the kubeconfig.
+
+    ``directory`` must be acquired.  Raises UsageError.
+    """
+    plan = make_plan(spec, directory.path, directory.claim_block())
+    write_credentials(plan)
+    return plan
+
+
+def write_credentials(plan: ClusterPlan) -> None:
+    """Write what is missing of the PKI, the token file and the kubeconfig."""
+    authority = Authority(pki_directory(plan), datetime.datetime.now(datetime.UTC))
+    first_service_ip = format_ip(plan.spec.service_cidr.host(1))
+    names = ["kubernetes", "kubernetes.default", "kubernetes.default.svc"]
+    names += ["kubernetes.default.svc.cluster.local", "localhost", "127.0.0.1"]
+    names += [plan.api_host, first_service_ip, format_ip(plan.spec.control_plane_ip)]
+    authority.issue("apiserver", "kube-apiserver", names=dict.fromkeys(names))
+    admin = authority.issue("admin", ADMIN, groups=["system:masters"])
+    hosts = dict.fromkeys(node.host for node in plan.nodes)
+    authority.issue("kubelet", "system:node", names=hosts)
+    tokens = make_tokens(pki_directory(plan) / "tokens.csv", TOKEN_USERS)
+    kubeconfig = render_kubeconfig(
+        cluster=plan.spec.name,
+        server=plan.server,
+        ca=authority.ca.cert,
+        client=admin,
+        token=tokens[ADMIN].token,
+    )
+    write_private(plan.kubeconfig, kubeconfig.encode())
+
+
+def pki_directory(plan: ClusterPlan) -> Path:
+    return plan.directory / "pki"
+
+
+def supervise(
+    plan: ClusterPlan,
+    directory: ClusterDirectory,
+    *,
+    on_progress: Callable[[str, int, int], None],
+    on_up: Callable[[], None],
+    private_descriptors: tuple[int, ...] = (),
+) -> None:
+    """Fork the cluster and watch it until SIGINT, SIGTERM or ``podwire down``.
+
+    Everything is gone when this returns or raises.  ``private_descriptors`` are closed in the
+    forked processes.
+    """
+    # Imported here: this is the warm-up of everything the roles need, after cheap errors are out.
+    from emulator.cluster.roles import run_child
+
+    lock = directory.lock_descriptor
+    close = (*private_descriptors, *(() if lock is None else (lock,)))
+    zygote: int | None = None
+    try:
+        channel, zygote = start_zygote(functools.partial(run_child, plan), close)
+        asyncio.run(_supervise(plan, channel, on_progress, on_up))
+    finally:
+        if zygote is not None:
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(zygote, 0)
+        directory.remove()
+
+
+async def _supervise(
+    plan: ClusterPlan,
+    channel: socket.socket,
+    on_progress: Callable[[str, int, int], None],
+    on_up: Callable[[], None],
+) -> None:
+    log = set_up_log("supervisor", plan.log("supervisor"))
+    supervisor = Supervisor(plan, channel, log, on_progress)
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        loop.add_signal_handler(number, supervisor.stop)
+    await supervisor.run(on_up)

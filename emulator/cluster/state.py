@@ -1,0 +1,122 @@
+"""A cluster's directory: who may use it, what is left of a dead one, which blocks are taken."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import socket
+from typing import TYPE_CHECKING
+
+from emulator.cluster.plan import (
+    API_PORT,
+    FIRST_BLOCK,
+    LAST_BLOCK,
+    cluster_directory,
+    home,
+    loopback_is_routable,
+    preferred_block,
+)
+from emulator.errors import UsageError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+class ClusterDirectory:
+    """The directory of one cluster, held by a lock while its supervisor lives."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.path = cluster_directory(name)
+        self._lock: int | None = None
+
+    def acquire(self) -> None:
+        """Take the directory, clean of an earlier cluster; UsageError if it cannot be had."""
+        try:
+            home().mkdir(mode=0o700, parents=True, exist_ok=True)
+            lock = os.open(self._lock_path, os.O_RDWR | os.O_CREAT, 0o600)
+        except OSError as error:
+            raise UsageError(
+                f"{home()}: cannot be written ({error.strerror}); set PODWIRE_HOME elsewhere"
+            ) from None
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(lock)
+            raise UsageError(
+                f"cluster {self.name!r} is already running; take it down with "
+                f"'podwire down --name {self.name}' or start another with --name"
+            ) from None
+        self._lock = lock
+        try:
+            if self.path.exists():
+                shutil.rmtree(self.path)
+            for part in ("run", "logs", "nodes", "pki"):
+                (self.path / part).mkdir(mode=0o700, parents=True)
+        except OSError as error:
+            raise UsageError(f"{self.path}: cannot be written ({error.strerror})") from None
+
+    @property
+    def _lock_path(self) -> Path:
+        return home() / f".{self.name}.lock"
+
+    @property
+    def lock_descriptor(self) -> int | None:
+        """The lock's file descriptor, which forked children must close."""
+        return self._lock
+
+    def is_running(self) -> bool:
+        """True while some supervisor holds the directory."""
+        try:
+            lock = os.open(self._lock_path, os.O_RDWR)
+        except FileNotFoundError:
+            return False
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(lock)
+        return False
+
+    def remove(self) -> None:
+        """Remove everything of the cluster, the lock last."""
+        shutil.rmtree(self.path, ignore_errors=True)
+        self._lock_path.unlink(missing_ok=True)
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def claim_block(self) -> int:
+        """Choose and note the cluster's 127.X.0.0/16; UsageError when none is free.
+
+        The cluster's name decides which is tried first, so that addresses stay the same from
+        start to start.
+        """
+        taken = {
+            json.loads(path.read_text())["block"]
+            for path in home().glob("*/block.json")
+            if path.parent != self.path
+        }
+        count = LAST_BLOCK - FIRST_BLOCK + 1
+        first = preferred_block(self.name) - FIRST_BLOCK
+        for step in range(count):
+            block = FIRST_BLOCK + (first + step) % count
+            if block not in taken and _is_free(block):
+                (self.path / "block.json").write_text(json.dumps({"block": block}))
+                return block
+        raise UsageError(f"all {count} loopback blocks are in use; take a cluster down first")
+
+
+def _is_free(block: int) -> bool:
+    """True unless some other program serves the API port in the block."""
+    if not loopback_is_routable():
+        return True
+    with socket.socket() as probe:
+        try:
+            probe.bind((f"127.{block}.0.101", API_PORT))
+        except OSError:
+            return False
+    return True

@@ -1,0 +1,63 @@
+"""Joins two byte streams, each of either world: a real socket and an emulated one.
+
+Used where the host meets the emulated network: a NodePort's listening socket, and the addresses
+of processes that have no emulated kernel of their own (API server, etcd).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import struct
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    Dial = Callable[[], Awaitable[tuple[asyncio.StreamReader, asyncio.StreamWriter]]]
+
+# One read of a fast peer: as much as a super-segment of the emulated TCP carries.
+CHUNK_BYTES: Final = 64 * 1024
+
+
+async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, dial: Dial) -> None:
+    """Serve an accepted connection by joining it to the one ``dial`` opens.
+
+    Ends when both directions have ended; an end of file is passed on as one (half-close), a reset
+    or a failed dial as a reset.
+    """
+    try:
+        far_reader, far_writer = await dial()
+    except OSError:
+        _reset(writer)
+        return
+    try:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(_copy(reader, far_writer), name="relay.out")
+            group.create_task(_copy(far_reader, writer), name="relay.back")
+    except* OSError:
+        _reset(writer)
+        _reset(far_writer)
+    finally:
+        for end in (writer, far_writer):
+            end.close()
+            with contextlib.suppress(OSError):
+                await end.wait_closed()
+
+
+async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    while data := await reader.read(CHUNK_BYTES):
+        writer.write(data)
+        await writer.drain()
+    if writer.can_write_eof():
+        writer.write_eof()
+
+
+def _reset(writer: asyncio.StreamWriter) -> None:
+    """Close with a RST: a real socket needs SO_LINGER 0 for that, an emulated one ``abort``."""
+    real = writer.get_extra_info("socket")
+    if real is not None:
+        with contextlib.suppress(OSError):
+            real.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    writer.transport.abort()

@@ -1,0 +1,103 @@
+"""The cluster file: defaults, overrides, and one clear line for everything wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from emulator.addr import Prefix, parse_ip
+from emulator.cluster.plan import make_plan
+from emulator.cluster.spec import flannel_config, load_spec
+from emulator.errors import UsageError
+
+
+def test_an_empty_file_is_three_flannel_nodes_of_the_tutorial() -> None:
+    spec = load_spec(None)
+    assert spec.name == "podwire"
+    assert [(node.name, node.ip) for node in spec.nodes] == [
+        ("node-0", parse_ip("172.17.4.201")),
+        ("node-1", parse_ip("172.17.4.202")),
+        ("node-2", parse_ip("172.17.4.203")),
+    ]
+    assert spec.network.pod_cidr == Prefix.parse("10.2.0.0/16")
+    assert flannel_config(spec.network) == {
+        "Network": "10.2.0.0/16",
+        "SubnetLen": 24,
+        "Backend": {"Type": "vxlan"},
+    }
+
+
+def test_nodes_can_be_named_and_addressed() -> None:
+    spec = load_spec(
+        """
+        nodeNetwork: {cidr: 10.10.64.0/19, gateway: 10.10.64.1}
+        nodes:
+        - {name: kube-0, ip: 10.10.68.222}
+        - {name: kube-1, ip: 10.10.95.205}
+        """
+    )
+    assert [node.name for node in spec.nodes] == ["kube-0", "kube-1"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("nodes: 0", "nodes: a cluster needs at least 1 node"),
+        ("nodes: 5000", "nodes: 5000 is more than the 1000"),
+        ("nodes: true", "nodes: expected a number or a list, found a truth value"),
+        ("network: cilium", r"network: 'cilium' is not a network Podwire knows \(flannel\)"),
+        ("network: {podCIDR: 10.2.0.0/30}", "podCIDR: 10.2.0.0/30 is too small"),
+        ("network: {podCIDR: 10.2.0.0/24}\nnodes: 300", "has 3 subnets of /26, too few for 300"),
+        ("network: {podCIDR: 10.2.0.1/16}", r"did you mean 10\.2\.0\.0/16"),
+        ("network: {subnetLen: 17}", "at least four subnets"),
+        ("network: {backend: wireguard}", "'wireguard' is not a flannel backend"),
+        ("network: {podCIDR: 172.17.0.0/16}", "overlaps nodeNetwork.cidr"),
+        ("nodez: 3", r"nodez: unknown field \(known: .*nodes"),
+        ("nodes: [{name: a, adress: 1.2.3.4}]", r"nodes\[0\].adress: unknown field"),
+        ("nodes: [a, a]", "'a' is already the name of node number 1"),
+        ("nodes: [{name: A}]", "'A' is not a node name"),
+        ("nodes: [{ip: 172.17.4.1}]", "172.17.4.1 is already nodeNetwork.gateway"),
+        ("nodes: [{ip: 10.9.9.9}]", "is not in nodeNetwork"),
+        ("name: UP", "'UP' is not a cluster name"),
+        ("kind: Pod", "kind: 'Pod' is not supported"),
+        ("nodePortRange: 80-90", "must lie within 1024-65535"),
+        ("nodes: [", "cluster file is not YAML at line 1"),
+        ("- a", "cluster file: expected a mapping, found a list"),
+    ],
+)
+def test_bad_input_is_one_line_that_names_the_field(text: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message) as caught:
+        load_spec(text)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_command_line_wins_over_the_file() -> None:
+    spec = load_spec("nodes: 2\nname: a", name="b", nodes=5, pod_cidr="10.9.0.0/16")
+    assert (spec.name, len(spec.nodes), str(spec.network.pod_cidr)) == ("b", 5, "10.9.0.0/16")
+
+
+def test_every_node_of_a_large_cluster_has_its_own_usable_loopback_address(tmp_path: Path) -> None:
+    spec = load_spec("nodes: 800\nnetwork: {podCIDR: 10.64.0.0/12}")
+    plan = make_plan(spec, Path("/tmp/podwire"), 77)
+    hosts = [node.host for node in plan.nodes]
+    assert len(set(hosts)) == 800
+    assert hosts[:2] == ["127.77.1.1", "127.77.1.2"]
+    assert not [host for host in hosts if host.endswith((".0", ".255"))]
+
+
+def test_nodes_share_one_address_where_only_one_is_routable(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("PODWIRE_UNDERLAY", "shared")
+    plan = make_plan(load_spec("nodes: 3"), Path("/tmp/podwire"), 77)
+    places = [(plan.etcd_host, plan.etcd_port), (plan.api_host, plan.api_port)]
+    for node in plan.nodes:
+        places += [(node.host, p) for p in (node.vxlan_port, node.carrier_port, node.kubelet_port)]
+    assert {host for host, _ in places} == {"127.0.0.1"}
+    assert len(set(places)) == len(places)
+
+
+def test_a_directory_too_deep_for_a_socket_says_so() -> None:
+    with pytest.raises(UsageError, match="set PODWIRE_HOME to a shorter directory"):
+        make_plan(load_spec(None), Path("/" + "d" * 120), 77)

@@ -1,0 +1,156 @@
+"""The supervisor and the zygote with roles that do nothing: start, crash, restart, take down."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+from typing import TYPE_CHECKING
+
+import pytest
+
+from emulator.cluster.launch import write_credentials
+from emulator.cluster.plan import make_plan
+from emulator.cluster.process import run_role
+from emulator.cluster.spec import load_spec
+from emulator.cluster.supervisor import Supervisor
+from emulator.cluster.zygote import start_zygote
+from emulator.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from emulator.cluster.plan import ClusterPlan
+    from emulator.cluster.zygote import Child
+    from emulator.runtime.role import RoleEnv
+
+
+async def idle(env: RoleEnv) -> None:
+    env.ready("idling")
+    await asyncio.Event().wait()
+
+
+async def refuse(env: RoleEnv) -> None:
+    raise UsageError("127.0.0.1:6443: address already in use")
+
+
+def idle_child(child: Child) -> int:
+    return run_role(
+        idle,
+        name=child.role,
+        on_ready=child.ready,
+        on_failed=child.failed,
+        lifeline=child.lifeline,
+    )
+
+
+def child_with_a_taken_port(child: Child) -> int:
+    return run_role(
+        refuse if child.role == "controlplane" else idle,
+        name=child.role,
+        on_ready=child.ready,
+        on_failed=child.failed,
+        lifeline=child.lifeline,
+    )
+
+
+def plan_in(directory: Path) -> ClusterPlan:
+    for part in ("run", "logs", "nodes", "pki"):
+        (directory / part).mkdir()
+    return make_plan(load_spec("nodes: 2"), directory, 77)
+
+
+def alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+async def until(condition: Callable[[], bool], within_s: float = 10.0) -> None:
+    """Wait for a condition the supervisor's own loop brings about."""
+    async with asyncio.timeout(within_s):
+        while not condition():
+            await asyncio.sleep(0)
+
+
+def supervise(
+    tmp_path: Path,
+    run_child: Callable[[Child], int],
+    story: Callable[[Supervisor], object] | None,
+) -> list[str]:
+    plan = plan_in(tmp_path)
+    channel, zygote = start_zygote(run_child)
+    progress: list[str] = []
+
+    async def main() -> None:
+        up = asyncio.Event()
+        supervisor = Supervisor(
+            plan, channel, logging.getLogger("test"), lambda role, *_: progress.append(role)
+        )
+        async with asyncio.TaskGroup() as group:
+            group.create_task(supervisor.run(up.set))
+            if story is not None:
+                await up.wait()
+                outcome = story(supervisor)
+                assert asyncio.iscoroutine(outcome)
+                await outcome
+                supervisor.stop()
+
+    try:
+        asyncio.run(main())
+    finally:
+        assert os.waitpid(zygote, 0) == (zygote, 0)
+    return progress
+
+
+def test_all_roles_start_etcd_first_and_end_when_stopped(tmp_path: Path) -> None:
+    pids: list[int] = []
+
+    async def story(supervisor: Supervisor) -> None:
+        status = supervisor.status()
+        assert status["up"]
+        pids.extend(node["pid"] for node in status["nodes"])
+        pids.append(status["etcd"]["pid"])
+        assert all(node["ready"] for node in status["nodes"])
+        assert all(map(alive, pids))
+
+    progress = supervise(tmp_path, idle_child, story)
+    assert progress[0] == "etcd"
+    assert sorted(progress[1:]) == ["controlplane", "node-0", "node-1"]
+    assert not any(map(alive, pids))
+    assert list((tmp_path / "run").iterdir()) == []
+
+
+def test_a_killed_role_comes_back_and_is_counted(tmp_path: Path) -> None:
+    async def story(supervisor: Supervisor) -> None:
+        node = supervisor.roles["node-1"]
+        first = node.pid
+        os.kill(first, signal.SIGKILL)
+        await until(lambda: node.ready and node.pid not in (0, first))
+        assert (node.restarts, node.last_exit) == (1, "killed by SIGKILL")
+        assert supervisor.roles["node-0"].restarts == 0
+
+    supervise(tmp_path, idle_child, story)
+
+
+def test_bad_input_of_a_role_fails_the_start_with_its_line(tmp_path: Path) -> None:
+    with pytest.raises(BaseExceptionGroup) as caught:
+        supervise(tmp_path, child_with_a_taken_port, None)
+    (error,) = caught.value.exceptions
+    assert isinstance(error, UsageError)
+    assert str(error) == "controlplane: 127.0.0.1:6443: address already in use"
+
+
+def test_credentials_are_private_and_made_once(tmp_path: Path) -> None:
+    plan = plan_in(tmp_path)
+    write_credentials(plan)
+    first = {path.name: path.read_bytes() for path in (tmp_path / "pki").iterdir()}
+    for name in ("ca.key", "apiserver.key", "admin.key", "kubelet.key", "tokens.csv"):
+        assert (tmp_path / "pki" / name).stat().st_mode & 0o777 == 0o600
+    assert plan.kubeconfig.stat().st_mode & 0o777 == 0o600
+    write_credentials(plan)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "pki").iterdir()} == first
