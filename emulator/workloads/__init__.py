@@ -1,0 +1,1 @@
+"""What pods run: programs over the emulated network, and the images that name them."""

@@ -1,0 +1,246 @@
+"""File systems the commands see: a pod's in memory, a node's in a directory of the host.
+
+Both take absolute paths and raise the OSErrors of a real file system.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import posixpath
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+# Bytes all files of one pod may hold: a pod is a program here, its data are small.
+MEMORY_FILES_LIMIT_BYTES = 8 * 1024 * 1024
+# Symbolic links are not modelled, so a path is resolved by its text alone.
+
+
+def normal(path: str) -> str:
+    """The absolute form of a path; ``..`` stops at the root."""
+    clean = posixpath.normpath("/" + path)
+    return "/" + clean.lstrip("/")
+
+
+def _error(number: int, path: str) -> OSError:
+    return OSError(number, os.strerror(number), path)
+
+
+class MemoryFiles:
+    """A container's files: what its image and volumes bring, and what it writes.
+
+    ``generated`` are files made anew at every read (/proc, /etc/hosts follow the pod's state);
+    they cannot be written, nor can what lies below a read-only mount.
+    """
+
+    def __init__(
+        self,
+        clock: Callable[[], float],
+        *,
+        files: Mapping[str, tuple[bytes, float]] | None = None,
+        generated: Mapping[str, Callable[[], bytes]] | None = None,
+        limit: int = MEMORY_FILES_LIMIT_BYTES,
+    ) -> None:
+        """``clock`` gives Unix seconds; ``files`` maps path to (content, mtime)."""
+        self._clock = clock
+        self._files: dict[str, tuple[bytes, float]] = dict(files or {})
+        self._generated = dict(generated or {})
+        self._directories: dict[str, None] = dict.fromkeys(("/", "/tmp", "/root", "/etc", "/dev"))
+        self._read_only: dict[str, None] = {}
+        self._limit = limit
+
+    def mount(
+        self, path: str, files: Mapping[str, bytes], *, read_only: bool, mtime: float
+    ) -> None:
+        """Put a volume at ``path``, hiding what was there; ``files`` are relative to it."""
+        root = normal(path)
+        for old in [name for name in self._files if name.startswith(root + "/")]:
+            del self._files[old]
+        self._directories[root] = None
+        for name, data in files.items():
+            self._files[normal(f"{root}/{name}")] = (data, mtime)
+        if read_only:
+            self._read_only[root] = None
+
+    def place(self, path: str, data: bytes, mtime: float) -> None:
+        """Put one file, whatever the mounts say (the runtime's own files)."""
+        self._files[normal(path)] = (data, mtime)
+
+    def read(self, path: str) -> bytes:
+        """The file's content."""
+        name = normal(path)
+        if name in self._generated:
+            return self._generated[name]()
+        if name in self._files:
+            return self._files[name][0]
+        raise _error(errno.EISDIR if self.is_dir(name) else errno.ENOENT, path)
+
+    def write(self, path: str, data: bytes, *, append: bool = False) -> None:
+        """Replace or extend a file; its directory must exist."""
+        name = normal(path)
+        if name == "/dev/null":
+            return
+        if self.is_dir(name):
+            raise _error(errno.EISDIR, path)
+        if name in self._generated:
+            raise _error(errno.EACCES, path)
+        if any(name.startswith(mount + "/") for mount in self._read_only):
+            raise _error(errno.EROFS, path)
+        if not self.is_dir(posixpath.dirname(name)):
+            raise _error(errno.ENOENT, path)
+        before = self._files.get(name, (b"", 0.0))[0]
+        content = before + data if append else data
+        used = sum(len(each) for each, _ in self._files.values()) - len(before)
+        if used + len(content) > self._limit:
+            raise _error(errno.ENOSPC, path)
+        self._files[name] = (content, self._clock())
+
+    def remove(self, path: str) -> None:
+        """Unlink a file."""
+        name = normal(path)
+        if self.is_dir(name):
+            raise _error(errno.EISDIR, path)
+        if any(name.startswith(mount + "/") for mount in self._read_only):
+            raise _error(errno.EROFS, path)
+        if name not in self._files:
+            raise _error(errno.ENOENT, path)
+        del self._files[name]
+
+    def make_dir(self, path: str) -> None:
+        """Make a directory; its parent must exist."""
+        name = normal(path)
+        if self.exists(name):
+            raise _error(errno.EEXIST, path)
+        if not self.is_dir(posixpath.dirname(name)):
+            raise _error(errno.ENOENT, path)
+        self._directories[name] = None
+
+    def listdir(self, path: str) -> list[str]:
+        """The names in a directory, sorted."""
+        name = normal(path)
+        if not self.is_dir(name):
+            raise _error(errno.ENOTDIR if self.exists(name) else errno.ENOENT, path)
+        prefix = name.rstrip("/") + "/"
+        found = {
+            each[len(prefix) :].partition("/")[0]
+            for table in (self._files, self._generated, self._directories)
+            for each in table
+            if each.startswith(prefix) and each != prefix
+        }
+        return sorted(found - {""})
+
+    def is_dir(self, path: str) -> bool:
+        """True for a directory, made or implied by a file below it."""
+        name = normal(path)
+        if name in self._directories:
+            return True
+        prefix = name.rstrip("/") + "/"
+        return any(
+            each.startswith(prefix)
+            for table in (self._files, self._generated, self._directories)
+            for each in table
+        )
+
+    def exists(self, path: str) -> bool:
+        """True for a file or directory."""
+        name = normal(path)
+        return name in self._files or name in self._generated or self.is_dir(name)
+
+    def mtime(self, path: str) -> float:
+        """Unix seconds of the last change; now for generated files and directories."""
+        name = normal(path)
+        if name in self._files:
+            return self._files[name][1]
+        if self.exists(name):
+            return self._clock()
+        raise _error(errno.ENOENT, path)
+
+
+class DiskFiles:
+    """A node's files: a directory of the host taken as the root, with generated files above it."""
+
+    def __init__(
+        self, root: Path, *, generated: Mapping[str, Callable[[], bytes]] | None = None
+    ) -> None:
+        self._root = root
+        self._generated = dict(generated or {})
+
+    def _path(self, path: str) -> Path:
+        target = self._root / normal(path).lstrip("/")
+        # A link planted below the root must not lead out of it.
+        if not target.resolve().is_relative_to(self._root.resolve()):
+            raise _error(errno.EACCES, path)
+        return target
+
+    def read(self, path: str) -> bytes:
+        """The file's content."""
+        name = normal(path)
+        if name in self._generated:
+            return self._generated[name]()
+        try:
+            return self._path(path).read_bytes()
+        except OSError as error:
+            raise _error(error.errno or errno.EIO, path) from None
+
+    def write(self, path: str, data: bytes, *, append: bool = False) -> None:
+        """Replace or extend a file; its directory must exist."""
+        name = normal(path)
+        if name == "/dev/null":
+            return
+        if name in self._generated:
+            raise _error(errno.EACCES, path)
+        try:
+            with self._path(path).open("ab" if append else "wb") as file:
+                file.write(data)
+        except OSError as error:
+            raise _error(error.errno or errno.EIO, path) from None
+
+    def remove(self, path: str) -> None:
+        """Unlink a file."""
+        try:
+            self._path(path).unlink()
+        except OSError as error:
+            raise _error(error.errno or errno.EIO, path) from None
+
+    def make_dir(self, path: str) -> None:
+        """Make a directory; its parent must exist."""
+        try:
+            self._path(path).mkdir()
+        except OSError as error:
+            raise _error(error.errno or errno.EIO, path) from None
+
+    def listdir(self, path: str) -> list[str]:
+        """The names in a directory, sorted."""
+        prefix = normal(path).rstrip("/") + "/"
+        made = {
+            name[len(prefix) :].partition("/")[0]
+            for name in self._generated
+            if name.startswith(prefix)
+        }
+        try:
+            return sorted(made | {each.name for each in self._path(path).iterdir()})
+        except OSError as error:
+            if made:
+                return sorted(made)
+            raise _error(error.errno or errno.EIO, path) from None
+
+    def is_dir(self, path: str) -> bool:
+        """True for a directory."""
+        prefix = normal(path).rstrip("/") + "/"
+        return self._path(path).is_dir() or any(name.startswith(prefix) for name in self._generated)
+
+    def exists(self, path: str) -> bool:
+        """True for a file or directory."""
+        return normal(path) in self._generated or self._path(path).exists() or self.is_dir(path)
+
+    def mtime(self, path: str) -> float:
+        """Unix seconds of the last change; 0 for generated files."""
+        if normal(path) in self._generated:
+            return 0.0
+        try:
+            return self._path(path).stat().st_mtime
+        except OSError as error:
+            raise _error(error.errno or errno.EIO, path) from None
