@@ -1,0 +1,1 @@
+"""Kubernetes' API machinery as pure functions over plain dicts: no clock, no IO, no randomness."""
