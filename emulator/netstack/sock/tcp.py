@@ -218,7 +218,10 @@ class TcpConnection:
             self.schedule(self)
 
     def read(self) -> bytes:
-        """Return and free all that arrived in order, b"" if nothing; see ``eof``."""
+        """Return and free all that arrived in order, b"" if nothing; see ``eof``.
+
+        What arrived before an error can still be read after it, as in Linux.
+        """
         data = self.rcv.read()
         if data and self.state in RECEIVING and self.rcv.window_worth_telling():
             self._ack_now = True
@@ -650,8 +653,6 @@ class TcpConnection:
         self._syn_due = self._ack_now = self._wants_probe = False
         self._acks_owed = 0
         self.snd.buffer.clear()
-        if error:
-            self.rcv.discard()
         self.notify()
 
     def info(self) -> TcpInfo:

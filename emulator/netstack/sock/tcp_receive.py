@@ -108,13 +108,6 @@ class Receiver:
         self.queued = 0
         return data
 
-    def discard(self) -> None:
-        """Nobody will read any more: drop what waits."""
-        self._chunks.clear()
-        self._late.clear()
-        self._late_chunks.clear()
-        self.queued = 0
-
     def _edge(self) -> int:
         """The right edge to offer: never moves left, moves right in useful steps (RFC 9293
         section 3.8.6.2.2)."""
