@@ -16,7 +16,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from aiohttp import web
 
 from emulator.kubeclient.config import KubeConfig
-from emulator.kubeclient.meta import format_time
+from emulator.kubeclient.controller import Controller
+from emulator.kubeclient.informer import Informer
+from emulator.kubeclient.meta import format_time, key_of, split_key
+from emulator.kubeclient.resource import PODS
 from emulator.runtime.clock import Clock, real_clock
 from emulator.runtime.rng import seeded_rng
 
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from emulator.kubeclient.resource import Resource
+    from emulator.kubeclient.rest import RestClient
 
     Object = dict[str, Any]
 
@@ -290,6 +294,53 @@ class FakeApi:
             return response
         finally:
             del self._watchers[number], self._cut[number]
+
+
+class FakeKubelet:
+    """Marks every bound pod Running and Ready with an address, and ends those being deleted."""
+
+    def __init__(self, client: RestClient, clock: Clock | None = None) -> None:
+        self._client = client
+        self._clock = clock or real_clock()
+        self._informer = Informer(client, PODS)
+        self._addresses = 0
+        self.silent: dict[str, None] = {}
+        """Names of nodes whose kubelet does nothing."""
+        self.unready: dict[str, None] = {}
+        """Images that never become ready."""
+
+    async def run(self) -> None:
+        """Run until cancelled."""
+        controller = Controller("fake-kubelet", self._sync, workers=8)
+        self._informer.add_handler(
+            lambda event, old, new: None if new is None else controller.queue.add(key_of(new))
+        )
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._informer.run(), name="fake-kubelet.informer")
+            group.create_task(controller.run(), name="fake-kubelet.pods")
+
+    async def _sync(self, key: str) -> None:
+        pod = self._informer.lister.get_by_key(key)
+        if pod is None or pod["spec"].get("nodeName", "") in ("", *self.silent):
+            return
+        namespace, name = split_key(key)
+        if pod["metadata"].get("deletionTimestamp"):
+            uid = pod["metadata"]["uid"]
+            await self._client.delete(PODS, namespace, name, grace_period_s=0, uid=uid)
+            return
+        if (pod.get("status") or {}).get("phase") == "Running":
+            return
+        self._addresses += 1
+        image = (pod["spec"].get("containers") or [{}])[0].get("image", "")
+        now = format_time(self._clock.time())
+        ready = "False" if image in self.unready else "True"
+        status = {
+            "phase": "Running",
+            "podIP": f"10.244.{self._addresses // 250}.{self._addresses % 250 + 1}",
+            "startTime": now,
+            "conditions": [{"type": "Ready", "status": ready, "lastTransitionTime": now}],
+        }
+        await self._client.patch(PODS, namespace, name, {"status": status}, subresource="status")
 
 
 async def _write_event(response: web.StreamResponse, kind: str, obj: Object) -> None:

@@ -1,0 +1,1 @@
+"""The loops: informers in, work queues, pure plans, actions out.  Shell only."""

@@ -1,0 +1,243 @@
+"""Controllers and scheduler as one control plane over an in-memory API server."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from agents.controllers import ControllersConfig, run_controllers
+from agents.scheduler import SchedulerConfig, run_scheduler
+from emulator.kubeclient import RestClient
+from emulator.kubeclient.resource import (
+    DEPLOYMENTS,
+    ENDPOINTS,
+    ENDPOINTSLICES,
+    EVENTS,
+    NODES,
+    PODS,
+    REPLICASETS,
+    SERVICES,
+)
+from emulator.kubeclient.testing import FakeApi, FakeKubelet
+from emulator.runtime.clock import real_clock
+from emulator.runtime.role import RoleEnv
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+Object = dict[str, Any]
+
+
+async def until(condition: Callable[[], bool], what: str, within_s: float = 8) -> None:
+    try:
+        async with asyncio.timeout(within_s):
+            while not condition():
+                await asyncio.sleep(0.005)
+    except TimeoutError:
+        raise AssertionError(f"not within {within_s} s: {what}") from None
+
+
+def node(name: str, **spec: Any) -> Object:
+    allocatable = {"cpu": "2", "memory": "4Gi", "pods": "110"}
+    return {
+        "metadata": {"name": name, "labels": {"kubernetes.io/hostname": name}},
+        "spec": spec,
+        "status": {
+            "allocatable": allocatable,
+            "conditions": [{"type": "Ready", "status": "True"}],
+        },
+    }
+
+
+def deployment(name: str, replicas: int, image: str = "nginx", **spec: Any) -> Object:
+    labels = {"app": name}
+    template = {
+        "metadata": {"labels": labels},
+        "spec": {"containers": [{"name": "c", "image": image, "ports": [{"containerPort": 80}]}]},
+    }
+    return {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": {"name": name, "namespace": "default"},
+        "spec": {
+            "replicas": replicas,
+            "selector": {"matchLabels": labels},
+            "template": template,
+            "progressDeadlineSeconds": 600,
+            "strategy": {
+                "type": "RollingUpdate",
+                "rollingUpdate": {"maxSurge": "25%", "maxUnavailable": "25%"},
+            },
+            **spec,
+        },
+    }
+
+
+class World:
+    def __init__(self, api: FakeApi, client: RestClient, kubelet: FakeKubelet) -> None:
+        self.api, self.client, self.kubelet = api, client, kubelet
+
+    def running(self, app: str) -> list[Object]:
+        return [
+            pod
+            for pod in self.api.objects(PODS)
+            if pod["metadata"]["labels"].get("app") == app
+            and (pod.get("status") or {}).get("phase") == "Running"
+        ]
+
+    def status(self, name: str) -> Object:
+        for obj in self.api.objects(DEPLOYMENTS):
+            if obj["metadata"]["name"] == name:
+                status: Object = obj.get("status") or {}
+                return status
+        return {}
+
+    def messages(self, reason: str) -> list[str]:
+        return [e["message"] for e in self.api.objects(EVENTS) if e["reason"] == reason]
+
+
+@pytest.fixture
+async def world() -> AsyncIterator[World]:
+    env = RoleEnv(real_clock(), random.Random(7))
+    async with FakeApi() as api, RestClient(api.config, rng=random.Random(3)) as client:
+        for number in range(3):
+            api.put(NODES, node(f"node-{number}"))
+        kubelet = FakeKubelet(client)
+        with contextlib.suppress(asyncio.CancelledError):
+            async with asyncio.TaskGroup() as group:
+                tasks = [
+                    group.create_task(run_controllers(ControllersConfig(api.config), env)),
+                    group.create_task(run_scheduler(SchedulerConfig(api.config), env)),
+                    group.create_task(kubelet.run()),
+                ]
+                yield World(api, client, kubelet)
+                for task in tasks:
+                    task.cancel()
+
+
+async def test_a_deployment_becomes_running_pods_one_on_each_node(world: World) -> None:
+    await world.client.create(DEPLOYMENTS, deployment("web", 3))
+    await until(lambda: world.status("web").get("availableReplicas") == 3, "3 available")
+    nodes = Counter(pod["spec"]["nodeName"] for pod in world.running("web"))
+    assert nodes == {"node-0": 1, "node-1": 1, "node-2": 1}
+    (rs,) = world.api.objects(REPLICASETS)
+    hash_ = rs["metadata"]["labels"]["pod-template-hash"]
+    assert rs["metadata"]["name"] == f"web-{hash_}"
+    assert all(p["metadata"]["name"].startswith(f"web-{hash_}-") for p in world.running("web"))
+    await until(lambda: len(world.messages("Scheduled")) == 3, "3 Scheduled events")
+    assert world.messages("ScalingReplicaSet") == [f"Scaled up replica set web-{hash_} from 0 to 3"]
+    assert sorted(world.messages("SuccessfulCreate")) == sorted(
+        f"Created pod: {p['metadata']['name']}" for p in world.running("web")
+    )
+    conditions = {c["type"]: c for c in world.status("web")["conditions"]}
+    assert conditions["Available"]["reason"] == "MinimumReplicasAvailable"
+    assert conditions["Progressing"]["message"] == (
+        f'ReplicaSet "web-{hash_}" has successfully progressed.'
+    )
+
+
+async def test_a_new_template_rolls_out_and_the_old_set_stays_for_undo(world: World) -> None:
+    await world.client.create(DEPLOYMENTS, deployment("web", 4))
+    await until(lambda: world.status("web").get("availableReplicas") == 4, "4 available")
+    await world.client.patch(
+        DEPLOYMENTS,
+        "default",
+        "web",
+        {"spec": deployment("web", 4, image="nginx:2")["spec"]},
+    )
+    await until(
+        lambda: (
+            {p["spec"]["containers"][0]["image"] for p in world.api.objects(PODS)} == {"nginx:2"}
+            and len(world.running("web")) == 4
+            and world.status("web").get("updatedReplicas") == 4
+            and world.status("web").get("replicas") == 4
+        ),
+        "all pods new",
+    )
+    sizes = [rs["spec"]["replicas"] for rs in world.api.objects(REPLICASETS)]
+    assert sizes == [0, 4]
+    revisions = [
+        rs["metadata"]["annotations"]["deployment.kubernetes.io/revision"]
+        for rs in world.api.objects(REPLICASETS)
+    ]
+    assert revisions == ["1", "2"]
+
+
+async def test_a_service_gets_endpoints_that_follow_scaling(world: World) -> None:
+    service = {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {"name": "web", "namespace": "default"},
+        "spec": {"selector": {"app": "web"}, "ports": [{"port": 80, "protocol": "TCP"}]},
+    }
+    await world.client.create(SERVICES, service)
+    await world.client.create(DEPLOYMENTS, deployment("web", 3))
+
+    def addresses() -> list[list[str]]:
+        plain = [
+            address["ip"]
+            for obj in world.api.objects(ENDPOINTS)
+            for subset in obj.get("subsets") or ()
+            for address in subset.get("addresses") or ()
+        ]
+        sliced = [
+            endpoint["addresses"][0]
+            for obj in world.api.objects(ENDPOINTSLICES)
+            for endpoint in obj["endpoints"] or ()
+            if endpoint["conditions"]["ready"]
+        ]
+        return [sorted(plain), sorted(sliced)]
+
+    def live() -> list[str]:
+        return sorted(pod["status"]["podIP"] for pod in world.running("web"))
+
+    await until(lambda: len(live()) == 3 and addresses() == [live()] * 2, "3 endpoints")
+    await world.client.patch(DEPLOYMENTS, "default", "web", {"spec": {"replicas": 1}})
+    await until(lambda: len(live()) == 1 and addresses() == [live()] * 2, "1 endpoint")
+    await world.client.delete(SERVICES, "default", "web")
+    await until(lambda: not world.api.objects(ENDPOINTS), "endpoints gone")
+
+
+async def test_killed_pods_are_replaced_and_never_too_many_made(world: World) -> None:
+    await world.client.create(DEPLOYMENTS, deployment("web", 5))
+    most = 0
+    rng = random.Random(5)
+    for _ in range(6):
+        await until(lambda: len(world.running("web")) == 5, "5 running")
+        victim = rng.choice(world.running("web"))
+        world.api.remove(PODS, "default", victim["metadata"]["name"])
+        most = max(most, len(world.api.objects(PODS)))
+    await until(lambda: len(world.running("web")) == 5, "5 running")
+    assert most <= 5
+    assert len(world.api.objects(PODS)) == 5
+
+
+async def test_a_pod_that_fits_nowhere_says_why_and_runs_once_it_fits(world: World) -> None:
+    for number in range(3):
+        await world.client.patch(NODES, "", f"node-{number}", {"spec": {"unschedulable": True}})
+    await world.client.create(DEPLOYMENTS, deployment("web", 1))
+    await until(lambda: bool(world.messages("FailedScheduling")), "FailedScheduling")
+    assert world.messages("FailedScheduling")[0] == (
+        "0/3 nodes are available: 3 node(s) were unschedulable. preemption: 0/3 nodes are "
+        "available: 3 Preemption is not helpful for scheduling."
+    )
+    await world.client.patch(NODES, "", "node-1", {"spec": {"unschedulable": None}})
+    await until(lambda: len(world.running("web")) == 1, "scheduled after the backoff")
+    assert world.running("web")[0]["spec"]["nodeName"] == "node-1"
+
+
+async def test_everything_goes_on_after_the_api_server_was_away(world: World) -> None:
+    await world.client.create(DEPLOYMENTS, deployment("web", 2))
+    await until(lambda: world.status("web").get("availableReplicas") == 2, "2 available")
+    await world.api.stop()
+    changed = deployment("web", 3)
+    changed["metadata"] = dict(world.api.objects(DEPLOYMENTS)[0]["metadata"])
+    changed["status"] = world.status("web")
+    world.api.put(DEPLOYMENTS, changed)
+    await world.api.start()
+    await until(lambda: world.status("web").get("availableReplicas") == 3, "3 available")
