@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from emulator.netstack.sock.segment import SYN, Segment
+from emulator.netstack.sock.segment import Segment
 from emulator.netstack.sock.tcp import Endpoint, TcpConnection
 from emulator.netstack.sock.tcp_state import State
+from emulator.wire.tcp import SYN
 
 A, B = Endpoint(0x0A020101, 40000), Endpoint(0x0A020202, 80)
 

@@ -10,10 +10,9 @@ import struct
 from typing import Final, NamedTuple
 
 from emulator.wire.checksum import checksum, pseudo_header_sum
+from emulator.wire.tcp import ACK, FIN, PSH, RST, SYN, URG, Options
+from emulator.wire.tcp import PROTO as TCP_PROTO
 
-FIN, SYN, RST, PSH, ACK, URG = 0x01, 0x02, 0x04, 0x08, 0x10, 0x20
-
-TCP_PROTO: Final = 6
 IP_TTL: Final = 64  # net.ipv4.ip_default_ttl
 SEQ_MASK: Final = 0xFFFFFFFF
 
@@ -21,64 +20,7 @@ _TCP = struct.Struct("!HHIIBBHHH")
 # Version+IHL, TOS, total length | id, DF | TTL, protocol, checksum | source | destination
 _IP_TCP = struct.Struct("!BBHHHBBHIIHHIIBBHHH")
 
-_OPT_END, _OPT_NOP, _OPT_MSS, _OPT_WSCALE, _OPT_SACK_OK, _OPT_SACK = 0, 1, 2, 3, 4, 5
 _FLAG_LETTERS: Final = ((SYN, "S"), (FIN, "F"), (RST, "R"), (PSH, "P"), (ACK, "."), (URG, "U"))
-
-
-class Options(NamedTuple):
-    """The options this stack speaks; ``sack`` holds (left, right) edges as on the wire."""
-
-    mss: int | None = None
-    wscale: int | None = None
-    sack_ok: bool = False
-    sack: tuple[tuple[int, int], ...] = ()
-
-    def to_bytes(self) -> bytes:
-        """Encode with the padding Linux uses, a multiple of four bytes."""
-        out = bytearray()
-        if self.mss is not None:
-            out += struct.pack("!BBH", _OPT_MSS, 4, self.mss)
-        if self.sack_ok:
-            out += bytes((_OPT_NOP, _OPT_NOP, _OPT_SACK_OK, 2))
-        if self.wscale is not None:
-            out += bytes((_OPT_NOP, _OPT_WSCALE, 3, self.wscale))
-        if self.sack:
-            out += bytes((_OPT_NOP, _OPT_NOP, _OPT_SACK, 2 + 8 * len(self.sack)))
-            for left, right in self.sack:
-                out += struct.pack("!II", left, right)
-        return bytes(out)
-
-    @classmethod
-    def parse(cls, data: bytes) -> Options:
-        """Decode an option field; unknown or malformed options are skipped as Linux skips them."""
-        mss = wscale = None
-        sack_ok = False
-        sack: tuple[tuple[int, int], ...] = ()
-        position, size = 0, len(data)
-        while position < size:
-            kind = data[position]
-            if kind == _OPT_END:
-                break
-            if kind == _OPT_NOP:
-                position += 1
-                continue
-            if position + 1 >= size:
-                break
-            length = data[position + 1]
-            if length < 2 or position + length > size:
-                break
-            body = data[position + 2 : position + length]
-            if kind == _OPT_MSS and length == 4:
-                mss = int.from_bytes(body, "big")
-            elif kind == _OPT_WSCALE and length == 3:
-                wscale = min(body[0], 14)  # RFC 7323 section 2.3
-            elif kind == _OPT_SACK_OK and length == 2:
-                sack_ok = True
-            elif kind == _OPT_SACK and length >= 10 and (length - 2) % 8 == 0:
-                edges = struct.unpack(f"!{(length - 2) // 4}I", body)
-                sack = tuple(zip(edges[::2], edges[1::2], strict=True))
-            position += length
-        return cls(mss, wscale, sack_ok, sack)
 
 
 NO_OPTIONS: Final = Options()
@@ -136,7 +78,7 @@ def emit_packet(src: int, dst: int, sport: int, dport: int, ident: int, segment:
     In a super-segment the TCP checksum field is left 0: each piece gets its own when it is cut.
     """
     seq, ack, flags, window, payload, options, gso_size = segment
-    tail = b"" if options is NO_OPTIONS else options.to_bytes()
+    tail = b"" if options is NO_OPTIONS else options.emit()
     length = 20 + len(tail) + len(payload)
     total = 20 + length
     header_sum = (

@@ -16,19 +16,11 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from emulator.netstack.packet import Drop, DropReason
 from emulator.netstack.sock.ping import PingSocket, PingSockets
 from emulator.netstack.sock.ports import pick_port
-from emulator.netstack.sock.segment import (
-    ACK,
-    FIN,
-    RST,
-    SEQ_MASK,
-    SYN,
-    Segment,
-    emit_packet,
-    parse_segment,
-)
+from emulator.netstack.sock.segment import SEQ_MASK, Segment, emit_packet, parse_segment
 from emulator.netstack.sock.tcp import Endpoint, TcpConnection, TcpInfo
 from emulator.netstack.sock.tcp_state import State
 from emulator.netstack.sock.udp import IcmpReport, UdpSocket, UdpSockets
+from emulator.wire.tcp import ACK, FIN, RST, SYN
 
 if TYPE_CHECKING:
     import random

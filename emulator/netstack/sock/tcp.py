@@ -16,20 +16,11 @@ from __future__ import annotations
 import errno
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from emulator.netstack.sock.segment import (
-    ACK,
-    FIN,
-    NO_OPTIONS,
-    PSH,
-    RST,
-    SEQ_MASK,
-    SYN,
-    Options,
-    Segment,
-)
+from emulator.netstack.sock.segment import NO_OPTIONS, SEQ_MASK, Segment
 from emulator.netstack.sock.tcp_receive import Receiver
 from emulator.netstack.sock.tcp_send import Sender
 from emulator.netstack.sock.tcp_state import RECEIVING, SENDING, TRANSITIONS, Input, State
+from emulator.wire.tcp import ACK, FIN, PSH, RST, SYN, Options
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -336,7 +327,7 @@ class TcpConnection:
         snd.set_mss(max(MIN_MSS, min(self.mss, options.mss or DEFAULT_MSS)))
         if options.wscale is not None:
             self.rcv.scale = WINDOW_SCALE
-        snd.scale = options.wscale or 0
+        snd.scale = min(options.wscale or 0, 14)  # RFC 7323 section 2.3
         snd.sack_ok = options.sack_ok
 
     def _receive_in_syn_sent(self, segment: Segment, now: float) -> None:
