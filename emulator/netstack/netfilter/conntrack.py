@@ -1,9 +1,526 @@
-"""Connection tracking: tuples, states and timeouts of one namespace."""
+"""Connection tracking: tuples, states and timeouts of one namespace.
+
+Theory of operation (net/netfilter/nf_conntrack_core.c): every packet is looked up by its tuple.
+A known tuple gives the connection and the direction; an unknown one creates an unconfirmed
+connection that enters the table only when its first packet leaves the stack alive.  The reply
+tuple is the inverse of the original one until NAT changes it; NAT needs no state beyond these two
+tuples.  An ICMP error belongs to the connection of the packet it quotes.
+
+Packets without a connection are INVALID, or UNTRACKED when the raw table said so.
+"""
 
 from __future__ import annotations
 
+import enum
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from emulator.netstack.netfilter.rewrite import (
+    ICMP_ERROR_TYPES,
+    ICMP_QUERY_REPLY,
+    ICMP_REPLY_QUERY,
+)
+from emulator.netstack.netfilter.tcp_states import (
+    RST,
+    TIMEOUT_S,
+    TRANSITIONS,
+    UNACKNOWLEDGED_TIMEOUT_S,
+    Segment,
+    TcpState,
+    segment_kind,
+)
+from emulator.netstack.packet import ICMP, TCP, UDP, Drop, DropReason, Packet
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+# net.netfilter.nf_conntrack_max.  Linux takes 65536 on a machine of 1 GiB and 262144 above 4 GiB;
+# an entry costs about 1 kB here, so a full table is 64 MB of one node process.
+NF_CONNTRACK_MAX: Final = 65536
+# Entries looked at for a victim when the table is full (Linux: NF_CT_EVICTION_RANGE buckets of 8).
+EARLY_DROP_RANGE: Final = 64
+# Expired entries answer no lookup, so a sweep only frees memory; once a second is plenty.
+SWEEP_INTERVAL_S: Final = 1.0
+
+GENERIC_TIMEOUT_S: Final = 600.0
+ICMP_TIMEOUT_S: Final = 30.0
+UDP_TIMEOUT_S: Final = 30.0
+UDP_STREAM_TIMEOUT_S: Final = 120.0
+# Traffic both ways for longer than this makes UDP a stream (nf_conntrack_proto_udp.c).
+UDP_STREAM_AFTER_S: Final = 2.0
+
+
+class Tuple(NamedTuple):
+    """One direction of a connection, as its packets look on the wire.
+
+    TCP and UDP: ports.  ICMP queries: ``sport`` is the identifier and ``dport`` type << 8 | code.
+    Other protocols: both are 0.
+    """
+
+    proto: int
+    src: int
+    dst: int
+    sport: int
+    dport: int
+
+    def inverse(self) -> Tuple:
+        """Return what an answer looks like."""
+        if self.proto == ICMP:
+            kind = self.dport >> 8
+            kind = ICMP_QUERY_REPLY.get(kind, ICMP_REPLY_QUERY.get(kind, kind))
+            return Tuple(ICMP, self.dst, self.src, self.sport, kind << 8 | self.dport & 0xFF)
+        return Tuple(self.proto, self.dst, self.src, self.dport, self.sport)
+
+
+class Translation(NamedTuple):
+    """What the packets of one direction become: four fields to write.
+
+    For ICMP queries ``sport`` is the identifier and ``dport`` means nothing.
+    """
+
+    src: int
+    dst: int
+    sport: int
+    dport: int
+
+
+class Status(enum.IntFlag):
+    """IPS_* of linux/netfilter/nf_conntrack_common.h."""
+
+    EXPECTED = 1
+    SEEN_REPLY = 2
+    ASSURED = 4
+    CONFIRMED = 8
+    SRC_NAT = 16
+    DST_NAT = 32
+    SRC_NAT_DONE = 128
+    DST_NAT_DONE = 256
+    DYING = 512
+
+
+EXPECTED, SEEN_REPLY, ASSURED, CONFIRMED = 1, 2, 4, 8
+SRC_NAT, DST_NAT, SRC_NAT_DONE, DST_NAT_DONE, DYING = 16, 32, 128, 256, 512
+NAT_MASK: Final = SRC_NAT | DST_NAT
+STEADY: Final = SEEN_REPLY | CONFIRMED
+
+
+class CtState(enum.IntFlag):
+    """The states -m conntrack --ctstate tells apart."""
+
+    INVALID = 1
+    NEW = 2
+    ESTABLISHED = 4
+    RELATED = 8
+    UNTRACKED = 16
+    SNAT = 32
+    DNAT = 64
+
+
+CT_INVALID, CT_NEW, CT_ESTABLISHED, CT_RELATED, CT_UNTRACKED = 1, 2, 4, 8, 16
+
 
 class Connection:
-    """One tracked connection."""
+    """One tracked connection.
 
-    __slots__ = ()
+    ``original`` and ``reply`` are its two tuples; ``status`` holds Status bits as an int;
+    ``packets`` and ``octets`` count [original, reply]; ``expire_at`` is on the kernel's clock.
+    ``steady`` is True while a plain packet of either direction would only refresh it: no TCP state
+    to change, the peer has answered, the entry is in the table.
+    """
+
+    __slots__ = (
+        "expire_at",
+        "ident",
+        "mark",
+        "masquerade_dev",
+        "octets",
+        "original",
+        "packets",
+        "proto",
+        "reply",
+        "status",
+        "steady",
+        "stream_at",
+        "tcp_state",
+        "timeout_s",
+    )
+
+    def __init__(self, original: Tuple, *, ident: int = 0, now: float = 0.0) -> None:
+        self.ident = ident
+        self.proto = original.proto
+        self.original = original
+        self.reply = original.inverse()
+        self.status = 0
+        self.mark = 0
+        self.masquerade_dev = ""
+        self.tcp_state = TcpState.NONE
+        self.timeout_s = GENERIC_TIMEOUT_S
+        self.expire_at = now
+        self.stream_at = now + UDP_STREAM_AFTER_S
+        self.steady = False
+        self.packets = [0, 0]
+        self.octets = [0, 0]
+
+    def translation(self, reply: bool) -> Translation | None:
+        """Return what NAT makes of a packet of this direction; None if it changes nothing.
+
+        Both manipulations together: what is done to the destination on the way in and to the
+        source on the way out.
+        """
+        if not self.status & NAT_MASK:
+            return None
+        other = self.original if reply else self.reply
+        if self.proto == ICMP:
+            return Translation(other.dst, other.src, other.sport, 0)
+        return Translation(other.dst, other.src, other.dport, other.sport)
+
+    def refresh(self, now: float, packets: int, octets: int, reply: bool = False) -> bool:
+        """Account for packets that took a shortcut; False means: take the long way again.
+
+        A False answer has changed nothing.
+        """
+        if not self.steady or now >= self.expire_at:
+            return False
+        if self.proto == UDP and now >= self.stream_at and not self.status & ASSURED:
+            self.status |= ASSURED
+            self.timeout_s = UDP_STREAM_TIMEOUT_S
+        self.expire_at = now + self.timeout_s
+        side = 1 if reply else 0
+        self.packets[side] += packets
+        self.octets[side] += octets
+        return True
+
+
+# What Packet.ct is after -j NOTRACK: a connection that is in no table and never steady.
+UNTRACKED: Final = Connection(Tuple(0, 0, 0, 0, 0))
+
+
+def tuple_of(packet: Packet) -> Tuple | None:
+    """Return the tuple of a packet; None for what cannot be tracked (ICMP errors, garbage)."""
+    proto = packet.proto
+    if proto in (TCP, UDP):
+        return Tuple(proto, packet.src, packet.dst, packet.sport, packet.dport)
+    if proto == ICMP:
+        data, at = packet.data, packet.header_len
+        if len(data) < at + 8:
+            return None
+        kind = data[at]
+        if kind not in ICMP_QUERY_REPLY and kind not in ICMP_REPLY_QUERY:
+            return None
+        ident = int.from_bytes(data[at + 4 : at + 6], "big")
+        return Tuple(ICMP, packet.src, packet.dst, ident, kind << 8 | data[at + 1])
+    return Tuple(proto, packet.src, packet.dst, 0, 0)
+
+
+def quoted_tuple(packet: Packet) -> Tuple | None:
+    """Return the tuple of the packet an ICMP error quotes; None if too little of it is there."""
+    inner = packet.data[packet.header_len + 8 :]
+    if len(inner) < 20 or inner[0] >> 4 != 4:
+        return None
+    size = (inner[0] & 15) * 4
+    if size < 20 or len(inner) < size + 8:
+        return None
+    return tuple_of(Packet(inner))
+
+
+def is_icmp_error(packet: Packet) -> bool:
+    """True for the ICMP types that report trouble with another packet."""
+    return (
+        packet.proto == ICMP
+        and len(packet.data) > packet.header_len
+        and packet.data[packet.header_len] in ICMP_ERROR_TYPES
+    )
+
+
+def ct_state(packet: Packet) -> int:
+    """Return the CtState bit of a packet, without the NAT bits."""
+    connection = packet.ct
+    if connection is None:
+        return CT_INVALID
+    if connection is UNTRACKED:
+        return CT_UNTRACKED
+    if is_icmp_error(packet):
+        return CT_RELATED
+    if packet.ct_reply or connection.status & SEEN_REPLY:
+        return CT_ESTABLISHED
+    return CT_NEW
+
+
+class ConntrackStatistics:
+    """The counters of ``conntrack -S``."""
+
+    __slots__ = ("drop", "early_drop", "found", "insert", "insert_failed", "invalid")
+
+    def __init__(self) -> None:
+        self.found = 0
+        self.invalid = 0
+        self.insert = 0
+        self.insert_failed = 0
+        self.drop = 0
+        self.early_drop = 0
+
+
+class ConntrackTable:
+    """All confirmed connections of a namespace, each under both of its tuples."""
+
+    def __init__(self, clock: Callable[[], float], *, limit: int = NF_CONNTRACK_MAX) -> None:
+        self._clock = clock
+        self._by_tuple: dict[Tuple, tuple[Connection, bool]] = {}
+        self._connections: dict[int, Connection] = {}
+        self._next_ident = 1
+        self._sweep_at: float | None = None
+        # The newest unconfirmed connection: an ICMP error or RST the stack sends in answer to its
+        # first packet belongs to it (the kernel attaches the connection by nf_ct_attach).
+        self._newest: Connection | None = None
+        self.limit = limit
+        self.statistics = ConntrackStatistics()
+
+    def __len__(self) -> int:
+        return len(self._connections)
+
+    def __iter__(self) -> Iterator[Connection]:
+        """Iterate over live connections, oldest first."""
+        now = self._clock()
+        return iter([c for c in self._connections.values() if c.expire_at > now])
+
+    def lookup(self, key: Tuple) -> tuple[Connection, bool] | None:
+        """Return the live connection that has this tuple and whether it is its reply direction."""
+        found = self._by_tuple.get(key)
+        if found is None:
+            return None
+        if found[0].expire_at <= self._clock():
+            self.delete(found[0])
+            return None
+        return found
+
+    def tuple_taken(self, reply: Tuple, connection: Connection) -> bool:
+        """True if packets of this tuple would already belong to another connection."""
+        found = self.lookup(reply)
+        return found is not None and found[0] is not connection
+
+    # -- the packet path -------------------------------------------------------------------------
+
+    def track(self, packet: Packet, *, local: bool) -> Drop | None:
+        """Find or make the connection of a packet and set ``packet.ct`` and ``packet.ct_reply``.
+
+        ``local`` is True for a packet this namespace sends itself.  A packet that already has a
+        connection keeps it: UNTRACKED by the raw table, or come back over the loopback device.
+        """
+        if packet.ct is not None:
+            return None
+        if is_icmp_error(packet):
+            self._track_icmp_error(packet, local=local)
+            return None
+        key = tuple_of(packet)
+        if key is None:
+            self.statistics.invalid += 1
+            return None
+        now = self._clock()
+        found = self._by_tuple.get(key)
+        if found is not None and found[0].expire_at <= now:
+            self.delete(found[0])
+            found = None
+        if found is not None and found[0].proto == TCP and self._reopens(packet, *found):
+            self.delete(found[0])
+            found = None
+        if found is None:
+            if local and self._answers_newest(packet, key):
+                packet.ct, packet.ct_reply = self._newest, True
+                return None
+            return self._create(packet, key, now)
+        connection, reply = found
+        if not self._advance(connection, packet, reply, now):
+            self.statistics.invalid += 1
+            return None
+        packet.ct, packet.ct_reply = connection, reply
+        self._account(connection, packet, reply)
+        return None
+
+    def confirm(self, packet: Packet) -> Drop | None:
+        """Enter the connection of a packet that is about to leave the stack into the table."""
+        connection = packet.ct
+        if connection is None or connection is UNTRACKED or packet.ct_reply:
+            return None
+        if connection.status & (CONFIRMED | DYING) or is_icmp_error(packet):
+            return None
+        if self.lookup(connection.original) or self.lookup(connection.reply):
+            self.statistics.insert_failed += 1
+            return Drop(
+                DropReason.NAT_EXHAUSTED, "nf_conntrack: another connection has the same tuple"
+            )
+        now = self._clock()
+        connection.status |= CONFIRMED
+        connection.expire_at = now + connection.timeout_s
+        self._connections[connection.ident] = connection
+        self._by_tuple[connection.original] = (connection, False)
+        self._by_tuple.setdefault(connection.reply, (connection, True))
+        self.statistics.insert += 1
+        self._arm(connection.expire_at)
+        if self._newest is connection:
+            self._newest = None
+        return None
+
+    def _create(self, packet: Packet, key: Tuple, now: float) -> Drop | None:
+        connection = Connection(key, ident=self._next_ident, now=now)
+        if not self._start(connection, packet):
+            self.statistics.invalid += 1
+            return None
+        if len(self._connections) >= self.limit and not self._early_drop(now):
+            self.statistics.drop += 1
+            return Drop(
+                DropReason.CONNTRACK_FULL,
+                f"nf_conntrack: table full ({self.limit} entries), dropping packet",
+            )
+        self._next_ident += 1
+        connection.expire_at = now + connection.timeout_s
+        self._newest = connection
+        packet.ct = connection
+        self._account(connection, packet, False)
+        return None
+
+    def _early_drop(self, now: float) -> bool:
+        """Make room by removing an expired or not assured entry among the oldest ones."""
+        for _, connection in zip(range(EARLY_DROP_RANGE), self._connections.values(), strict=False):
+            if connection.expire_at <= now or not connection.status & ASSURED:
+                self.delete(connection)
+                self.statistics.early_drop += 1
+                return True
+        return False
+
+    def _answers_newest(self, packet: Packet, key: Tuple) -> bool:
+        newest = self._newest
+        return (
+            newest is not None
+            and packet.proto == TCP
+            and key == newest.reply
+            and bool(_tcp_flags(packet) & RST)
+        )
+
+    def _track_icmp_error(self, packet: Packet, *, local: bool) -> None:
+        quoted = quoted_tuple(packet)
+        if quoted is None:
+            self.statistics.invalid += 1
+            return
+        inverse = quoted.inverse()
+        found = self.lookup(inverse)
+        if found is None and local and self._newest is not None and self._newest.reply == inverse:
+            found = self._newest, True
+        if found is None:
+            self.statistics.invalid += 1
+            return
+        packet.ct, packet.ct_reply = found
+
+    @staticmethod
+    def _account(connection: Connection, packet: Packet, reply: bool) -> None:
+        side = 1 if reply else 0
+        connection.packets[side] += 1
+        connection.octets[side] += len(packet.data)
+
+    @staticmethod
+    def _start(connection: Connection, packet: Packet) -> bool:
+        """Set the first state of a connection; False if its first packet cannot start one."""
+        proto = connection.proto
+        if proto == TCP:
+            if len(packet.data) < packet.header_len + 20:
+                return False
+            state = TRANSITIONS[0][segment_kind(_tcp_flags(packet))][TcpState.NONE]
+            if state >= TcpState.INVALID:
+                return False
+            connection.tcp_state = state
+            connection.timeout_s = TIMEOUT_S[state]
+            if state == TcpState.ESTABLISHED:
+                connection.timeout_s = UNACKNOWLEDGED_TIMEOUT_S
+        elif proto == UDP:
+            connection.timeout_s = UDP_TIMEOUT_S
+        elif proto == ICMP:
+            connection.timeout_s = ICMP_TIMEOUT_S
+            return connection.original.dport >> 8 in ICMP_QUERY_REPLY
+        return True
+
+    @staticmethod
+    def _reopens(packet: Packet, connection: Connection, reply: bool) -> bool:
+        """True for a SYN that starts a new life of a finished connection (RFC 1122 4.2.2.13)."""
+        return connection.tcp_state in (TcpState.TIME_WAIT, TcpState.CLOSE) and (
+            TRANSITIONS[reply][segment_kind(_tcp_flags(packet))][connection.tcp_state]
+            == TcpState.SYN_SENT
+        )
+
+    def _advance(self, connection: Connection, packet: Packet, reply: bool, now: float) -> bool:
+        """Take a packet of a known connection; False if it is INVALID."""
+        if connection.proto == TCP:
+            old = connection.tcp_state
+            kind = segment_kind(_tcp_flags(packet))
+            new = TRANSITIONS[reply][kind][old]
+            if new == TcpState.INVALID:
+                return False
+            if new == TcpState.IGNORE:
+                return True
+            if reply:
+                connection.status |= SEEN_REPLY
+            elif kind == Segment.RST and not connection.status & SEEN_REPLY:
+                self.delete(connection)
+                return True
+            connection.tcp_state = new
+            connection.timeout_s = TIMEOUT_S[new]
+            if new == TcpState.ESTABLISHED:
+                if not connection.status & SEEN_REPLY:
+                    connection.timeout_s = UNACKNOWLEDGED_TIMEOUT_S
+                elif old in (TcpState.SYN_RECV, TcpState.ESTABLISHED):
+                    connection.status |= ASSURED
+            connection.steady = new == TcpState.ESTABLISHED and connection.status & STEADY == STEADY
+        else:
+            if reply:
+                connection.status |= SEEN_REPLY
+                connection.steady = bool(connection.status & CONFIRMED)
+            if connection.proto == UDP and connection.status & SEEN_REPLY:
+                connection.timeout_s = UDP_TIMEOUT_S
+                if now >= connection.stream_at:
+                    connection.status |= ASSURED
+                    connection.timeout_s = UDP_STREAM_TIMEOUT_S
+        if connection.status & CONFIRMED:
+            connection.expire_at = now + connection.timeout_s
+            self._arm(connection.expire_at)
+        return True
+
+    # -- removal and time ------------------------------------------------------------------------
+
+    def delete(self, connection: Connection) -> None:
+        """Remove a connection; its next packet starts a new one.  Unknown ones are ignored."""
+        connection.status |= DYING
+        connection.steady = False
+        if self._connections.pop(connection.ident, None) is None:
+            return
+        for key in (connection.original, connection.reply):
+            found = self._by_tuple.get(key)
+            if found is not None and found[0] is connection:
+                del self._by_tuple[key]
+
+    def flush(self) -> int:
+        """Remove every connection; returns how many there were."""
+        doomed = list(self._connections.values())
+        for connection in doomed:
+            self.delete(connection)
+        return len(doomed)
+
+    def _arm(self, expire_at: float) -> None:
+        if self._sweep_at is None or expire_at + SWEEP_INTERVAL_S < self._sweep_at:
+            self._sweep_at = expire_at + SWEEP_INTERVAL_S
+
+    def get_timer(self) -> float | None:
+        """Return when the next sweep is due; None for an empty table."""
+        return self._sweep_at
+
+    def handle_timer(self) -> None:
+        """Remove what has expired, if a sweep is due."""
+        now = self._clock()
+        if self._sweep_at is None or now < self._sweep_at:
+            return
+        doomed = [c for c in self._connections.values() if c.expire_at <= now]
+        for connection in doomed:
+            self.delete(connection)
+        next_at = min((c.expire_at for c in self._connections.values()), default=None)
+        self._sweep_at = None if next_at is None else next_at + SWEEP_INTERVAL_S
+
+
+def _tcp_flags(packet: Packet) -> int:
+    at = packet.header_len + 13
+    return packet.data[at] if len(packet.data) > at else 0
