@@ -343,7 +343,10 @@ class SocketTable:
         """When ``handle_timer`` wants to be called: at once if output waits."""
         if self._ready or self._replies:
             return self._clock()
-        return self._heap[0][0] if self._heap else None
+        heap = self._heap
+        while heap and heap[0][0] != heap[0][2].timer_at:
+            heapq.heappop(heap)  # its connection is gone, or an earlier entry serves it
+        return heap[0][0] if heap else None
 
     def handle_timer(self) -> None:
         """Fire what is due and send what waits.
@@ -413,6 +416,7 @@ class SocketTable:
 
     def _forget(self, connection: TcpConnection) -> None:
         key = (*connection.local, *connection.remote)
+        connection.timer_at = None
         if self._connections.get(key) is connection:
             del self._connections[key]
             self._time_wait.pop(key, None)
