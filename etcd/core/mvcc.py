@@ -1,0 +1,412 @@
+"""The multi-version store: every revision of every key since the last compaction.
+
+Theory of operation.  Each transaction that changes something gets the next main revision; its
+changes are numbered 0, 1, ... (the sub revision).  A change is a ``KeyValue``; a deletion is a
+``KeyValue`` with version 0, called a tombstone.  ``_live`` maps each existing key to its newest
+version, ``_past`` holds the older versions (and a final tombstone) of the keys that have any, and
+``_log`` lists the changes by main revision for watches that start in the past.  Compaction at R
+keeps, per key, the newest version <= R: reads at R stay possible, older ones do not.
+
+Sources: etcd server/mvcc/{kvstore,kvstore_txn,key_index,index}.go.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from operator import attrgetter
+from typing import TYPE_CHECKING, NamedTuple
+
+from etcd.core.crc32c import crc32c
+from etcd.core.errors import COMPACTED, FUTURE_REVISION, EtcdError
+from etcd.core.pb import kv_pb2
+from etcd.core.sortedkeys import SortedKeys
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+
+class KeyValue(NamedTuple):
+    """One version of a key; ``version`` 0 marks a tombstone (then only key and mod count)."""
+
+    key: bytes
+    value: bytes
+    create_revision: int
+    mod_revision: int
+    version: int
+    lease: int
+
+
+class Found(NamedTuple):
+    """A range's outcome: the entries (cut at the limit), all matches, the store's revision."""
+
+    kvs: list[KeyValue]
+    total: int
+    revision: int
+
+
+Changes = tuple[KeyValue, ...]
+_mod_revision = attrgetter("mod_revision")
+
+
+def interval(key: bytes, range_end: bytes) -> tuple[bytes, bytes | None] | None:
+    """Return ``[lo, hi)`` of a range request, or None when it names exactly one key."""
+    if not range_end:
+        return None
+    return key, None if range_end == b"\0" else range_end
+
+
+def kv_message(kv: KeyValue) -> kv_pb2.KeyValue:
+    """Return the protobuf form; a tombstone is only its key, as etcd stores it."""
+    if not kv.version:
+        return kv_pb2.KeyValue(key=kv.key)
+    return kv_pb2.KeyValue(
+        key=kv.key,
+        value=kv.value,
+        create_revision=kv.create_revision,
+        mod_revision=kv.mod_revision,
+        version=kv.version,
+        lease=kv.lease,
+    )
+
+
+class Store:
+    """All keys and their history, in memory."""
+
+    def __init__(self) -> None:
+        self.revision = 1
+        self.compacted = -1
+        # Bytes of keys and values in the history; the "database size" of Status.
+        self.size = 0
+        self._live: dict[bytes, KeyValue] = {}
+        self._past: dict[bytes, list[KeyValue]] = {}
+        self._keys = SortedKeys()
+        # _log[i] holds the changes of revision _log_base + i; a single change stands for itself,
+        # which saves a tuple for each of the many one-key revisions.
+        self._log: list[Changes | KeyValue] = []
+        self._log_base = 2
+        # Versions a compaction kept, in revision order, and those of their sub revisions not 0.
+        self._kept: list[KeyValue] = []
+        self._kept_subs: dict[tuple[int, bytes], int] = {}
+
+    def __len__(self) -> int:
+        """Count the keys that exist now."""
+        return len(self._live)
+
+    # Reading -------------------------------------------------------------------------------
+
+    def check_revision(self, revision: int) -> None:
+        """Raise EtcdError when a read at ``revision`` (<= 0: now) is impossible."""
+        if revision > self.revision:
+            raise EtcdError(*FUTURE_REVISION)
+        if 0 < revision < self.compacted:
+            raise EtcdError(*COMPACTED)
+
+    def get(self, key: bytes) -> KeyValue | None:
+        """Return the newest version of a key that exists."""
+        return self._live.get(key)
+
+    def get_at(self, key: bytes, revision: int) -> KeyValue | None:
+        """Return the version a read at ``revision`` sees (any sub revision), None if deleted."""
+        kv = self._live.get(key)
+        if kv is not None and kv.mod_revision <= revision:
+            return kv
+        past = self._past.get(key)
+        if past is None:
+            return None
+        at = bisect_right(past, revision, key=_mod_revision)
+        if at == 0:
+            return None
+        kv = past[at - 1]
+        return kv if kv.version else None
+
+    def previous(self, key: bytes, mod_revision: int) -> KeyValue | None:
+        """Return what a change at ``mod_revision`` replaced, None if compacted or nothing."""
+        if mod_revision - 1 < self.compacted:
+            return None
+        return self.get_at(key, mod_revision - 1)
+
+    def range(
+        self,
+        key: bytes,
+        range_end: bytes = b"",
+        *,
+        revision: int = 0,
+        limit: int = 0,
+        count_only: bool = False,
+    ) -> Found:
+        """Return the matches in key order, at most ``limit`` of them if it is positive.
+
+        Raises EtcdError for a future or a compacted revision.
+        """
+        self.check_revision(revision)
+        now = self.revision
+        bounds = interval(key, range_end)
+        if bounds is None:
+            kv = self._live.get(key) if revision <= 0 else self.get_at(key, revision)
+            if kv is None:
+                return Found([], 0, now)
+            return Found([] if count_only else [kv], 1, now)
+        keys = self._keys.slice(*bounds)
+        live = self._live
+        if revision <= 0:
+            if limit > 0 and len(live) == len(self._keys):
+                return Found([] if count_only else [live[k] for k in keys[:limit]], len(keys), now)
+            kvs = [kv for k in keys if (kv := live.get(k)) is not None]
+        else:
+            get_at = self.get_at
+            kvs = [kv for k in keys if (kv := get_at(k, revision)) is not None]
+        count = len(kvs)
+        if count_only:
+            return Found([], count, now)
+        return Found(kvs[:limit] if limit > 0 else kvs, count, now)
+
+    def changes_at(self, revision: int) -> Changes:
+        """Return the changes of a revision in order, () if it had none.
+
+        Of the compacted revision only what survived is known; before it, nothing is asked for.
+        """
+        at = revision - self._log_base
+        if 0 <= at < len(self._log):
+            entry = self._log[at]
+            return (entry,) if isinstance(entry, KeyValue) else entry
+        found = []
+        for kv in reversed(self._kept):
+            if kv.mod_revision < revision:
+                break
+            if kv.mod_revision == revision:
+                found.append(kv)
+        return tuple(reversed(found))
+
+    # Writing -------------------------------------------------------------------------------
+
+    def write(self) -> WriteTxn:
+        """Begin a transaction; nothing else may read or write until ``end``."""
+        return WriteTxn(self)
+
+    def apply(self, revision: int, changes: Changes) -> None:
+        """Put recorded changes in as ``revision`` (recovery)."""
+        for kv in changes:
+            self._install(kv)
+        self._append(revision, changes)
+
+    def _append(self, revision: int, changes: Changes) -> None:
+        if not self._log:
+            self._log_base = revision
+        while self._log_base + len(self._log) < revision:
+            self._log.append(())
+        self._log.append(changes[0] if len(changes) == 1 else changes)
+        self.revision = revision
+
+    def _install(self, kv: KeyValue) -> KeyValue | None:
+        key = kv.key
+        old = self._live.get(key)
+        self.size += len(key) + len(kv.value)
+        if old is not None:
+            past = self._past.get(key)
+            if past is None:
+                self._past[key] = [old]
+            else:
+                past.append(old)
+        elif key not in self._past:
+            self._keys.add(key)
+        if kv.version:
+            self._live[key] = kv
+        else:
+            self._live.pop(key, None)
+            self._past.setdefault(key, []).append(kv)
+        return old
+
+    # Compaction ----------------------------------------------------------------------------
+
+    def compact(self, revision: int) -> None:
+        """Forget versions no read at or after ``revision`` can see; EtcdError as etcd's."""
+        if revision <= self.compacted or revision <= 0:
+            raise EtcdError(*COMPACTED)
+        if revision > self.revision:
+            raise EtcdError(*FUTURE_REVISION)
+        survivors: list[KeyValue] = []
+        subs: dict[tuple[int, bytes], int] = {}
+        for main, sub, kv in self.rows(upto=revision):
+            if self._newest_at_most(kv.key, revision) is kv and (kv.version or main == revision):
+                survivors.append(kv)
+                if sub:
+                    subs[main, kv.key] = sub
+            else:
+                self.size -= len(kv.key) + len(kv.value)
+        self.compacted = revision
+        self._kept, self._kept_subs = survivors, subs
+        drop = revision + 1 - self._log_base
+        if drop > 0:
+            del self._log[:drop]
+            self._log_base = revision + 1
+        for key in list(self._past):
+            self._trim(key, revision)
+
+    def _newest_at_most(self, key: bytes, revision: int) -> KeyValue | None:
+        live = self._live.get(key)
+        if live is not None and live.mod_revision <= revision:
+            return live
+        past = self._past.get(key, [])
+        at = bisect_right(past, revision, key=_mod_revision)
+        return past[at - 1] if at else None
+
+    def _trim(self, key: bytes, revision: int) -> None:
+        past = self._past[key]
+        live = self._live.get(key)
+        if live is not None and live.mod_revision <= revision:
+            del self._past[key]
+            return
+        at = bisect_right(past, revision, key=_mod_revision)
+        if at:
+            newest = past[at - 1]
+            keep = newest.version or newest.mod_revision == revision
+            del past[: at - 1 if keep else at]
+        if not past:
+            del self._past[key]
+            if live is None:
+                self._keys.remove(key)
+
+    # Whole-store views ---------------------------------------------------------------------
+
+    def rows(self, upto: int | None = None) -> Iterator[tuple[int, int, KeyValue]]:
+        """Yield every stored version as (main, sub, version), in revision order.
+
+        The versions are those of the moment of the call, whatever happens while iterating.
+        """
+        stop = len(self._log) if upto is None else max(0, upto + 1 - self._log_base)
+        return _rows(self._kept, self._kept_subs, self._log_base, self._log[:stop])
+
+    def hash_kv(self, revision: int) -> tuple[int, int]:
+        """Return (crc32c as HashKV gives it, compacted revision) at ``revision`` (0: now).
+
+        Source: server/mvcc/hash.go, kvstore.go hashByRev.
+        """
+        if 0 < revision < self.compacted:
+            raise EtcdError(*COMPACTED)
+        if revision > self.revision:
+            raise EtcdError(*FUTURE_REVISION)
+        upto = revision or self.revision
+        seen: dict[bytes, tuple[int, int]] = {}
+        rows = list(self.rows(upto))
+        dead: set[bytes] = set()
+        for main, sub, kv in rows:
+            seen[kv.key] = (main, sub)
+            if kv.version:
+                dead.discard(kv.key)
+            else:
+                dead.add(kv.key)
+        keep_nothing = len(dead) == len(seen)
+        parts = [b"key"]
+        for main, sub, kv in rows:
+            if main <= self.compacted and not keep_nothing:
+                newest = seen[kv.key] == (main, sub)
+                if not newest or kv.key in dead:
+                    continue
+            mark = b"" if kv.version else b"t"
+            parts.append(main.to_bytes(8, "big") + b"_" + sub.to_bytes(8, "big") + mark)
+            parts.append(kv_message(kv).SerializeToString(deterministic=True))
+        return crc32c(b"".join(parts)), self.compacted
+
+    def restore(
+        self, revision: int, compacted: int, rows: Iterable[tuple[int, int, KeyValue]]
+    ) -> None:
+        """Fill an empty store from a snapshot's rows (in revision order)."""
+        assert not self._live, "restore needs an empty store"
+        assert not self._past, "restore needs an empty store"
+        self.compacted = compacted
+        group: list[KeyValue] = []
+        group_main = 0
+        fresh: dict[bytes, None] = {}
+        for main, sub, kv in rows:
+            self._restore_row(kv, fresh)
+            if main <= compacted:
+                self._kept.append(kv)
+                if sub:
+                    self._kept_subs[main, kv.key] = sub
+                continue
+            if main != group_main and group:
+                self._append(group_main, tuple(group))
+                group = []
+            group_main = main
+            group.append(kv)
+        if group:
+            self._append(group_main, tuple(group))
+        self._keys = SortedKeys(fresh)
+        if not self._log:
+            self._log_base = revision + 1
+        self.revision = revision
+
+    def _restore_row(self, kv: KeyValue, fresh: dict[bytes, None]) -> None:
+        key = kv.key
+        fresh[key] = None
+        self.size += len(key) + len(kv.value)
+        old = self._live.pop(key, None)
+        if old is not None:
+            self._past.setdefault(key, []).append(old)
+        if kv.version:
+            self._live[key] = kv
+        else:
+            self._past.setdefault(key, []).append(kv)
+
+    def live(self) -> Iterator[KeyValue]:
+        """Yield the keys that exist now, in no particular order of keys but a stable one."""
+        return iter(self._live.values())
+
+
+def _rows(
+    kept: list[KeyValue],
+    subs: dict[tuple[int, bytes], int],
+    base: int,
+    log: list[Changes | KeyValue],
+) -> Iterator[tuple[int, int, KeyValue]]:
+    for kv in kept:
+        yield kv.mod_revision, subs.get((kv.mod_revision, kv.key), 0), kv
+    for main, changes in enumerate(log, base):
+        if isinstance(changes, KeyValue):
+            yield main, 0, changes
+        else:
+            for sub, kv in enumerate(changes):
+                yield main, sub, kv
+
+
+class WriteTxn:
+    """One transaction: reads see its own writes, ``end`` gives its changes."""
+
+    __slots__ = ("_changes", "_store", "revision")
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._changes: list[KeyValue] = []
+        self.revision = store.revision + 1
+
+    @property
+    def seen_revision(self) -> int:
+        """The revision responses inside this transaction carry."""
+        return self.revision if self._changes else self.revision - 1
+
+    def put(self, key: bytes, value: bytes, lease: int) -> KeyValue | None:
+        """Write a key; return the version it replaced."""
+        old = self._store.get(key)
+        if old is None:
+            kv = KeyValue(key, value, self.revision, self.revision, 1, lease)
+        else:
+            kv = KeyValue(key, value, old.create_revision, self.revision, old.version + 1, lease)
+        self._store._install(kv)
+        self._changes.append(kv)
+        return old
+
+    def delete_range(self, key: bytes, range_end: bytes) -> list[KeyValue]:
+        """Delete the existing keys of a range; return what they were, in key order."""
+        old = self._store.range(key, range_end).kvs
+        for kv in old:
+            tombstone = KeyValue(kv.key, b"", 0, self.revision, 0, 0)
+            self._store._install(tombstone)
+            self._changes.append(tombstone)
+        return old
+
+    def end(self) -> Changes:
+        """Finish; the store's revision moves on if anything changed."""
+        changes = tuple(self._changes)
+        if changes:
+            self._store._append(self.revision, changes)
+        return changes

@@ -1,0 +1,1 @@
+"""etcd's protobuf messages, generated from the .proto files beside this one."""

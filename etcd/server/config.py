@@ -1,0 +1,37 @@
+"""What an etcd server is told when it starts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+# The version clients see: the API server wants >= 3.5.13 for watch progress requests.
+SERVER_VERSION = "3.5.21"
+CLUSTER_VERSION = "3.5.0"
+
+
+@dataclass(frozen=True, slots=True)
+class EtcdConfig:
+    """One member that is its whole cluster."""
+
+    name: str = "default"
+    # Files live here; unused with durability "memory".
+    data_dir: str = "default.etcd"
+    listen_host: str = "127.0.0.1"
+    # 0: any free port; ``EtcdServer.port`` tells which.
+    listen_port: int = 2379
+    # Empty: the listening address.
+    advertise_client_urls: tuple[str, ...] = ()
+    # fsync: acknowledged means on disk.  none: written, not synced (a power cut may lose the
+    # newest writes).  memory: nothing is kept.
+    durability: Literal["fsync", "none", "memory"] = "fsync"
+    # etcd --quota-backend-bytes: size of all keys and values with history; 0: no limit.
+    quota_bytes: int = 2 * 1024**3
+    # Log bytes after which a snapshot replaces the log (at least the snapshot's own size).
+    snapshot_bytes: int = 64 * 1024**2
+    # etcd --experimental-watch-progress-notify-interval; Kubernetes wants 5 s.
+    progress_interval_s: float = 5.0
+    # PEM files; both or none.  client_ca_file demands client certificates.
+    cert_file: str | None = None
+    key_file: str | None = None
+    client_ca_file: str | None = None

@@ -1,0 +1,195 @@
+"""The etcd process: listener, port sniffing, lifetime."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from emulator.errors import UsageError
+from etcd.core.http2.frames import PREFACE
+from etcd.server.grpc_server import GrpcServerConnection
+from etcd.server.member import Member, server_tls
+from etcd.server.services import Services
+
+if TYPE_CHECKING:
+    from emulator.runtime.role import RoleEnv
+    from etcd.server.config import EtcdConfig
+
+# A connection that says nothing in this time is no client; gRPC and HTTP clients speak first.
+FIRST_BYTES_TIMEOUT_S = 10.0
+# Unread connections waiting in the kernel.
+BACKLOG = 1024
+
+
+class _Sniffer(asyncio.Protocol):
+    """Looks at a connection's first bytes and hands it to HTTP/2 or HTTP/1.1."""
+
+    def __init__(self, server: EtcdServer) -> None:
+        self._server = server
+        self._transport: asyncio.Transport | None = None
+        self._seen = b""
+        self._timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        self._server.connections[self] = None
+        self._timer = self._server.loop.call_later(FIRST_BYTES_TIMEOUT_S, transport.abort)
+
+    def data_received(self, data: bytes) -> None:
+        self._seen += data
+        if self._seen[: len(PREFACE)] == PREFACE[: len(self._seen)]:
+            # "PRI" already tells it from every HTTP/1.1 method.
+            if len(self._seen) >= 3:
+                self._hand_over(self._server.grpc_protocol())
+        else:
+            self._hand_over(self._server.http1_protocol())
+
+    def _hand_over(self, protocol: asyncio.Protocol) -> None:
+        assert self._transport is not None
+        self._leave()
+        if isinstance(protocol, GrpcServerConnection):
+            self._server.connections[protocol] = None
+        self._transport.set_protocol(protocol)
+        protocol.connection_made(self._transport)
+        protocol.data_received(self._seen)
+
+    def _leave(self) -> None:
+        self._server.connections.pop(self, None)
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._leave()
+
+    def shut_down(self) -> None:
+        self.abort()
+
+    def abort(self) -> None:
+        assert self._transport is not None
+        self._transport.abort()
+
+
+class _Grpc(GrpcServerConnection):
+    """A gRPC connection its server keeps count of."""
+
+    def __init__(self, server: EtcdServer) -> None:
+        super().__init__(server.member, server.services)
+        self._server = server
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._server.connections.pop(self, None)
+        super().connection_lost(exc)
+
+
+class EtcdServer:
+    """A running etcd; ``async with EtcdServer(config, env) as server`` serves until the end.
+
+    ``await server.failed()`` returns never, but raises when the disk fails.
+    """
+
+    def __init__(self, config: EtcdConfig, env: RoleEnv) -> None:
+        self.config = config
+        self.env = env
+        self.connections: dict[_Sniffer | GrpcServerConnection, None] = {}
+        self.loop: asyncio.AbstractEventLoop
+        self.member: Member
+        self.services: Services
+        self._listener: asyncio.Server | None = None
+        self._http1: Http1Front | None = None
+        self._runner: asyncio.Task[None] | None = None
+        self.port = 0
+
+    @property
+    def endpoint(self) -> str:
+        """The address clients dial, ``host:port``."""
+        return f"{self.config.listen_host}:{self.port}"
+
+    async def start(self) -> None:
+        """Recover and listen; UsageError for a bad directory or a taken port."""
+        config = self.config
+        self.loop = asyncio.get_running_loop()
+        tls = server_tls(config)
+        self.member = Member(config, self.env, self.loop)
+        self.services = Services(self.member)
+        try:
+            self._listener = await self.loop.create_server(
+                lambda: _Sniffer(self),
+                config.listen_host,
+                config.listen_port,
+                ssl=tls,
+                backlog=BACKLOG,
+            )
+        except OSError as error:
+            self.member.close_files()
+            raise UsageError(
+                f"etcd cannot listen on {config.listen_host}:{config.listen_port}: "
+                f"{error.strerror}; choose another port or stop what uses it"
+            ) from None
+        self.port = self._port()
+        scheme = "http" if tls is None else "https"
+        self.member.client_urls = config.advertise_client_urls or (f"{scheme}://{self.endpoint}",)
+        self._runner = self.loop.create_task(self.member.run(), name="etcd.member")
+
+    def _port(self) -> int:
+        assert self._listener is not None
+        sockets = self._listener.sockets
+        return int(sockets[0].getsockname()[1]) if sockets else self.config.listen_port
+
+    async def failed(self) -> None:
+        """Wait for the member to fail, and raise what it raised."""
+        assert self._runner is not None
+        await asyncio.shield(self._runner)
+
+    async def close(self) -> None:
+        """Stop listening, make pending writes durable, tell the clients, close the files."""
+        if self._listener is not None:
+            self._listener.close()
+        self.member.stop()
+        for connection in list(self.connections):
+            connection.shut_down()
+        if self._http1 is not None:
+            await self._http1.close()
+        if self._runner is not None:
+            self._runner.cancel()
+            await asyncio.gather(self._runner, return_exceptions=True)
+        # Connections that do not take their last bytes at once are cut.
+        await asyncio.sleep(0)
+        for connection in list(self.connections):
+            connection.abort()
+        self.member.close_files()
+
+    async def __aenter__(self) -> EtcdServer:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.close()
+
+    def grpc_protocol(self) -> GrpcServerConnection:
+        """Return the protocol of a new gRPC connection."""
+        return _Grpc(self)
+
+    def http1_protocol(self) -> asyncio.Protocol:
+        """Return the protocol of a new HTTP/1.1 connection."""
+        if self._http1 is None:
+            # aiohttp takes longer to import than etcd to start; gRPC clients never need it.
+            from etcd.server.http1 import Http1Front
+
+            self._http1 = Http1Front(self.member, self.services)
+        return self._http1.protocol()
+
+
+async def run_etcd(config: EtcdConfig, env: RoleEnv) -> None:
+    """Serve until cancelled.
+
+    Raises UsageError for what the operator must change, CorruptionError for damaged data,
+    StorageError when the disk fails.
+    """
+    async with EtcdServer(config, env) as server:
+        env.ready(f"etcd {config.name} serves {server.member.client_urls[0]}")
+        await server.failed()
+
+
+if TYPE_CHECKING:
+    from etcd.server.http1 import Http1Front

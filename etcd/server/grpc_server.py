@@ -1,0 +1,302 @@
+"""One gRPC connection: HTTP/2 events become calls, responses become frames."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from etcd.core import grpc
+from etcd.core.errors import Code, EtcdError
+from etcd.core.http2 import connection as h2
+from etcd.core.http2.frames import ErrorCode
+from etcd.server.services import decode, unknown_method
+from etcd.server.streams import STREAMS
+
+if TYPE_CHECKING:
+    from etcd.server.member import Member
+    from etcd.server.services import Services, Unary
+    from etcd.server.streams import StreamCall
+
+# What a stream may hold back for a slow client before its watchers fall behind (re-read from
+# history later): about two fragments.
+MAX_STREAM_BACKLOG_BYTES = 1024 * 1024
+# Bytes in the transport's buffer above which we neither read more requests nor send more events.
+WRITE_HIGH_WATER_BYTES = 1024 * 1024
+
+
+class _UnaryCall:
+    __slots__ = ("method", "reader")
+
+    def __init__(self, method: Unary) -> None:
+        self.method = method
+        self.reader = grpc.MessageReader(grpc.MAX_RECEIVE_BYTES)
+
+
+class _Stream:
+    """A streaming call's way back (``streams.Reply``)."""
+
+    __slots__ = ("_connection", "_id", "call", "deadline", "reader", "started")
+
+    def __init__(self, connection: GrpcServerConnection, stream_id: int) -> None:
+        self._connection = connection
+        self._id = stream_id
+        self.reader = grpc.MessageReader(grpc.MAX_RECEIVE_BYTES)
+        self.call: StreamCall | None = None
+        self.deadline: asyncio.TimerHandle | None = None
+        self.started = False
+
+    def send(self, payload: bytes) -> None:
+        self._connection.release(self._id, payload, False)
+        self._connection.touch()
+
+    def send_durable(self, payload: bytes) -> None:
+        connection = self._connection
+        connection.member.answer(connection, self._id, payload, final=False)
+
+    def writable(self) -> bool:
+        return self._connection.writable(self._id)
+
+    def finish(self, error: EtcdError | None = None) -> None:
+        self._connection.end_stream(self._id, error)
+
+
+class GrpcServerConnection(asyncio.Protocol):
+    """See the module; the protocol of a connection that began with the HTTP/2 preface."""
+
+    def __init__(self, member: Member, services: Services) -> None:
+        self.member = member
+        self._unary = services.unary
+        self._h2 = h2.Http2Connection(client=False)
+        self._calls: dict[int, _UnaryCall | _Stream] = {}
+        self._transport: asyncio.Transport | None = None
+        self._paused = False
+        self._reading = False
+
+    # Transport -----------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        transport.set_write_buffer_limits(high=WRITE_HIGH_WATER_BYTES)
+        self.flush()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._transport = None
+        for stream_id in list(self._calls):
+            self._drop(stream_id)
+
+    def eof_received(self) -> bool:
+        return False
+
+    def pause_writing(self) -> None:
+        # A client that does not read is not read from: whatever it sends cannot pile up here.
+        self._paused = True
+        if self._transport is not None:
+            self._transport.pause_reading()
+
+    def resume_writing(self) -> None:
+        self._paused = False
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.resume_reading()
+        self.member.schedule_sync()
+
+    def data_received(self, data: bytes) -> None:
+        self._reading = True
+        events = self._h2.receive_data(data, now=self.member.loop.time())
+        for event in events:
+            if isinstance(event, h2.DataReceived):
+                self._on_data(event)
+            elif isinstance(event, h2.HeadersReceived):
+                self._on_headers(event)
+            elif isinstance(event, h2.StreamReset):
+                self._drop(event.stream_id)
+            elif isinstance(event, h2.Drained):
+                self.member.schedule_sync()
+            elif isinstance(event, h2.Failed):
+                self._on_failed(event)
+        self._reading = False
+        self.flush()
+
+    def _on_failed(self, event: h2.Failed) -> None:
+        self.member.env.log.info("connection closed: %s: %s", event.code.name, event.reason)
+        if self._transport is not None:
+            self._transport.write(self._h2.data_to_send())
+            self._transport.close()
+
+    def flush(self) -> None:
+        """Write what is pending to the socket."""
+        if self._h2.has_output and self._transport is not None:
+            self._transport.write(self._h2.data_to_send())
+
+    def touch(self) -> None:
+        """Have the output written at the end of this tick (at once while reading)."""
+        if not self._reading:
+            self.member.touch(self)
+
+    def writable(self, stream_id: int) -> bool:
+        """Whether a stream's client keeps up with what it is sent."""
+        return not self._paused and self._h2.queued_bytes(stream_id) < MAX_STREAM_BACKLOG_BYTES
+
+    # Calls ---------------------------------------------------------------------------------
+
+    def _on_headers(self, event: h2.HeadersReceived) -> None:
+        stream_id = event.stream_id
+        if stream_id in self._calls:
+            # Trailers of a request: nothing in gRPC uses them, their END_STREAM counts.
+            self._on_data(h2.DataReceived(stream_id, b"", 0, event.end_stream))
+            return
+        path = content_type = b""
+        timeout: bytes | None = None
+        for name, value in event.headers:
+            if name == b":path":
+                path = value
+            elif name == b"content-type":
+                content_type = value
+            elif name == b"grpc-timeout":
+                timeout = value
+        if not content_type.startswith(b"application/grpc"):
+            self._h2.send_trailers(stream_id, grpc.UNSUPPORTED_MEDIA_TYPE)
+            self._h2.reset(stream_id, ErrorCode.NO_ERROR)
+            return
+        name_text = path.decode("latin-1")
+        method = self._unary.get(name_text)
+        if method is not None:
+            self._calls[stream_id] = _UnaryCall(method)
+        elif name_text in STREAMS:
+            self._open_stream(stream_id, name_text, timeout)
+        else:
+            self.refuse(stream_id, unknown_method(name_text))
+            return
+        if event.end_stream:
+            self._on_data(h2.DataReceived(stream_id, b"", 0, True))
+
+    def _open_stream(self, stream_id: int, path: str, timeout: bytes | None) -> None:
+        if self.member.stopped:
+            self.refuse(stream_id, self.member.stopped_error())
+            return
+        stream = self._calls[stream_id] = _Stream(self, stream_id)
+        stream.call = STREAMS[path](self.member, stream)
+        timeout_s = None if timeout is None else grpc.parse_timeout_s(timeout)
+        if timeout_s is not None:
+            late = EtcdError(Code.DEADLINE_EXCEEDED, "context deadline exceeded")
+            stream.deadline = self.member.loop.call_later(timeout_s, stream.finish, late)
+
+    def _on_data(self, event: h2.DataReceived) -> None:
+        stream_id = event.stream_id
+        call = self._calls.get(stream_id)
+        if event.flow_bytes:
+            self._h2.acknowledge(stream_id, event.flow_bytes)
+        if call is None:
+            return
+        try:
+            messages = call.reader.feed(event.data) if event.data else []
+            if isinstance(call, _UnaryCall):
+                self._feed_unary(stream_id, call, messages, event.end_stream)
+                return
+            assert call.call is not None, "set when the stream was opened"
+            for message in messages:
+                call.call.on_message(message)
+            if event.end_stream:
+                call.call.on_half_close()
+        except EtcdError as error:
+            self.refuse(stream_id, error)
+
+    def _feed_unary(
+        self, stream_id: int, call: _UnaryCall, messages: list[bytes], end_stream: bool
+    ) -> None:
+        if not end_stream:
+            if messages:
+                # Keep it for the END_STREAM that follows: an empty DATA frame or trailers.
+                call.reader = _Whole(messages)
+            return
+        if isinstance(call.reader, _Whole):
+            messages = call.reader.messages
+        if len(messages) != 1:
+            raise EtcdError(
+                Code.INTERNAL, f"grpc: {len(messages)} request messages where one belongs"
+            )
+        del self._calls[stream_id]
+        response = call.method.call(decode(call.method.request, messages[0]))
+        self.member.answer(self, stream_id, response.SerializeToString())
+
+    def _drop(self, stream_id: int) -> None:
+        call = self._calls.pop(stream_id, None)
+        if isinstance(call, _Stream):
+            if call.deadline is not None:
+                call.deadline.cancel()
+            if call.call is not None:
+                call.call.on_gone()
+
+    # Responses (member.Caller) ---------------------------------------------------------------
+
+    def release(self, call_id: int, payload: bytes, final: bool) -> None:
+        """Send a response message."""
+        data = grpc.frame(payload)
+        if final:
+            self._h2.respond(call_id, grpc.RESPONSE_HEAD, data, grpc.OK_TRAILERS)
+            return
+        call = self._calls.get(call_id)
+        if isinstance(call, _Stream):
+            self._start(call_id, call)
+            self._h2.send_data(call_id, data)
+
+    def _start(self, stream_id: int, stream: _Stream) -> None:
+        if not stream.started:
+            stream.started = True
+            self._h2.send_headers(stream_id, grpc.RESPONSE_HEAD)
+
+    def refuse(self, call_id: int, error: EtcdError) -> None:
+        """End a call with an error."""
+        call = self._calls.get(call_id)
+        if isinstance(call, _Stream):
+            self.end_stream(call_id, error)
+            return
+        self._calls.pop(call_id, None)
+        self._h2.send_trailers(call_id, grpc.status_only(error.code, error.message))
+        # The rest of the request is of no interest (RFC 9113 section 8.1).
+        self._h2.reset(call_id, ErrorCode.NO_ERROR)
+
+    def end_stream(self, stream_id: int, error: EtcdError | None) -> None:
+        """End a streaming call."""
+        call = self._calls.get(stream_id)
+        if not isinstance(call, _Stream):
+            return
+        self._drop(stream_id)
+        if error is None:
+            self._start(stream_id, call)
+            self._h2.send_trailers(stream_id, grpc.OK_TRAILERS)
+        elif call.started:
+            trailers = grpc.status_trailers(error.code, error.message)
+            self._h2.send_trailers(stream_id, trailers)
+        else:
+            self._h2.send_trailers(stream_id, grpc.status_only(error.code, error.message))
+        if not self._h2.queued_bytes(stream_id):
+            self._h2.reset(stream_id, ErrorCode.NO_ERROR)
+        self.touch()
+
+    def shut_down(self) -> None:
+        """Tell the client to go elsewhere, end its streams, close."""
+        self._h2.go_away()
+        for stream_id, call in list(self._calls.items()):
+            if isinstance(call, _Stream):
+                self.end_stream(stream_id, self.member.stopped_error())
+            else:
+                self.refuse(stream_id, self.member.stopped_error())
+        self.flush()
+        if self._transport is not None:
+            self._transport.close()
+
+    def abort(self) -> None:
+        """Close without another byte."""
+        if self._transport is not None:
+            self._transport.abort()
+
+
+class _Whole(grpc.MessageReader):
+    """Holds a request that came before its END_STREAM."""
+
+    __slots__ = ("messages",)
+
+    def __init__(self, messages: list[bytes]) -> None:
+        super().__init__(0)
+        self.messages = messages

@@ -1,0 +1,207 @@
+"""The gRPC services: which path calls what.
+
+Unary methods are plain functions from a request message to a response message; they run to the end
+at once, and ``Member.answer`` holds the response back until it is durable.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from google.protobuf.message import DecodeError, Message
+
+from etcd.core import errors
+from etcd.core.crc32c import crc32c
+from etcd.core.errors import Code, EtcdError
+from etcd.core.mvcc import kv_message
+from etcd.core.pb import health_pb2, rpc_pb2
+from etcd.core.pb import rpc_pb2 as pb
+from etcd.server.config import SERVER_VERSION
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from etcd.server.member import Member
+
+
+class Unary(NamedTuple):
+    """One request, one response."""
+
+    request: type[Message]
+    call: Callable[[Any], Message]
+
+
+def decode(request: type[Message], data: bytes) -> Message:
+    """Parse a request; EtcdError with grpc-go's text for garbage."""
+    try:
+        return request.FromString(data)
+    except DecodeError:
+        raise EtcdError(
+            Code.INTERNAL, "grpc: error unmarshalling request: unexpected EOF"
+        ) from None
+
+
+def unknown_method(path: str) -> EtcdError:
+    """Return grpc-go's answer for a path nothing serves."""
+    service, _, method = path.lstrip("/").rpartition("/")
+    if service in SERVICES:
+        return EtcdError(Code.UNIMPLEMENTED, f"unknown method {method} for service {service}")
+    return EtcdError(Code.UNIMPLEMENTED, f"unknown service {service}")
+
+
+SERVICES = frozenset(
+    service.full_name
+    for file in (rpc_pb2.DESCRIPTOR, health_pb2.DESCRIPTOR)
+    for service in file.services_by_name.values()
+)
+
+
+class Services:
+    """The unary methods of a member by path."""
+
+    def __init__(self, member: Member) -> None:
+        self._member = member
+        kv, lease = "/etcdserverpb.KV/", "/etcdserverpb.Lease/"
+        cluster, maintenance = "/etcdserverpb.Cluster/", "/etcdserverpb.Maintenance/"
+        self.unary: dict[str, Unary] = {
+            kv + "Range": Unary(pb.RangeRequest, lambda r: member.engine.range(r)),
+            kv + "Put": Unary(pb.PutRequest, lambda r: member.engine.put(r)),
+            kv + "DeleteRange": Unary(
+                pb.DeleteRangeRequest, lambda r: member.engine.delete_range(r)
+            ),
+            kv + "Txn": Unary(pb.TxnRequest, lambda r: member.engine.txn(r)),
+            kv + "Compact": Unary(pb.CompactionRequest, lambda r: member.engine.compact(r)),
+            lease + "LeaseGrant": Unary(pb.LeaseGrantRequest, self._lease_grant),
+            lease + "LeaseRevoke": Unary(
+                pb.LeaseRevokeRequest, lambda r: member.engine.lease_revoke(r.ID)
+            ),
+            lease + "LeaseTimeToLive": Unary(pb.LeaseTimeToLiveRequest, self._time_to_live),
+            lease + "LeaseLeases": Unary(
+                pb.LeaseLeasesRequest, lambda _: member.engine.lease_leases()
+            ),
+            cluster + "MemberList": Unary(pb.MemberListRequest, self._member_list),
+            cluster + "MemberAdd": Unary(pb.MemberAddRequest, self._member_add),
+            cluster + "MemberRemove": Unary(pb.MemberRemoveRequest, self._member_remove),
+            cluster + "MemberUpdate": Unary(pb.MemberUpdateRequest, self._member_update),
+            cluster + "MemberPromote": Unary(pb.MemberPromoteRequest, self._member_promote),
+            maintenance + "Status": Unary(pb.StatusRequest, self._status),
+            maintenance + "Alarm": Unary(pb.AlarmRequest, self._alarm),
+            maintenance + "Defragment": Unary(
+                pb.DefragmentRequest, lambda _: pb.DefragmentResponse(header=member.engine.header())
+            ),
+            maintenance + "Hash": Unary(pb.HashRequest, self._hash),
+            maintenance + "HashKV": Unary(pb.HashKVRequest, self._hash_kv),
+            maintenance + "MoveLeader": Unary(pb.MoveLeaderRequest, self._move_leader),
+            "/grpc.health.v1.Health/Check": Unary(health_pb2.HealthCheckRequest, self._health),
+        }
+
+    # Lease ---------------------------------------------------------------------------------
+
+    def _lease_grant(self, request: pb.LeaseGrantRequest) -> Message:
+        member = self._member
+        engine = member.engine
+        lease_id, ttl_s = engine.leases.choose(
+            request.ID, request.TTL, lambda: member.env.rng.getrandbits(63)
+        )
+        return engine.lease_grant(lease_id, ttl_s, now=member.loop.time())
+
+    def _time_to_live(self, request: pb.LeaseTimeToLiveRequest) -> Message:
+        return self._member.engine.lease_time_to_live(request, now=self._member.loop.time())
+
+    # Cluster -------------------------------------------------------------------------------
+
+    def _member_header(self) -> pb.ResponseHeader:
+        """Return the header of membership calls, which carries no revision."""
+        return self._member.engine.header(0)
+
+    def _members(self) -> list[pb.Member]:
+        member = self._member
+        return [
+            pb.Member(
+                ID=member.engine.member_id,
+                name=member.config.name,
+                peerURLs=["http://localhost:2380"],
+                clientURLs=member.client_urls,
+            )
+        ]
+
+    def _member_list(self, _: pb.MemberListRequest) -> Message:
+        return pb.MemberListResponse(header=self._member_header(), members=self._members())
+
+    def _member_add(self, request: pb.MemberAddRequest) -> Message:
+        if not request.peerURLs:
+            raise EtcdError(*errors.BAD_MEMBER_URLS)
+        # A second member would never start: this server is always the whole cluster.
+        raise EtcdError(*errors.NOT_ENOUGH_STARTED)
+
+    def _member_remove(self, request: pb.MemberRemoveRequest) -> Message:
+        self._must_be_me(request.ID)
+        raise EtcdError(*errors.NOT_ENOUGH_STARTED)
+
+    def _member_update(self, request: pb.MemberUpdateRequest) -> Message:
+        self._must_be_me(request.ID)
+        return pb.MemberUpdateResponse(header=self._member_header(), members=self._members())
+
+    def _member_promote(self, request: pb.MemberPromoteRequest) -> Message:
+        self._must_be_me(request.ID)
+        raise EtcdError(*errors.ONLY_LEARNER)
+
+    def _must_be_me(self, member_id: int) -> None:
+        if member_id != self._member.engine.member_id:
+            raise EtcdError(*errors.MEMBER_NOT_FOUND)
+
+    # Maintenance ---------------------------------------------------------------------------
+
+    def _status(self, _: pb.StatusRequest) -> Message:
+        engine = self._member.engine
+        return pb.StatusResponse(
+            header=engine.header(),
+            version=SERVER_VERSION,
+            dbSize=engine.store.size,
+            dbSizeInUse=engine.store.size,
+            leader=engine.member_id,
+            raftIndex=engine.raft_index,
+            raftAppliedIndex=engine.raft_index,
+            raftTerm=engine.raft_term,
+            errors=[
+                f"memberID:{member} alarm:{pb.AlarmType.Name(alarm)} "
+                for member, alarm in engine.alarms
+            ],
+        )
+
+    def _alarm(self, request: pb.AlarmRequest) -> Message:
+        engine = self._member.engine
+        changed: list[tuple[int, pb.AlarmType.ValueType]] = []
+        if request.action == pb.AlarmRequest.GET:
+            changed = [
+                (member, alarm)
+                for member, alarm in engine.alarms
+                if request.alarm in (pb.NONE, alarm)
+            ]
+        else:
+            active = request.action == pb.AlarmRequest.ACTIVATE
+            if request.alarm != pb.NONE and engine.set_alarm(
+                request.memberID, request.alarm, active=active
+            ):
+                changed = [(request.memberID, request.alarm)]
+        alarms = [pb.AlarmMember(memberID=member, alarm=alarm) for member, alarm in changed]
+        return pb.AlarmResponse(header=engine.header(), alarms=alarms)
+
+    def _hash(self, _: pb.HashRequest) -> Message:
+        """A checksum of the whole store; unlike HashKV it has no meaning between servers."""
+        engine = self._member.engine
+        crc = 0
+        for main, sub, kv in engine.store.rows():
+            crc = crc32c(b"%d_%d" % (main, sub) + kv_message(kv).SerializeToString(), crc)
+        return pb.HashResponse(header=engine.header(), hash=crc)
+
+    def _hash_kv(self, request: pb.HashKVRequest) -> Message:
+        engine = self._member.engine
+        value, compacted = engine.store.hash_kv(request.revision)
+        return pb.HashKVResponse(header=engine.header(), hash=value, compact_revision=compacted)
+
+    def _move_leader(self, _: pb.MoveLeaderRequest) -> Message:
+        raise EtcdError(*errors.BAD_LEADER_TRANSFEREE)
+
+    def _health(self, _: health_pb2.HealthCheckRequest) -> Message:
+        return health_pb2.HealthCheckResponse(status=health_pb2.HealthCheckResponse.SERVING)

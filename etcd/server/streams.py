@@ -1,0 +1,111 @@
+"""The streaming calls: watch, lease keepalive, health watch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+from etcd.core.pb import health_pb2
+from etcd.core.pb import rpc_pb2 as pb
+from etcd.server.services import decode
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from etcd.core.errors import EtcdError
+    from etcd.server.member import Member
+
+
+class Reply(Protocol):
+    """A stream's way back to its client."""
+
+    def send(self, payload: bytes) -> None:
+        """Send one response message now."""
+
+    def send_durable(self, payload: bytes) -> None:
+        """Send one response message once everything pending is durable."""
+
+    def writable(self) -> bool:
+        """Whether the client keeps up."""
+
+    def finish(self, error: EtcdError | None = None) -> None:
+        """End the call."""
+
+
+class StreamCall(Protocol):
+    """One streaming call being served."""
+
+    def on_message(self, data: bytes) -> None:
+        """Take one request message."""
+
+    def on_half_close(self) -> None:
+        """The client will send no more."""
+
+    def on_gone(self) -> None:
+        """The call is over, whoever ended it; nothing may be sent any more."""
+
+
+class WatchCall:
+    """Watch.Watch."""
+
+    def __init__(self, member: Member, reply: Reply) -> None:
+        self._member = member
+        self._reply = reply
+        self._stream = member.hub.open(reply)
+
+    def on_message(self, data: bytes) -> None:
+        request = decode(pb.WatchRequest, data)
+        assert isinstance(request, pb.WatchRequest)
+        self._member.hub.receive(self._stream, request)
+        self._member.schedule_sync()
+
+    def on_half_close(self) -> None:
+        self._reply.finish()
+
+    def on_gone(self) -> None:
+        self._member.hub.close(self._stream)
+
+
+class KeepAliveCall:
+    """Lease.LeaseKeepAlive."""
+
+    def __init__(self, member: Member, reply: Reply) -> None:
+        self._member = member
+        self._reply = reply
+
+    def on_message(self, data: bytes) -> None:
+        request = decode(pb.LeaseKeepAliveRequest, data)
+        assert isinstance(request, pb.LeaseKeepAliveRequest)
+        member = self._member
+        response = member.engine.lease_keep_alive(request.ID, now=member.loop.time())
+        self._reply.send_durable(response.SerializeToString())
+
+    def on_half_close(self) -> None:
+        self._reply.finish()
+
+    def on_gone(self) -> None:
+        pass
+
+
+class HealthWatchCall:
+    """grpc.health.v1 Health.Watch: always serving while there is someone to ask."""
+
+    def __init__(self, _: Member, reply: Reply) -> None:
+        self._reply = reply
+
+    def on_message(self, data: bytes) -> None:
+        decode(health_pb2.HealthCheckRequest, data)
+        serving = health_pb2.HealthCheckResponse.SERVING
+        self._reply.send(health_pb2.HealthCheckResponse(status=serving).SerializeToString())
+
+    def on_half_close(self) -> None:
+        pass
+
+    def on_gone(self) -> None:
+        pass
+
+
+STREAMS: dict[str, Callable[[Member, Reply], StreamCall]] = {
+    "/etcdserverpb.Watch/Watch": WatchCall,
+    "/etcdserverpb.Lease/LeaseKeepAlive": KeepAliveCall,
+    "/grpc.health.v1.Health/Watch": HealthWatchCall,
+}
