@@ -110,6 +110,21 @@ class StackTransport(asyncio.Transport):
         self._scheduled = False
         if self._lost:
             return
+        try:
+            self._tell()
+        except Exception as error:  # the boundary: a protocol's bug ends its own connection only
+            self._loop.call_exception_handler(
+                {
+                    "message": "Fatal error: a protocol's callback failed.",
+                    "exception": error,
+                    "transport": self,
+                    "protocol": self._protocol,
+                }
+            )
+            self._connection.abort()
+            self._finish(error)
+
+    def _tell(self) -> None:
         connection = self._connection
         if self._reading and not self._closing:
             data = connection.read()
@@ -221,7 +236,7 @@ class StackTransport(asyncio.Transport):
         self._connection.abort()
         self._loop.call_soon(self._finish, None)
 
-    def _finish(self, error: OSError | None) -> None:
+    def _finish(self, error: Exception | None) -> None:
         if self._lost:
             return
         self._lost = True

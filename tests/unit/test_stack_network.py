@@ -285,6 +285,26 @@ async def test_loopback_connects_a_host_to_itself(a: Host) -> None:
     writer.close()
 
 
+async def test_a_protocol_that_raises_loses_its_own_connection_only(a: Host, b: Host) -> None:
+    told: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context))
+
+    class Broken(asyncio.Protocol):
+        def data_received(self, data: bytes) -> None:
+            raise ValueError("bug")
+
+        def connection_lost(self, error: Exception | None) -> None:
+            told.append(error)
+
+    await b.network.create_server(Broken, None, 80)
+    reader, writer = await a.network.open_connection(B, 80)
+    writer.write(b"x")
+    with pytest.raises(ConnectionResetError):
+        await reader.read()
+    assert isinstance(told[1], ValueError)
+    (await a.network.open_connection(B, 80))[1].close()
+
+
 class Datagrams(asyncio.DatagramProtocol):
     def __init__(self) -> None:
         self.got: list[tuple[bytes, tuple[str, int]]] = []
