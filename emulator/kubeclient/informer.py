@@ -139,6 +139,12 @@ class Informer:
             handler(event, old, new)
 
 
+def only_metadata(obj: Object) -> Object:
+    """Keep an object's identity and metadata; for those who only follow owners."""
+    meta = {k: v for k, v in obj["metadata"].items() if k not in ("managedFields", "annotations")}
+    return {"apiVersion": obj.get("apiVersion"), "kind": obj.get("kind"), "metadata": meta}
+
+
 class SharedInformers:
     """One informer per collection for a whole process."""
 
@@ -154,8 +160,13 @@ class SharedInformers:
         namespace: str = "",
         label_selector: str = "",
         field_selector: str = "",
+        metadata_only: bool = False,
     ) -> Informer:
-        """The shared informer of a collection; made at the first call, which is before ``run``."""
+        """The shared informer of a collection; made at the first call, which is before ``run``.
+
+        With ``metadata_only`` its objects may lack everything else: whoever needs them whole asks
+        before.
+        """
         key = (resource, namespace, label_selector, field_selector)
         if key not in self._informers:
             self._informers[key] = Informer(
@@ -165,6 +176,7 @@ class SharedInformers:
                 label_selector=label_selector,
                 field_selector=field_selector,
                 log=self._log,
+                transform=only_metadata if metadata_only else drop_managed_fields,
             )
         return self._informers[key]
 

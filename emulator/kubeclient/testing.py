@@ -15,18 +15,19 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from aiohttp import web
 
+from emulator.apimachinery import mergepatch
+from emulator.kubeclient import resource as resource_constants
 from emulator.kubeclient.config import KubeConfig
 from emulator.kubeclient.controller import Controller
 from emulator.kubeclient.informer import Informer
 from emulator.kubeclient.meta import format_time, key_of, split_key
-from emulator.kubeclient.resource import PODS
+from emulator.kubeclient.resource import PODS, Resource
 from emulator.runtime.clock import Clock, real_clock
 from emulator.runtime.rng import seeded_rng
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from emulator.kubeclient.resource import Resource
     from emulator.kubeclient.rest import RestClient
 
     Object = dict[str, Any]
@@ -174,6 +175,8 @@ class FakeApi:
 
     async def _serve(self, request: web.Request) -> web.StreamResponse:
         self.requests.append((request.method, request.path_qs))
+        if (document := _discovery(request.path)) is not None:
+            return web.json_response(document)
         target = _target(request.path)
         if request.query.get("watch") == "true":
             return await self._watch(request, target)
@@ -230,7 +233,10 @@ class FakeApi:
         wanted = body.get("metadata", {}).get("resourceVersion")
         if wanted and wanted != current["metadata"]["resourceVersion"]:
             return _status(409, "Conflict", "the object has been modified")
-        new = body if request.method == "PUT" else merge_patch(copy.deepcopy(current), body)
+        if target.subresource == "finalize" and not body["spec"].get("finalizers"):
+            self._drop(target)
+            return web.json_response(body)
+        new = body if request.method == "PUT" else mergepatch.apply(copy.deepcopy(current), body)
         if target.subresource == "status":
             new = copy.deepcopy(current) | {"status": new.get("status")}
         elif "status" in current:
@@ -343,21 +349,26 @@ class FakeKubelet:
         await self._client.patch(PODS, namespace, name, {"status": status}, subresource="status")
 
 
+def _discovery(path: str) -> Object | None:
+    kinds = [kind for kind in vars(resource_constants).values() if isinstance(kind, Resource)]
+    groups = {(kind.group, kind.version): None for kind in kinds if kind.group}
+    if path == "/apis":
+        rows = [{"name": g, "preferredVersion": {"version": v}} for g, v in groups]
+        return {"kind": "APIGroupList", "groups": rows}
+    for group, version in (("", "v1"), *groups):
+        if path == (f"/apis/{group}/{version}" if group else "/api/v1"):
+            verbs = ["create", "delete", "get", "list", "patch", "update", "watch"]
+            found = [
+                {"name": k.plural, "kind": k.kind, "namespaced": k.namespaced, "verbs": verbs}
+                for k in kinds
+                if (k.group, k.version) == (group, version)
+            ]
+            return {"kind": "APIResourceList", "resources": found}
+    return None
+
+
 async def _write_event(response: web.StreamResponse, kind: str, obj: Object) -> None:
     await response.write(json.dumps({"type": kind, "object": obj}).encode() + b"\n")
-
-
-def merge_patch(target: Any, patch: Any) -> Any:
-    """RFC 7386; changes and returns ``target``."""
-    if not isinstance(patch, dict):
-        return patch
-    result = target if isinstance(target, dict) else {}
-    for key, value in patch.items():
-        if value is None:
-            result.pop(key, None)
-        else:
-            result[key] = merge_patch(result.get(key), value)
-    return result
 
 
 def _collection(resource: Resource) -> str:

@@ -10,17 +10,23 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from agents.controllers import ControllersConfig, run_controllers
+from agents.controllers import ControllersConfig, NodeTimings, run_controllers
 from agents.scheduler import SchedulerConfig, run_scheduler
 from emulator.kubeclient import RestClient
 from emulator.kubeclient.resource import (
+    CONFIGMAPS,
+    CONTROLLERREVISIONS,
+    DAEMONSETS,
     DEPLOYMENTS,
     ENDPOINTS,
     ENDPOINTSLICES,
     EVENTS,
+    LEASES,
+    NAMESPACES,
     NODES,
     PODS,
     REPLICASETS,
+    SERVICEACCOUNTS,
     SERVICES,
 )
 from emulator.kubeclient.testing import FakeApi, FakeKubelet
@@ -78,6 +84,19 @@ def deployment(name: str, replicas: int, image: str = "nginx", **spec: Any) -> O
     }
 
 
+async def beat(api: FakeApi, client: RestClient) -> None:
+    """The heartbeats of every node that is not labelled silent."""
+    number = 0
+    while True:
+        number += 1
+        for obj in api.objects(NODES):
+            name = obj["metadata"]["name"]
+            if "silent" not in obj["metadata"]["labels"]:
+                meta = {"name": name, "namespace": "kube-node-lease"}
+                api.put(LEASES, {"metadata": meta, "spec": {"renewTime": f"{number}"}})
+        await asyncio.sleep(0.1)
+
+
 class World:
     def __init__(self, api: FakeApi, client: RestClient, kubelet: FakeKubelet) -> None:
         self.api, self.client, self.kubelet = api, client, kubelet
@@ -111,7 +130,18 @@ async def world() -> AsyncIterator[World]:
         with contextlib.suppress(asyncio.CancelledError):
             async with asyncio.TaskGroup() as group:
                 tasks = [
-                    group.create_task(run_controllers(ControllersConfig(api.config), env)),
+                    group.create_task(
+                        run_controllers(
+                            ControllersConfig(
+                                api.config,
+                                nodes=NodeTimings(monitor_grace_s=0.6, eviction_rate=100),
+                                pod_gc_quarantine_s=0.1,
+                                root_ca_pem="CA",
+                            ),
+                            env,
+                        )
+                    ),
+                    group.create_task(beat(api, client)),
                     group.create_task(run_scheduler(SchedulerConfig(api.config), env)),
                     group.create_task(kubelet.run()),
                 ]
@@ -229,6 +259,110 @@ async def test_a_pod_that_fits_nowhere_says_why_and_runs_once_it_fits(world: Wor
     await world.client.patch(NODES, "", "node-1", {"spec": {"unschedulable": None}})
     await until(lambda: len(world.running("web")) == 1, "scheduled after the backoff")
     assert world.running("web")[0]["spec"]["nodeName"] == "node-1"
+
+
+async def test_a_deleted_deployment_takes_its_sets_and_pods_with_it(world: World) -> None:
+    await world.client.create(DEPLOYMENTS, deployment("web", 3))
+    await until(lambda: world.status("web").get("availableReplicas") == 3, "3 available")
+    await world.client.delete(DEPLOYMENTS, "default", "web", propagation_policy="Background")
+    await until(
+        lambda: not world.api.objects(REPLICASETS) and not world.api.objects(PODS), "all gone"
+    )
+
+
+async def test_foreground_deletion_keeps_the_owner_until_its_pods_are_gone(world: World) -> None:
+    await world.client.create(DEPLOYMENTS, deployment("web", 2))
+    await until(lambda: world.status("web").get("availableReplicas") == 2, "2 available")
+    await world.client.delete(DEPLOYMENTS, "default", "web", propagation_policy="Foreground")
+    await until(lambda: not world.api.objects(DEPLOYMENTS), "deployment gone")
+    assert not world.api.objects(REPLICASETS)
+    assert not world.api.objects(PODS)
+
+
+async def test_a_namespace_is_furnished_and_emptied_before_it_goes(world: World) -> None:
+    namespace = {"metadata": {"name": "shop"}, "spec": {"finalizers": ["kubernetes"]}}
+    await world.client.create(NAMESPACES, namespace)
+    await until(lambda: len(world.api.objects(CONFIGMAPS)) == 1, "kube-root-ca.crt")
+    await until(lambda: len(world.api.objects(SERVICEACCOUNTS)) == 1, "service account")
+    assert world.api.objects(CONFIGMAPS)[0]["data"] == {"ca.crt": "CA"}
+    shop = deployment("web", 2)
+    shop["metadata"]["namespace"] = "shop"
+    await world.client.create(DEPLOYMENTS, shop)
+    await until(lambda: world.status("web").get("availableReplicas") == 2, "2 available")
+    await world.client.delete(NAMESPACES, "", "shop")
+    await until(lambda: not world.api.objects(NAMESPACES), "namespace gone")
+    for resource in (DEPLOYMENTS, REPLICASETS, PODS, CONFIGMAPS, SERVICEACCOUNTS):
+        assert not world.api.objects(resource)
+
+
+async def test_pods_leave_a_silent_node_after_their_toleration(world: World) -> None:
+    web = deployment("web", 3)
+    web["spec"]["template"]["spec"]["tolerations"] = [
+        {
+            "key": "node.kubernetes.io/unreachable",
+            "operator": "Exists",
+            "effect": "NoExecute",
+            "tolerationSeconds": 1,
+        }
+    ]
+    await world.client.create(DEPLOYMENTS, web)
+    await until(lambda: world.status("web").get("availableReplicas") == 3, "3 available")
+    (lost,) = [p for p in world.running("web") if p["spec"]["nodeName"] == "node-1"]
+    world.kubelet.silent["node-1"] = None
+    await world.client.patch(NODES, "", "node-1", {"metadata": {"labels": {"silent": "yes"}}})
+    await until(
+        lambda: "Node node-1 status is now: NodeNotReady" in world.messages("NodeNotReady"),
+        "NodeNotReady",
+    )
+    await until(lambda: world.status("web").get("availableReplicas") == 2, "pod counted out")
+    (gone,) = [o for o in world.api.objects(NODES) if o["metadata"]["name"] == "node-1"]
+    ready = next(c for c in gone["status"]["conditions"] if c["type"] == "Ready")
+    assert (ready["status"], ready["reason"], ready["message"]) == (
+        "Unknown",
+        "NodeStatusUnknown",
+        "Kubelet stopped posting node status.",
+    )
+    await until(lambda: world.status("web").get("availableReplicas") == 3, "replaced elsewhere")
+    name = lost["metadata"]["name"]
+    await until(
+        lambda: (
+            world.messages("TaintManagerEviction") == [f"Marking for deletion Pod default/{name}"]
+        ),
+        "eviction event",
+    )
+    stuck = [p for p in world.api.objects(PODS) if p["metadata"]["name"] == name]
+    assert stuck[0]["metadata"]["deletionTimestamp"]
+    await world.client.delete(NODES, "", "node-1")
+    await until(
+        lambda: name not in [p["metadata"]["name"] for p in world.api.objects(PODS)],
+        "pod of the removed node collected",
+    )
+
+
+async def test_a_daemon_set_follows_the_nodes_and_its_template(world: World) -> None:
+    ds = deployment("agent", 0)
+    spec = {k: ds["spec"][k] for k in ("selector", "template")}
+    spec["updateStrategy"] = {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 1}}
+    await world.client.create(DAEMONSETS, {**ds, "kind": "DaemonSet", "spec": spec})
+
+    def where() -> list[str]:
+        return sorted(pod["spec"]["nodeName"] for pod in world.running("agent"))
+
+    await until(lambda: where() == ["node-0", "node-1", "node-2"], "one each")
+    world.api.put(NODES, node("node-3"))
+    await until(lambda: where() == ["node-0", "node-1", "node-2", "node-3"], "new node")
+    changed = deployment("agent", 0, image="nginx:2")["spec"]["template"]
+    await world.client.patch(DAEMONSETS, "default", "agent", {"spec": {"template": changed}})
+
+    def images() -> list[str]:
+        return [pod["spec"]["containers"][0]["image"] for pod in world.running("agent")]
+
+    await until(lambda: images() == ["nginx:2"] * 4, "all replaced")
+    revisions = [obj["revision"] for obj in world.api.objects(CONTROLLERREVISIONS)]
+    assert sorted(revisions) == [1, 2]
+    await until(
+        lambda: world.api.objects(DAEMONSETS)[0]["status"].get("numberAvailable") == 4, "status"
+    )
 
 
 async def test_everything_goes_on_after_the_api_server_was_away(world: World) -> None:
