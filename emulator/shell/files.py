@@ -11,7 +11,7 @@ import posixpath
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
     from pathlib import Path
 
 # Bytes all files of one pod may hold: a pod is a program here, its data are small.
@@ -32,8 +32,8 @@ def _error(number: int, path: str) -> OSError:
 class MemoryFiles:
     """A container's files: what its image and volumes bring, and what it writes.
 
-    ``generated`` are files made anew at every read (/proc, /etc/hosts follow the pod's state);
-    they cannot be written, nor can what lies below a read-only mount.
+    ``generated`` are files made anew at every read (/proc and the like); they cannot be written.
+    A volume is a MemoryFiles of its own, mounted into each container that names it.
     """
 
     def __init__(
@@ -42,119 +42,134 @@ class MemoryFiles:
         *,
         files: Mapping[str, tuple[bytes, float]] | None = None,
         generated: Mapping[str, Callable[[], bytes]] | None = None,
+        directories: Iterable[str] = (),
         limit: int = MEMORY_FILES_LIMIT_BYTES,
     ) -> None:
         """``clock`` gives Unix seconds; ``files`` maps path to (content, mtime)."""
         self._clock = clock
         self._files: dict[str, tuple[bytes, float]] = dict(files or {})
         self._generated = dict(generated or {})
-        self._directories: dict[str, None] = dict.fromkeys(("/", "/tmp", "/root", "/etc", "/dev"))
-        self._read_only: dict[str, None] = {}
+        self._directories: dict[str, None] = dict.fromkeys(("/", *directories))
+        self._mounts: dict[str, tuple[MemoryFiles, str, bool]] = {}
         self._limit = limit
 
     def mount(
-        self, path: str, files: Mapping[str, bytes], *, read_only: bool, mtime: float
+        self, path: str, volume: MemoryFiles, *, sub_path: str = "", read_only: bool = False
     ) -> None:
-        """Put a volume at ``path``, hiding what was there; ``files`` are relative to it."""
-        root = normal(path)
-        for old in [name for name in self._files if name.startswith(root + "/")]:
-            del self._files[old]
-        self._directories[root] = None
-        for name, data in files.items():
-            self._files[normal(f"{root}/{name}")] = (data, mtime)
-        if read_only:
-            self._read_only[root] = None
+        """Show ``volume`` (or what lies at its ``sub_path``) at ``path``, hiding what was there."""
+        self._mounts[normal(path)] = (volume, normal(sub_path), read_only)
 
-    def place(self, path: str, data: bytes, mtime: float) -> None:
-        """Put one file, whatever the mounts say (the runtime's own files)."""
-        self._files[normal(path)] = (data, mtime)
+    def _find(self, path: str) -> tuple[MemoryFiles, str, bool]:
+        """The file system, path in it and read-only flag behind a path."""
+        name = normal(path)
+        best = max(
+            (each for each in self._mounts if name == each or name.startswith(each + "/")),
+            key=len,
+            default=None,
+        )
+        if best is None:
+            return self, name, False
+        volume, base, read_only = self._mounts[best]
+        return volume, normal(f"{base}/{name[len(best) :]}"), read_only
 
     def read(self, path: str) -> bytes:
         """The file's content."""
-        name = normal(path)
-        if name in self._generated:
-            return self._generated[name]()
-        if name in self._files:
-            return self._files[name][0]
-        raise _error(errno.EISDIR if self.is_dir(name) else errno.ENOENT, path)
+        files, name, _ = self._find(path)
+        if name in files._generated:
+            return files._generated[name]()
+        if name in files._files:
+            return files._files[name][0]
+        raise _error(errno.EISDIR if files._is_dir(name) else errno.ENOENT, path)
 
     def write(self, path: str, data: bytes, *, append: bool = False) -> None:
         """Replace or extend a file; its directory must exist."""
-        name = normal(path)
-        if name == "/dev/null":
+        if normal(path) == "/dev/null":
             return
-        if self.is_dir(name):
+        files, name, read_only = self._find(path)
+        if files._is_dir(name):
             raise _error(errno.EISDIR, path)
-        if name in self._generated:
+        if name in files._generated:
             raise _error(errno.EACCES, path)
-        if any(name.startswith(mount + "/") for mount in self._read_only):
+        if read_only:
             raise _error(errno.EROFS, path)
-        if not self.is_dir(posixpath.dirname(name)):
+        if not files._is_dir(posixpath.dirname(name)):
             raise _error(errno.ENOENT, path)
-        before = self._files.get(name, (b"", 0.0))[0]
+        before = files._files.get(name, (b"", 0.0))[0]
         content = before + data if append else data
-        used = sum(len(each) for each, _ in self._files.values()) - len(before)
-        if used + len(content) > self._limit:
+        used = sum(len(each) for each, _ in files._files.values()) - len(before)
+        if used + len(content) > files._limit:
             raise _error(errno.ENOSPC, path)
-        self._files[name] = (content, self._clock())
+        files._files[name] = (content, self._clock())
 
     def remove(self, path: str) -> None:
         """Unlink a file."""
-        name = normal(path)
-        if self.is_dir(name):
+        files, name, read_only = self._find(path)
+        if files._is_dir(name):
             raise _error(errno.EISDIR, path)
-        if any(name.startswith(mount + "/") for mount in self._read_only):
-            raise _error(errno.EROFS, path)
-        if name not in self._files:
+        if name not in files._files:
             raise _error(errno.ENOENT, path)
-        del self._files[name]
+        if read_only:
+            raise _error(errno.EROFS, path)
+        del files._files[name]
 
     def make_dir(self, path: str) -> None:
         """Make a directory; its parent must exist."""
-        name = normal(path)
-        if self.exists(name):
+        if self.exists(path):
             raise _error(errno.EEXIST, path)
-        if not self.is_dir(posixpath.dirname(name)):
+        files, name, read_only = self._find(path)
+        if not files._is_dir(posixpath.dirname(name)):
             raise _error(errno.ENOENT, path)
-        self._directories[name] = None
+        if read_only:
+            raise _error(errno.EROFS, path)
+        files._directories[name] = None
 
     def listdir(self, path: str) -> list[str]:
         """The names in a directory, sorted."""
-        name = normal(path)
-        if not self.is_dir(name):
-            raise _error(errno.ENOTDIR if self.exists(name) else errno.ENOENT, path)
+        files, name, _ = self._find(path)
+        if not self.is_dir(path):
+            raise _error(errno.ENOTDIR if self.exists(path) else errno.ENOENT, path)
+        found = files._below(name)
+        if files is self:
+            prefix = name.rstrip("/") + "/"
+            mounted = (each for each in self._mounts if each.startswith(prefix))
+            found |= {each[len(prefix) :].partition("/")[0] for each in mounted}
+        return sorted(found - {""})
+
+    def _below(self, name: str) -> set[str]:
         prefix = name.rstrip("/") + "/"
-        found = {
+        return {
             each[len(prefix) :].partition("/")[0]
             for table in (self._files, self._generated, self._directories)
             for each in table
-            if each.startswith(prefix) and each != prefix
+            if each.startswith(prefix)
         }
-        return sorted(found - {""})
 
-    def is_dir(self, path: str) -> bool:
-        """True for a directory, made or implied by a file below it."""
-        name = normal(path)
+    def _is_dir(self, name: str) -> bool:
         if name in self._directories:
             return True
         prefix = name.rstrip("/") + "/"
         return any(
             each.startswith(prefix)
-            for table in (self._files, self._generated, self._directories)
+            for table in (self._files, self._generated, self._directories, self._mounts)
             for each in table
         )
 
+    def is_dir(self, path: str) -> bool:
+        """True for a directory, made or implied by a file below it."""
+        files, name, _ = self._find(path)
+        return files._is_dir(name)
+
     def exists(self, path: str) -> bool:
         """True for a file or directory."""
-        name = normal(path)
-        return name in self._files or name in self._generated or self.is_dir(name)
+        files, name, _ = self._find(path)
+        return name in files._files or name in files._generated or files._is_dir(name)
 
     def mtime(self, path: str) -> float:
         """Unix seconds of the last change; now for generated files and directories."""
-        name = normal(path)
-        if name in self._files:
-            return self._files[name][1]
-        if self.exists(name):
+        files, name, _ = self._find(path)
+        if name in files._files:
+            return files._files[name][1]
+        if self.exists(path):
             return self._clock()
         raise _error(errno.ENOENT, path)
 

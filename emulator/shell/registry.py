@@ -1,0 +1,183 @@
+"""Which commands there are, and how one is run."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from emulator.errors import UsageError
+from emulator.shell import text
+from emulator.shell.context import os_error_text
+from emulator.shell.curl import curl
+from emulator.shell.interpreter import Interpreter
+from emulator.shell.ping import ping
+from emulator.shell.traceroute import tracepath, traceroute
+from emulator.shell.wget import wget
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from emulator.shell.context import Command, ShellContext
+
+EXIT_NOT_FOUND: Final = 127
+EXIT_SIGPIPE: Final = 128 + 13
+
+
+async def shell(ctx: ShellContext, argv: Sequence[str]) -> int:
+    """sh, ash, bash: ``-c TEXT [ARGUMENTS]``, a script file, or standard input."""
+    words = list(argv[1:])
+    while words and words[0] in ("-e", "-x", "-i", "-l", "-ec", "-xc", "-lc", "-u", "--login"):
+        if words[0].endswith("c"):
+            words[0] = "-c"
+            break
+        words.pop(0)
+    if words[:1] == ["-c"]:
+        if len(words) < 2:
+            ctx.err(f"{argv[0]}: -c: option requires an argument\n")
+            return 2
+        interpreter = Interpreter(run_command, arguments=words[2:] or [argv[0]])
+        return await interpreter.run_text(ctx.subshell(), words[1])
+    if words:
+        try:
+            script = ctx.files.read(ctx.path(words[0])).decode("utf-8", "replace")
+        except OSError as error:
+            ctx.err(f"{argv[0]}: can't open '{words[0]}': {os_error_text(error)}\n")
+            return 2
+        return await Interpreter(run_command, arguments=words).run_text(ctx.subshell(), script)
+    if ctx.stdin is None:
+        return 0
+    inner = ctx.subshell()
+    interpreter = Interpreter(run_command, arguments=[argv[0]])
+    async for line in text.input_lines(ctx, (), "sh"):
+        inner.status = await interpreter.run_text(inner, line)
+        await ctx.stdout.drain()
+        if line.split()[:1] == ["exit"]:
+            break
+    return inner.status
+
+
+async def nohup(ctx: ShellContext, argv: Sequence[str]) -> int:
+    """sudo, nohup, time, command, stdbuf: run what follows."""
+    words = list(argv[1:])
+    while words and words[0].startswith("-"):
+        words.pop(0)
+    return await run_command(ctx, words) if words else 0
+
+
+async def timeout_command(ctx: ShellContext, argv: Sequence[str]) -> int:
+    """timeout [-t] SECONDS COMMAND: 124 when the time is up (143 in busybox)."""
+    import asyncio
+
+    words = [word for word in argv[1:] if word != "-t"]
+    try:
+        seconds = float(words[0].rstrip("s"))
+    except (ValueError, IndexError):
+        ctx.err("timeout: invalid time interval\n")
+        return 125
+    try:
+        async with asyncio.timeout(seconds):
+            return await run_command(ctx, words[1:])
+    except TimeoutError:
+        return 143 if ctx.style == "busybox" else 124
+
+
+async def which(ctx: ShellContext, argv: Sequence[str]) -> int:
+    """which NAMES."""
+    status = 0
+    for name in argv[1:]:
+        if name in COMMANDS:
+            ctx.out(f"/usr/bin/{name}\n")
+        else:
+            status = 1
+    return status
+
+
+async def busybox(ctx: ShellContext, argv: Sequence[str]) -> int:
+    """busybox APPLET ARGUMENTS."""
+    if len(argv) < 2:
+        ctx.out("BusyBox v1.36.1 (2024-06-10 07:11:47 UTC) multi-call binary.\n")
+        return 0
+    return await run_command(ctx, list(argv[1:]))
+
+
+COMMANDS: Final[Mapping[str, Command]] = {
+    "sh": shell,
+    "ash": shell,
+    "bash": shell,
+    "busybox": busybox,
+    "sudo": nohup,
+    "nohup": nohup,
+    "command": nohup,
+    "timeout": timeout_command,
+    "which": which,
+    "echo": text.echo,
+    "printf": text.printf,
+    "cat": text.cat,
+    "tee": text.tee,
+    "grep": text.grep,
+    "egrep": text.grep,
+    "head": text.head,
+    "tail": text.tail,
+    "wc": text.wc,
+    "sort": text.sort,
+    "uniq": text.uniq,
+    "xargs": text.xargs,
+    "sleep": text.sleep,
+    "date": text.date,
+    "uname": text.uname,
+    "id": text.whoami,
+    "whoami": text.whoami,
+    "hostname": text.hostname,
+    "env": text.env,
+    "printenv": text.env,
+    "ls": text.ls,
+    "touch": text.file_verbs,
+    "mkdir": text.file_verbs,
+    "rm": text.file_verbs,
+    "test": text.test,
+    "[": text.test,
+    "seq": text.seq,
+    "true": text.true,
+    "false": text.false,
+    "pwd": text.pwd,
+    "ping": ping,
+    "traceroute": traceroute,
+    "tracepath": tracepath,
+    "curl": curl,
+    "wget": wget,
+}
+
+
+def base_name(word: str) -> str:
+    """``ip`` of ``/sbin/ip``."""
+    return word.rpartition("/")[2] if word.startswith(("/", "./")) else word
+
+
+def has_command(name: str) -> bool:
+    """True if ``run_command`` knows this command."""
+    return base_name(name) in COMMANDS
+
+
+async def run_command(ctx: ShellContext, argv: Sequence[str]) -> int:
+    """Run one command line of separate words; its exit status.
+
+    An unknown command says so as the context's shell would and gives 127; a complaint about the
+    arguments is the command's own.
+    """
+    if not argv:
+        return 0
+    name = base_name(argv[0])
+    command = COMMANDS.get(name)
+    if command is None:
+        if ctx.style == "busybox":
+            ctx.err(f"sh: {argv[0]}: not found\n")
+        else:
+            ctx.err(f"sh: 1: {argv[0]}: not found\n")
+        return EXIT_NOT_FOUND
+    try:
+        status = await command(ctx, [name, *argv[1:]])
+    except BrokenPipeError:
+        return EXIT_SIGPIPE
+    except UsageError as error:
+        ctx.err(f"{name}: {error}\n")
+        return 1
+    return status
