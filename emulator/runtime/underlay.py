@@ -24,8 +24,10 @@ CARRIER_PORT: Final = 8473
 # Sockets VXLAN is sent from, so that flows differ in their outer source port (RFC 7348 section 5)
 # as on a real network; more would only cost file descriptors.
 SOURCE_SOCKETS: Final = 4
-# Batches taken from one socket in one turn of the loop; at most 64 datagrams each.
-MAX_RECEIVES_PER_TURN: Final = 32
+# What is taken from one socket in one turn of the loop.  The bytes matter more: ACKs go out once a
+# turn, and a sender whose whole window (512 KiB) is taken in one turn has nothing to do meanwhile.
+MAX_RECEIVES_PER_TURN: Final = 64
+MAX_BYTES_PER_TURN: Final = 128 * 1024
 
 
 class Egress(Protocol):
@@ -325,10 +327,12 @@ class UnderlayDriver:
 
     def _read_vxlan(self, sock: UnderlaySocket) -> None:
         hosts, receive = self._hosts, self._device.receive_vxlan
+        room = MAX_BYTES_PER_TURN
         for _ in range(MAX_RECEIVES_PER_TURN):
-            batch = sock.receive()
+            batch = sock.receive() if room > 0 else None
             if batch is None:
                 break
+            room -= len(batch.payload)
             host, port = batch.source
             ip = hosts.get(host)
             if ip is None:
@@ -339,10 +343,12 @@ class UnderlayDriver:
 
     def _read_carrier(self, sock: UnderlaySocket) -> None:
         hosts, receive = self._hosts, self._device.receive_carrier
+        room = MAX_BYTES_PER_TURN
         for _ in range(MAX_RECEIVES_PER_TURN):
-            batch = sock.receive()
+            batch = sock.receive() if room > 0 else None
             if batch is None:
                 break
+            room -= len(batch.payload)
             if batch.source[0] in hosts:
                 receive(batch.payload, batch.segment_size)
             else:
