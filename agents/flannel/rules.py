@@ -9,8 +9,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     from agents.flannel.config import Profile
     from emulator.addr import Prefix
+
+    # (table, chain) to its rules as iptables-save prints them, without ``-A CHAIN``.
+    ChainReader = Callable[[str, str], Sequence[str]]
 
 MASQ_CHAIN: Final = "FLANNEL-POSTRTG"
 FORWARD_CHAIN: Final = "FLANNEL-FWD"
@@ -39,18 +44,9 @@ class RuleSet(NamedTuple):
         lines += [f"-A {chain} {rule}" for chain, rule in missing]
         return "\n".join([*lines, "COMMIT", ""])
 
-    def missing_jumps(self, saved: str) -> tuple[tuple[str, str], ...]:
-        """The jumps that ``iptables-save`` text of this table does not hold."""
-        lines = set(saved.splitlines())
-        return tuple(jump for jump in self.jumps if f"-A {jump[0]} {jump[1]}" not in lines)
-
-    def own_lines(self, saved: str) -> tuple[str, ...]:
-        """The lines of ``iptables-save`` text that are this chain's rules."""
-        return tuple(
-            line
-            for line in saved.splitlines()
-            if self.chain and line.startswith(f"-A {self.chain} ")
-        )
+    def missing_jumps(self, read: ChainReader) -> tuple[tuple[str, str], ...]:
+        """The jumps their built-in chains do not hold."""
+        return tuple(jump for jump in self.jumps if jump[1] not in read(self.table, jump[0]))
 
 
 def masquerade_rules(network: Prefix, subnet: Prefix, profile: Profile = "modern") -> RuleSet:

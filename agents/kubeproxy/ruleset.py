@@ -8,10 +8,13 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from agents.kubeproxy.names import is_service_chain
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable, Sequence
 
     from agents.kubeproxy.model import Profile
     from emulator.addr import Prefix
+
+    # (table, chain) to its rules as iptables-save prints them, without ``-A CHAIN``.
+    ChainReader = Callable[[str, str], Sequence[str]]
 
 # From so many endpoints on comments are left out of endpoint rules, as upstream does.
 LARGE_CLUSTER_ENDPOINTS: Final = 1000
@@ -114,29 +117,6 @@ def comment(text: str) -> str:
     return f"-m comment --comment {quoted}"
 
 
-def missing_jumps(jumps: Iterable[Jump], saved: str) -> tuple[Jump, ...]:
-    """The jumps that ``iptables-save`` text does not hold, in the order given."""
-    table = ""
-    present: set[tuple[str, str]] = set()
-    for line in saved.splitlines():
-        if line.startswith("*"):
-            table = line[1:]
-        elif line.startswith("-A "):
-            present.add((table, line))
-    return tuple(
-        jump
-        for jump in jumps
-        if (jump.table, f"-A {jump.source} {jump.specification}") not in present
-    )
-
-
-def chains_of(saved: str, table: str) -> tuple[str, ...]:
-    """The chains that ``iptables-save`` text declares in a table."""
-    current = ""
-    found: list[str] = []
-    for line in saved.splitlines():
-        if line.startswith("*"):
-            current = line[1:]
-        elif line.startswith(":") and current == table:
-            found.append(line[1:].split(" ", 1)[0])
-    return tuple(found)
+def missing_jumps(jumps: Iterable[Jump], read: ChainReader) -> tuple[Jump, ...]:
+    """The jumps their built-in chains do not hold, in the order given."""
+    return tuple(jump for jump in jumps if jump.specification not in read(jump.table, jump.source))

@@ -11,7 +11,7 @@ from agents.kubeproxy import names
 from agents.kubeproxy.conntrack import UdpFlow, UdpServices
 from agents.kubeproxy.desired import desired_ruleset
 from agents.kubeproxy.model import read_service, read_slices
-from agents.kubeproxy.ruleset import NodeConfig, Ruleset, chains_of, missing_jumps
+from agents.kubeproxy.ruleset import NodeConfig, Ruleset, missing_jumps
 from emulator.addr import Prefix
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -226,8 +226,8 @@ def test_large_clusters_leave_endpoint_comments_out() -> None:
 
 
 def test_chains_of_vanished_services_are_flushed_and_deleted() -> None:
-    saved = "*nat\n:PREROUTING ACCEPT [0:0]\n:KUBE-SVC-OLD - [0:0]\n:MINE - [0:0]\nCOMMIT\n"
-    text = rules(SIX_SERVICES, SIX_SLICES).restore_text(chains_of(saved, "nat"))
+    existing = ("PREROUTING", "KUBE-SVC-OLD", "MINE", "KUBE-SERVICES")
+    text = rules(SIX_SERVICES, SIX_SLICES).restore_text(existing)
     assert ":KUBE-SVC-OLD - [0:0]" in text
     assert "-X KUBE-SVC-OLD" in text
     assert "MINE" not in text
@@ -235,11 +235,11 @@ def test_chains_of_vanished_services_are_flushed_and_deleted() -> None:
 
 def test_missing_jumps_are_put_first_and_present_ones_left() -> None:
     made = rules([], [])
-    saved = '*nat\n-A OUTPUT -m comment --comment "kubernetes service portals" -j KUBE-SERVICES\n'
-    missing = missing_jumps(made.jumps, saved)
+    portals = '-m comment --comment "kubernetes service portals" -j KUBE-SERVICES'
+    present = {("nat", "OUTPUT"): [portals]}
+    missing = missing_jumps(made.jumps, lambda table, chain: present.get((table, chain), []))
     assert ("nat", "OUTPUT") not in [(jump.table, jump.source) for jump in missing]
     text = made.restore_text(missing_jumps=missing)
-    portals = '-m comment --comment "kubernetes service portals" -j KUBE-SERVICES'
     assert f"-I PREROUTING {portals}" in text
     assert f"-I OUTPUT {portals}" not in text.split("*nat")[1]
 
