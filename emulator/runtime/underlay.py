@@ -8,6 +8,7 @@ whole IPv4 packets on its carrier port.
 from __future__ import annotations
 
 import asyncio
+import errno
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from emulator.addr import format_ip
@@ -15,7 +16,7 @@ from emulator.errors import UsageError
 from emulator.runtime.underlay_socket import UnderlaySocket
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, MutableSequence
+    from collections.abc import Callable, Sequence
 
     from emulator.runtime.underlay_socket import Address
 
@@ -24,6 +25,8 @@ CARRIER_PORT: Final = 8473
 # Sockets VXLAN is sent from, so that flows differ in their outer source port (RFC 7348 section 5)
 # as on a real network; more would only cost file descriptors.
 SOURCE_SOCKETS: Final = 4
+# Times to look for that many free consecutive ports; each loopback address has its own 28,000.
+SOURCE_PORT_TRIES: Final = 100
 # What is taken from one socket in one turn of the loop.  The bytes matter more: ACKs go out once a
 # turn, and a sender whose whole window (512 KiB) is taken in one turn has nothing to do meanwhile.
 MAX_RECEIVES_PER_TURN: Final = 64
@@ -41,12 +44,14 @@ class Egress(Protocol):
     def payload(self) -> bytes: ...
     @property
     def segment_size(self) -> int: ...
+    @property
+    def src_port(self) -> int: ...
 
 
 class UnderlayEdge(Protocol):
     """The emulated NIC, as the driver sees it."""
 
-    egress: MutableSequence[Egress]
+    def take_egress(self) -> Sequence[Egress]: ...
 
     def receive_vxlan(
         self, src_ip: int, src_port: int, payload: bytes, segment_size: int
@@ -191,7 +196,7 @@ class UnderlayDriver:
         try:
             self._vxlan = self._open(self._ports[0])
             self._carrier = self._open(self._ports[1])
-            self._sources = [self._open(0) for _ in range(SOURCE_SOCKETS)]
+            self._sources = self._open_sources()
         except OSError:
             await self.close()
             raise
@@ -204,6 +209,26 @@ class UnderlayDriver:
         sock = UnderlaySocket((self._host, port), offload=self._offload)
         self._sockets.append(sock)
         return sock
+
+    def _open_sources(self) -> list[UnderlaySocket]:
+        """Bind consecutive ports: a vxlan device is told a range (``srcport``)."""
+        for _ in range(SOURCE_PORT_TRIES):
+            opened = len(self._sockets)
+            first = self._open(0).address[1]
+            try:
+                for step in range(1, SOURCE_SOCKETS):
+                    self._open(first + step)
+            except (OSError, OverflowError):
+                for sock in self._sockets[opened:]:
+                    sock.close()
+                del self._sockets[opened:]
+                continue
+            return self._sockets[opened:]
+        raise OSError(
+            errno.EADDRINUSE,
+            f"no {SOURCE_SOCKETS} consecutive free UDP ports at {self._host} for VXLAN to be "
+            f"sent from",
+        )
 
     async def close(self) -> None:
         """Stop the kernel's timers and close the sockets."""
@@ -232,9 +257,9 @@ class UnderlayDriver:
         return self._carrier.address[1]
 
     @property
-    def source_ports(self) -> tuple[int, ...]:
-        """The outer source ports VXLAN really leaves from, ascending."""
-        return tuple(sorted(self._by_port))
+    def source_ports(self) -> tuple[int, int]:
+        """First and last of the ports VXLAN really leaves from: a vxlan device's ``srcport``."""
+        return min(self._by_port), max(self._by_port)
 
     @property
     def offload(self) -> tuple[bool, bool]:
@@ -300,17 +325,12 @@ class UnderlayDriver:
     # -- moving bytes --------------------------------------------------------------------------
 
     def _send_egress(self) -> None:
-        egress = self._device.egress
-        if not egress:
-            return
-        pending = list(egress)
-        egress.clear()
-        for item in pending:
+        for item in self._device.take_egress():
             peer = self._peers.get(item.dst_ip)
             if peer is None:
                 self._unknown_sent += 1
             elif item.kind == "vxlan":
-                sock = self._by_port.get(getattr(item, "src_port", 0)) or self._sources[0]
+                sock = self._by_port.get(item.src_port) or self._sources[0]
                 self._send(sock, peer.vxlan, item)
             elif self._carrier is not None:
                 self._send(self._carrier, peer.carrier, item)
