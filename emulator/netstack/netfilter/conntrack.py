@@ -20,7 +20,9 @@ from emulator.netstack.netfilter.rewrite import (
     ICMP_REPLY_QUERY,
 )
 from emulator.netstack.netfilter.tcp_states import (
+    FIN,
     RST,
+    SYN,
     TIMEOUT_S,
     TRANSITIONS,
     UNACKNOWLEDGED_TIMEOUT_S,
@@ -231,6 +233,13 @@ def is_icmp_error(packet: Packet) -> bool:
     )
 
 
+def is_plain(packet: Packet) -> bool:
+    """True unless the packet may change its connection: SYN, FIN, RST or an ICMP error."""
+    if packet.proto == TCP:
+        return not _tcp_flags(packet) & (SYN | FIN | RST)
+    return not is_icmp_error(packet)
+
+
 def ct_state(packet: Packet) -> int:
     """Return the CtState bit of a packet, without the NAT bits."""
     connection = packet.ct
@@ -299,11 +308,11 @@ class ConntrackTable:
 
     # -- the packet path -------------------------------------------------------------------------
 
-    def track(self, packet: Packet, *, local: bool) -> Drop | None:
+    def track(self, packet: Packet, *, local: bool, looped: bool = False) -> Drop | None:
         """Find or make the connection of a packet and set ``packet.ct`` and ``packet.ct_reply``.
 
-        ``local`` is True for a packet this namespace sends itself.  A packet that already has a
-        connection keeps it: UNTRACKED by the raw table, or come back over the loopback device.
+        ``local`` is True for a packet this namespace sends itself, ``looped`` for one that came
+        back over the loopback device.  A packet that already has a connection keeps it.
         """
         if packet.ct is not None:
             return None
@@ -319,6 +328,12 @@ class ConntrackTable:
         if found is not None and found[0].expire_at <= now:
             self.delete(found[0])
             found = None
+        if looped:
+            # Its way out has advanced and counted it: twice seen, a FIN would look like two.
+            found = found or self._translated(key)
+            if found is not None:
+                packet.ct, packet.ct_reply = found
+                return None
         if found is not None and found[0].proto == TCP and self._reopens(packet, *found):
             self.delete(found[0])
             found = None
@@ -385,6 +400,15 @@ class ConntrackTable:
                 self.statistics.early_drop += 1
                 return True
         return False
+
+    def _translated(self, key: Tuple) -> tuple[Connection, bool] | None:
+        """Find the connection whose packets look so after NAT.
+
+        Linux keeps the connection on a packet that passes the loopback device; here the tuples
+        tell it: what NAT made of one direction is the inverse of the other.
+        """
+        found = self.lookup(key.inverse())
+        return None if found is None else (found[0], not found[1])
 
     def _answers_newest(self, packet: Packet, key: Tuple) -> bool:
         newest = self._newest

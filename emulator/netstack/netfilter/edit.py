@@ -7,6 +7,7 @@ puts it in place.
 
 from __future__ import annotations
 
+from itertools import count
 from typing import TYPE_CHECKING, Final
 
 from emulator.errors import UsageError
@@ -55,6 +56,9 @@ class TableEdit:
         self._staged: dict[str, _Staged | None] = {}
         self._references: dict[str, int] | None = None
         self._zeroed: list[Rule] = []
+        # When each chain last got a rule, as a running number.
+        self._appended: dict[str, int] = {}
+        self._sequence = count(1)
 
     # -- looking ---------------------------------------------------------------------------------
 
@@ -250,6 +254,7 @@ class TableEdit:
     # -- checks ----------------------------------------------------------------------------------
 
     def _check(self, chain: str, spec: RuleSpec, operation: str) -> None:
+        self._appended[chain] = next(self._sequence)
         if chain in ("PREROUTING", "INPUT") and spec.out_dev:
             raise ParameterError(f"Can't use -o with {chain}\n")
         if chain in ("POSTROUTING", "OUTPUT") and spec.in_dev:
@@ -313,26 +318,24 @@ class TableEdit:
         height_of: dict[str, int] = {}
         path: list[str] = []
 
+        def refuse(reason: str) -> TransactionError:
+            # The kernel checks rule by rule: the newest rule on the way down is what breaks it.
+            guilty = max(path, key=lambda name: self._appended.get(name, 0))
+            return TransactionError(f"{operation} failed ({reason}): rule in chain {guilty}")
+
         def height(name: str) -> int:
             """Return how many chains deep a packet can get from here, this one included."""
-            if name in height_of and len(path) + height_of[name] <= MAX_JUMP_DEPTH:
-                return height_of[name]
-            if name in path:
-                raise TransactionError(f"{operation} failed (Too many links): rule in chain {base}")
-            if len(path) >= MAX_JUMP_DEPTH:
-                raise TransactionError(
-                    f"{operation} failed (Too many links): rule in chain {path[-1]}"
-                )
-            if any(base not in allowed for allowed in limits.get(name, ())):
-                raise TransactionError(
-                    f"{operation} failed (Invalid argument): rule in chain {base}"
-                )
+            known = height_of.get(name)
+            if known is not None and len(path) + known <= MAX_JUMP_DEPTH:
+                return known
+            if name in path or len(path) >= MAX_JUMP_DEPTH:
+                raise refuse("Too many links")
             path.append(name)
+            if any(base not in allowed for allowed in limits.get(name, ())):
+                raise refuse("Invalid argument")
             result = 1 + max((height(follower) for follower in jumps[name]), default=0)
             path.pop()
             height_of[name] = result
-            if len(path) + result > MAX_JUMP_DEPTH:
-                raise TransactionError(f"{operation} failed (Too many links): rule in chain {name}")
             return result
 
         height(base)

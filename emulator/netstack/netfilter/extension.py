@@ -80,8 +80,6 @@ class Extension:
     name: ClassVar[str]
     options: ClassVar[Mapping[str, int]] = {}
     aliases: ClassVar[Mapping[str, str]] = {}
-    # True when the answer may differ for the next packet of the same flow.
-    volatile: ClassVar[bool] = False
 
     @classmethod
     def build(cls, given: Sequence[Given], scope: RuleScope) -> Self:
@@ -112,6 +110,12 @@ class Match(Extension):
 
     @property
     def needs_conntrack(self) -> bool:
+        """True if the match looks at connections, so that they must be tracked."""
+        return False
+
+    @property
+    def volatile(self) -> bool:
+        """True if the answer may differ for the next packet of the same flow."""
         return False
 
 

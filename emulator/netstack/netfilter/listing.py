@@ -5,7 +5,6 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from emulator.addr import format_ip
 from emulator.netstack.netfilter.lexer import PROTOCOLS, format_network
 
 if TYPE_CHECKING:
@@ -30,6 +29,9 @@ _COLUMNS_VERBOSE: Final = (
     "target     prot opt in     out     source               destination         "
 )
 
+# Debian's /etc/networks.
+_NETWORKS: Final = {"127.0.0.0": "loopback", "169.254.0.0": "link-local"}
+
 
 def scaled(value: int) -> str:
     """Print a counter as -v does: exact to 99999, then in K, M, G or T."""
@@ -52,9 +54,13 @@ def _count(value: int, exact: bool) -> str:
 def _address(test: NetworkTest | None, numeric: bool) -> str:
     if test is None:
         return "0.0.0.0/0" if numeric else "anywhere"
-    if not numeric and test.mask == 0xFFFFFFFF and format_ip(test.network) == "127.0.0.1":
+    text = format_network(test.network, test.mask, save=False)
+    if numeric:
+        return text
+    if text == "127.0.0.1":
         return "localhost"
-    return format_network(test.network, test.mask, save=False)
+    network, slash, length = text.partition("/")
+    return f"{_NETWORKS.get(network, network)}/{length}" if slash else text
 
 
 def _device(name: str, inverted: bool, numeric: bool) -> str:

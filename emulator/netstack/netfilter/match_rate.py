@@ -39,7 +39,6 @@ class StatisticMatch(Match):
 
     name: ClassVar[str] = "statistic"
     options: ClassVar = {"--mode": 1, "--probability": 1, "--every": 1, "--packet": 1}
-    volatile: ClassVar[bool] = True
 
     mode: str
     probability: int = 0
@@ -91,6 +90,10 @@ class StatisticMatch(Match):
     def listing(self, numeric: bool) -> str:
         return f"statistic {self._text('')}"
 
+    @property
+    def volatile(self) -> bool:
+        return True
+
     def compile(self, env: RuleEnvironment) -> Predicate | None:
         inverted = self.inverted
         if self.mode == "random":
@@ -125,7 +128,6 @@ class LimitMatch(Match):
 
     name: ClassVar[str] = "limit"
     options: ClassVar = {"--limit": 1, "--limit-burst": 1}
-    volatile: ClassVar[bool] = True
 
     period: int
     burst: int = LIMIT_BURST
@@ -159,6 +161,10 @@ class LimitMatch(Match):
 
     def listing(self, numeric: bool) -> str:
         return f"limit: avg {self._rate()} burst {self.burst}"
+
+    @property
+    def volatile(self) -> bool:
+        return True
 
     def compile(self, env: RuleEnvironment) -> Predicate | None:
         period_s, burst, clock = self.period / LIMIT_SCALE, float(self.burst), env.clock
@@ -216,7 +222,6 @@ class RecentMatch(Match):
         "--rsource": 0,
         "--rdest": 0,
     }
-    volatile: ClassVar[bool] = True
 
     command: str
     inverted: bool = False
@@ -295,6 +300,10 @@ class RecentMatch(Match):
 
     def kernel_refuses(self, scope: RuleScope) -> bool:
         return self.command in ("set", "remove") and bool(self.seconds or self.hitcount)
+
+    @property
+    def volatile(self) -> bool:
+        return True
 
     def compile(self, env: RuleEnvironment) -> Predicate | None:
         table, clock, command = env.recent.get(self.list_name), env.clock, self.command

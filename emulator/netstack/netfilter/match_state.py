@@ -111,6 +111,10 @@ class ConntrackMatch(Match):
     def needs_conntrack(self) -> bool:
         return True
 
+    @property
+    def volatile(self) -> bool:
+        return any(option == "ctexpire" for option, _, _ in self.tests)
+
     def compile(self, env: RuleEnvironment) -> Predicate | None:
         tests = [
             (_compile_state(numbers[0]), inverted)

@@ -24,6 +24,7 @@ from emulator.netstack.netfilter.conntrack import (
     CtState,
     ct_state,
     is_icmp_error,
+    is_plain,
 )
 from emulator.netstack.netfilter.nat import Nat
 from emulator.netstack.netfilter.recent import RecentLists
@@ -109,7 +110,9 @@ class Netfilter:
                 if drop is not None:
                     return drop
             if self.tracking:
-                drop = self.conntrack.track(packet, local=hook is Hook.OUTPUT)
+                drop = self.conntrack.track(
+                    packet, local=hook is Hook.OUTPUT, looped=in_dev == "lo"
+                )
                 if drop is not None:
                     return drop
                 self._note_tracking(packet)
@@ -134,7 +137,9 @@ class Netfilter:
 
     def _note_tracking(self, packet: Packet) -> None:
         connection = packet.ct
-        if packet.flow is not None and (connection is None or not connection.steady):
+        if packet.flow is not None and (
+            connection is None or not connection.steady or not is_plain(packet)
+        ):
             packet.flow.cacheable = False
         if packet.trace is not None:
             packet.trace.step(self.netns, "hook", f"conntrack {self._describe(packet)}", packet)

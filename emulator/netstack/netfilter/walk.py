@@ -40,7 +40,6 @@ class CompiledRule:
         "table_name",
         "tests",
         "verdict",
-        "volatile",
     )
 
     def __init__(self, rule: Rule, number: int, table_name: str) -> None:
@@ -49,7 +48,6 @@ class CompiledRule:
         self.table_name = table_name
         self.tests: tuple[Predicate, ...] = ()
         self.kind = CONTINUE
-        self.volatile = False
         self.verdict: Verdict | None = None
         self.chain: Chain | None = None
         self.action: Action | None = None
@@ -144,8 +142,6 @@ class Walker:
             compiled = chain.compiled = compile_chain(chain, table, self._env)
         flow: FlowLog | None = packet.flow
         for entry in compiled.candidates(packet):
-            if entry.volatile and flow is not None:
-                flow.cacheable = False
             for test in entry.tests:
                 if not test(packet, in_dev, out_dev):
                     break
@@ -193,8 +189,7 @@ def compile_chain(chain: Chain, table: Table, env: RuleEnvironment) -> CompiledC
         for match in spec.matches:
             predicate = match.compile(env)
             if predicate is not None:
-                tests.append(predicate)
-            entry.volatile = entry.volatile or match.volatile
+                tests.append(_uncached(predicate) if match.volatile else predicate)
         entry.tests = tuple(tests)
         if spec.target is not None:
             entry.kind, entry.action = ACTION, spec.target.compile(env)
@@ -210,6 +205,17 @@ def compile_chain(chain: Chain, table: Table, env: RuleEnvironment) -> CompiledC
             entry.chain = table.chains[spec.jump]
         compiled.append(entry)
     return CompiledChain(chain.name, compiled)
+
+
+def _uncached(predicate: Predicate) -> Predicate:
+    """Mark the flow of every packet that gets as far as this match as not cacheable."""
+
+    def test(packet: Packet, in_dev: str, out_dev: str) -> bool:
+        if packet.flow is not None:
+            packet.flow.cacheable = False
+        return predicate(packet, in_dev, out_dev)
+
+    return test
 
 
 def _header_tests(spec: RuleSpec) -> list[Predicate]:
