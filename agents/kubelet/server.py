@@ -1,0 +1,252 @@
+"""The kubelet's API on port 10250: logs, exec, attach, pods, health.
+
+Callers show the bearer token of the configuration; without it every path but /healthz is 401.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import ssl
+from typing import TYPE_CHECKING, Any
+
+from aiohttp import web
+
+from agents.kubelet.exec_stream import serve_streams
+from agents.kubelet.logs import LogOptions, read_log
+from agents.kubelet.record import State
+from agents.kubelet.texts import exec_failed
+from emulator.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping
+
+    from agents.kubelet.config import KubeletConfig
+    from agents.kubelet.container import Broadcast, Container
+    from agents.kubelet.worker import PodWorker
+    from emulator.runtime.clock import Clock
+    from emulator.workloads.context import ByteSink
+
+    Find = Callable[[str, str], PodWorker | None]
+    Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+SHUTDOWN_S = 0.5
+
+
+class KubeletServer:
+    """Serves the API over the workers that ``find(namespace, name)`` gives."""
+
+    def __init__(
+        self,
+        config: KubeletConfig,
+        clock: Clock,
+        find: Find,
+        pods: Callable[[], list[Mapping[str, Any]]],
+    ) -> None:
+        self._config = config
+        self._clock = clock
+        self._find = find
+        self._pods = pods
+        self._runner: web.AppRunner | None = None
+        self.port = config.listen_port
+
+    async def start(self) -> None:
+        """Listen; UsageError names an address that is taken or a certificate that is bad."""
+        app = web.Application(middlewares=[self._authenticate])
+        app.router.add_get("/healthz", self._healthz)
+        app.router.add_get("/pods", self._list)
+        app.router.add_get("/runningpods/", self._list)
+        app.router.add_get("/containerLogs/{ns}/{pod}/{container}", self._logs)
+        for verb, handler in (("exec", self._exec), ("attach", self._attach)):
+            app.router.add_route("*", f"/{verb}/{{ns}}/{{pod}}/{{container}}", handler)
+            app.router.add_route("*", f"/{verb}/{{ns}}/{{pod}}/{{uid}}/{{container}}", handler)
+        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=SHUTDOWN_S)
+        await self._runner.setup()
+        config = self._config
+        site = web.TCPSite(
+            self._runner, config.listen_host, config.listen_port, ssl_context=_tls(config)
+        )
+        try:
+            await site.start()
+        except OSError as error:
+            await self._runner.cleanup()
+            raise UsageError(
+                f"kubelet {config.node_name}: cannot listen on "
+                f"{config.listen_host}:{config.listen_port}: {error.strerror}; "
+                "is another node running here?"
+            ) from None
+        self.port = self._runner.addresses[0][1]
+
+    async def close(self) -> None:
+        """Stop listening and end the streams."""
+        if self._runner is not None:
+            await self._runner.cleanup()
+
+    @web.middleware
+    async def _authenticate(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        if self._config.token and request.path != "/healthz":
+            given = request.headers.get("Authorization", "")
+            if not hmac.compare_digest(given.encode(), f"Bearer {self._config.token}".encode()):
+                return web.Response(status=401, text="Unauthorized")
+        return await handler(request)
+
+    async def _healthz(self, request: web.Request) -> web.StreamResponse:
+        return web.Response(text="ok")
+
+    async def _list(self, request: web.Request) -> web.StreamResponse:
+        return web.json_response(
+            {"kind": "PodList", "apiVersion": "v1", "metadata": {}, "items": self._pods()}
+        )
+
+    def _worker(self, request: web.Request) -> PodWorker:
+        namespace, name = request.match_info["ns"], request.match_info["pod"]
+        worker = self._find(namespace, name)
+        if worker is None:
+            raise web.HTTPNotFound(text=f'pod "{name}" not found\n')
+        return worker
+
+    async def _logs(self, request: web.Request) -> web.StreamResponse:
+        worker, name = self._worker(request), request.match_info["container"]
+        pod = worker.pod
+        if all(each.name != name for each in pod.all_containers):
+            raise web.HTTPNotFound(text=f'container "{name}" not found in pod "{pod.name}"\n')
+        previous = request.query.get("previous") in ("true", "1")
+        log = worker.find_log(name, previous=previous)
+        if log is None:
+            state = worker.record.container(name)
+            if previous:
+                raise web.HTTPBadRequest(
+                    text=f'previous terminated container "{name}" in pod "{pod.name}" not found\n'
+                )
+            raise web.HTTPBadRequest(
+                text=f'container "{name}" in pod "{pod.name}" is waiting to start: '
+                f"{_why(state.reason, state.message)}\n"
+            )
+        options = _log_options(request.query)
+        response = web.StreamResponse(headers={"Content-Type": "text/plain"})
+        await response.prepare(request)
+        async for data in read_log(log, options, self._clock):
+            await response.write(data)
+        await response.write_eof()
+        return response
+
+    def _container(self, request: web.Request) -> tuple[Container | None, str]:
+        worker, name = self._worker(request), request.match_info["container"]
+        container = worker.containers.get(name)
+        if container is not None:
+            return container, ""
+        if all(each.name != name for each in worker.pod.all_containers):
+            return None, f'container "{name}" not found in pod "{worker.pod.name}"'
+        state = worker.record.container(name)
+        if state.state is State.TERMINATED or state.ended is not None:
+            return None, f"cannot exec in a stopped container: container {name} is not running"
+        return None, f"unable to upgrade connection: container not found ({name!r})"
+
+    async def _exec(self, request: web.Request) -> web.StreamResponse:
+        query = request.query
+        command = query.getall("command", [])
+        container, failure = self._container(request)
+        if not command:
+            raise web.HTTPBadRequest(text="you must specify at least 1 command\n")
+        if container is not None and not container.can_execute(command[0]):
+            failure = exec_failed(command[0])
+        stdin, tty = _on(query, "stdin", "input"), _on(query, "tty")
+
+        async def session(
+            reader: asyncio.StreamReader | None,
+            stdout: ByteSink,
+            stderr: ByteSink,
+            interrupt: asyncio.Event,
+        ) -> int:
+            assert container is not None
+            code = await container.execute(
+                command, stdin=reader, stdout=stdout, stderr=stderr, interrupt=interrupt
+            )
+            return code & 255
+
+        return await serve_streams(request, session, stdin=stdin, tty=tty, failure=failure)
+
+    async def _attach(self, request: web.Request) -> web.StreamResponse:
+        container, failure = self._container(request)
+        stdin, tty = _on(request.query, "stdin", "input"), _on(request.query, "tty")
+
+        async def session(
+            reader: asyncio.StreamReader | None,
+            stdout: ByteSink,
+            stderr: ByteSink,
+            interrupt: asyncio.Event,
+        ) -> int:
+            assert container is not None
+            async with asyncio.TaskGroup() as group:
+                copies = [
+                    group.create_task(_copy(container.stdout, stdout), name="attach.stdout"),
+                    group.create_task(_copy(container.stderr, stderr), name="attach.stderr"),
+                ]
+                feeder = None
+                if reader is not None and container.stdin is not None:
+                    feeder = group.create_task(_feed(reader, container.stdin), name="attach.stdin")
+                await asyncio.wait(copies)
+                if feeder is not None:
+                    feeder.cancel()
+            return 0
+
+        return await serve_streams(request, session, stdin=stdin, tty=tty, failure=failure)
+
+
+async def _copy(source: Broadcast, sink: ByteSink) -> None:
+    queue = source.attach()
+    try:
+        while (data := await queue.get()) is not None:
+            sink.write(data)
+            await sink.drain()
+    except BrokenPipeError:
+        return
+    finally:
+        source.detach(queue)
+
+
+async def _feed(reader: asyncio.StreamReader, target: asyncio.StreamReader) -> None:
+    while data := await reader.read(4096):
+        target.feed_data(data)
+    target.feed_eof()
+
+
+def _on(query: Mapping[str, str], *names: str) -> bool:
+    return any(query.get(name) in ("true", "1") for name in names)
+
+
+def _log_options(query: Mapping[str, str]) -> LogOptions:
+    def number(name: str) -> int | None:
+        text = query.get(name)
+        if text is None or text == "":
+            return None
+        if not text.lstrip("-").isdigit():
+            raise web.HTTPBadRequest(text=f"invalid {name}: {text!r}\n")
+        return max(0, int(text)) if int(text) >= 0 else None
+
+    return LogOptions(
+        follow=_on(query, "follow"),
+        timestamps=_on(query, "timestamps"),
+        tail_lines=number("tailLines"),
+        since_s=float(number("sinceSeconds") or 0),
+        limit_bytes=number("limitBytes"),
+    )
+
+
+def _why(reason: str, message: str) -> str:
+    if reason in ("ErrImagePull", "ImagePullBackOff"):
+        return "trying and failing to pull image"
+    return message or reason
+
+
+def _tls(config: KubeletConfig) -> ssl.SSLContext | None:
+    if not config.tls_cert:
+        return None
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    try:
+        context.load_cert_chain(config.tls_cert, config.tls_key)
+    except (OSError, ssl.SSLError) as error:
+        raise UsageError(
+            f"kubelet {config.node_name}: certificate {config.tls_cert}: {error}"
+        ) from None
+    return context
