@@ -1,0 +1,106 @@
+"""What a new cluster has from the start: namespaces and the ``kubernetes`` Service."""
+
+from __future__ import annotations
+
+import ipaddress
+from typing import TYPE_CHECKING, Final
+
+from emulator.apimachinery.status import StatusError
+
+if TYPE_CHECKING:
+    from agents.apiserver.rest import Rest
+    from emulator.apimachinery.objects import Obj
+    from emulator.apimachinery.resources import Registry
+
+NAMESPACES: Final = ("default", "kube-system", "kube-public", "kube-node-lease")
+_LABELS: Final = {"component": "apiserver", "provider": "kubernetes"}
+
+
+async def run(
+    rest: Rest, registry: Registry, *, service_ip: str, advertise_ip: str, advertise_port: int
+) -> None:
+    """Create what is missing and correct the endpoints; safe to repeat."""
+    for name in NAMESPACES:
+        await _ensure(rest, registry, "", "v1", "namespaces", "", {"metadata": {"name": name}})
+    ipaddress.ip_address(advertise_ip)
+    await _ensure(
+        rest,
+        registry,
+        "",
+        "v1",
+        "services",
+        "default",
+        {
+            "metadata": {"name": "kubernetes", "labels": dict(_LABELS)},
+            "spec": {
+                "type": "ClusterIP",
+                "clusterIP": service_ip,
+                "clusterIPs": [service_ip],
+                "ipFamilies": ["IPv4"],
+                "ipFamilyPolicy": "SingleStack",
+                "sessionAffinity": "None",
+                "ports": [
+                    {"name": "https", "protocol": "TCP", "port": 443, "targetPort": advertise_port}
+                ],
+            },
+        },
+    )
+    mark = {"endpointslice.kubernetes.io/skip-mirror": "true"}
+    subsets = [
+        {
+            "addresses": [{"ip": advertise_ip}],
+            "ports": [{"name": "https", "port": advertise_port, "protocol": "TCP"}],
+        }
+    ]
+    await _ensure(
+        rest, registry, "", "v1", "endpoints", "default",
+        {"metadata": {"name": "kubernetes", "labels": mark}, "subsets": subsets},
+        own=("subsets",),
+    )  # fmt: skip
+    await _ensure(
+        rest,
+        registry,
+        "discovery.k8s.io",
+        "v1",
+        "endpointslices",
+        "default",
+        {
+            "metadata": {
+                "name": "kubernetes",
+                "labels": {"kubernetes.io/service-name": "kubernetes"},
+            },
+            "addressType": "IPv4",
+            "endpoints": [{"addresses": [advertise_ip], "conditions": {"ready": True}}],
+            "ports": [{"name": "https", "port": advertise_port, "protocol": "TCP"}],
+        },
+        own=("endpoints", "ports"),
+    )
+
+
+async def _ensure(
+    rest: Rest,
+    registry: Registry,
+    group: str,
+    version: str,
+    plural: str,
+    namespace: str,
+    obj: Obj,
+    own: tuple[str, ...] = (),
+) -> None:
+    resource = registry.get(group, version, plural)
+    name = obj["metadata"]["name"]
+    if rest.peek(resource, namespace, name) is None:
+        try:
+            await rest.create_object(resource, dict(obj), namespace)
+        except StatusError as error:
+            if error.reason != "AlreadyExists":
+                raise
+        return
+    if own:
+
+        def correct(old: Obj) -> Obj:
+            for key in own:
+                old[key] = obj[key]
+            return old
+
+        await rest.modify(resource, namespace, name, correct)

@@ -1,0 +1,119 @@
+"""The API server as a process: TLS listener, etcd, cache, handlers."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from typing import TYPE_CHECKING
+
+from aiohttp import web
+
+from agents.apiserver import bootstrap
+from agents.apiserver.auth import Authenticator
+from agents.apiserver.cache import Cache
+from agents.apiserver.discovery import Discovery
+from agents.apiserver.nodeproxy import NodeProxy
+from agents.apiserver.rest import Rest
+from agents.apiserver.server import ApiServer
+from agents.apiserver.services import ServiceAddresses
+from emulator.apimachinery.resources import Registry
+from emulator.errors import UsageError
+
+if TYPE_CHECKING:
+    from agents.apiserver.config import ApiServerConfig
+    from agents.apiserver.store import Store
+    from emulator.apimachinery.objects import Obj
+    from emulator.runtime.role import RoleEnv
+
+# Idle client connections are closed after this long; kubectl and agents reconnect by themselves.
+KEEP_ALIVE_S = 300.0
+
+
+async def run_apiserver(config: ApiServerConfig, env: RoleEnv) -> None:
+    """Serve until cancelled.  Raises UsageError for unusable files and OSError for a taken port."""
+    from agents.apiserver.etcd_store import EtcdStore
+    from etcd.client import EtcdClient
+
+    async with EtcdClient(config.etcd_endpoints) as client:
+        await serve(config, env, EtcdStore(client, env.clock.monotonic))
+
+
+async def serve(config: ApiServerConfig, env: RoleEnv, store: Store) -> None:
+    """Serve objects of any store until cancelled."""
+    registry = Registry()
+    cache = Cache(store, env.log)
+    addresses = ServiceAddresses(config.service_cidr, config.node_port_range, env.rng)
+    rest = Rest(cache, store, addresses, env.clock.time, env.rng)
+    address = f"{config.listen_host}:{config.listen_port}"
+    nodes = NodeProxy(rest, registry, config.kubelet_token, config.kubelet_ca, env.log)
+    handler = ApiServer(
+        rest,
+        registry,
+        Discovery(registry, address),
+        nodes,
+        Authenticator(config.tokens),
+        version_info(config.version),
+        env.rng,
+        env.log,
+    )
+    async with asyncio.TaskGroup() as group:
+        follower = group.create_task(cache.run(), name="apiserver.cache")
+        await cache.loaded.wait()
+        services = cache.bucket("services").entries.values()
+        for problem in addresses.adopt(entry.obj for entry in services):
+            env.log.warning("%s", problem)
+        await bootstrap.run(
+            rest,
+            registry,
+            service_ip=addresses.first_ip,
+            advertise_ip=config.advertise_ip,
+            advertise_port=config.advertise_port,
+        )
+        server = web.Server(
+            handler.handle, access_log=None, keepalive_timeout=KEEP_ALIVE_S, logger=env.log
+        )
+        runner = web.ServerRunner(server, shutdown_timeout=0.5)
+        await runner.setup()
+        try:
+            site = web.TCPSite(
+                runner, config.listen_host, config.listen_port, ssl_context=tls_context(config)
+            )
+            await site.start()
+            env.ready(f"https://{address}")
+            await follower
+        finally:
+            await nodes.close()
+            await runner.cleanup()
+
+
+def tls_context(config: ApiServerConfig) -> ssl.SSLContext:
+    """TLS for the listener; client certificates are optional.  Raises UsageError."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_alpn_protocols(["http/1.1"])
+    try:
+        context.load_cert_chain(config.tls_cert, config.tls_key)
+        context.load_verify_locations(config.client_ca)
+    except (OSError, ssl.SSLError) as error:
+        raise UsageError(
+            f"API server: cannot use {config.tls_cert}, {config.tls_key} or {config.client_ca}: "
+            f"{error}"
+        ) from error
+    context.verify_mode = ssl.CERT_OPTIONAL
+    return context
+
+
+def version_info(git_version: str) -> Obj:
+    """``/version``."""
+    major, minor, *_ = (*git_version.removeprefix("v").split("."), "0", "0")
+    return {
+        "major": major,
+        "minor": minor,
+        "gitVersion": git_version,
+        "gitCommit": "9894294ef13a5b32803e3ca2c0d620a088cc84d1",
+        "gitTreeState": "clean",
+        "buildDate": "2025-05-15T09:03:28Z",
+        "goVersion": "go1.23.8",
+        "compiler": "gc",
+        "platform": "linux/amd64",
+    }

@@ -1,0 +1,152 @@
+"""Logs, exec, attach and port-forward: passed on to the kubelet of the pod's node."""
+
+from __future__ import annotations
+
+import ssl
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+import aiohttp
+from aiohttp import web
+
+from emulator.apimachinery.objects import dig, items
+from emulator.apimachinery.status import StatusError, bad_request, internal
+
+if TYPE_CHECKING:
+    import logging
+
+    from agents.apiserver.call import Call
+    from agents.apiserver.rest import Rest
+    from emulator.apimachinery.objects import Obj
+    from emulator.apimachinery.resources import Registry
+
+UNDERLAY: Final = "podwire.dev/underlay"
+KUBELET_PORT: Final = 10250
+CONNECT_TIMEOUT_S: Final = 5.0
+_LOG_PARAMETERS: Final = (
+    "follow", "previous", "sinceSeconds", "sinceTime", "timestamps", "tailLines", "limitBytes",
+    "stream",
+)  # fmt: skip
+
+
+class Target(NamedTuple):
+    """Where a container runs."""
+
+    base: str
+    namespace: str
+    pod: str
+    container: str
+
+    def url(self, verb: str) -> str:
+        """The kubelet's endpoint for a verb."""
+        return f"{self.base}/{verb}/{self.namespace}/{self.pod}/{self.container}"
+
+
+class NodeProxy:
+    """Speaks to kubelets with the cluster's token."""
+
+    def __init__(
+        self, rest: Rest, registry: Registry, token: str, ca: str, log: logging.Logger
+    ) -> None:
+        self._rest = rest
+        self._registry = registry
+        self._token = token
+        self._ca = ca
+        self._log = log
+        self._session: aiohttp.ClientSession | None = None
+
+    async def close(self) -> None:
+        """Close connections to kubelets."""
+        if self._session is not None:
+            await self._session.close()
+
+    @property
+    def session(self) -> aiohttp.ClientSession:
+        """The client session, made when first needed."""
+        if self._session is None:
+            context = ssl.create_default_context(cafile=self._ca)
+            # A kubelet's certificate names its node, and it is reached at an underlay address.
+            context.check_hostname = False
+            self._session = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(ssl=context, limit=0),
+                headers={"Authorization": f"Bearer {self._token}"},
+                timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S),
+                auto_decompress=False,
+            )
+        return self._session
+
+    async def serve(self, call: Call) -> web.StreamResponse:
+        """Answer one of the streaming subresources of a pod."""
+        pod = await self._rest.current(call.resource, call.namespace, call.name)
+        if call.subresource == "log":
+            return await self._log_of(call, self._target(call, pod))
+        raise bad_request(f"{call.subresource} is not served")
+
+    def _target(self, call: Call, pod: Obj) -> Target:
+        container = call.query.get("container") or ""
+        names = [
+            str(c.get("name"))
+            for key in ("containers", "initContainers", "ephemeralContainers")
+            for c in items(pod, "spec", key)
+        ]
+        main = [str(c.get("name")) for c in items(pod, "spec", "containers")]
+        if not container:
+            if len(main) != 1:
+                raise bad_request(
+                    f"a container name must be specified for pod {call.name}, choose one of: "
+                    f"[{' '.join(main)}]"
+                )
+            container = main[0]
+        elif container not in names:
+            raise bad_request(f"container {container} is not valid for pod {call.name}")
+        return Target(self.kubelet(pod, call.name), call.namespace, call.name, container)
+
+    def target(self, call: Call, pod: Obj) -> Target:
+        """Where a pod's container runs; StatusError 400 or 500."""
+        return self._target(call, pod)
+
+    def kubelet(self, pod: Obj, name: str) -> str:
+        """The base URL of the pod's kubelet; StatusError."""
+        node_name = dig(pod, "spec", "nodeName")
+        if not node_name:
+            raise bad_request(f"pod {name} does not have a host assigned")
+        nodes = self._registry.get("", "v1", "nodes")
+        node = self._rest.peek(nodes, "", node_name)
+        if node is None:
+            raise StatusError(404, "NotFound", f'nodes "{node_name}" not found')
+        host = dig(node, "metadata", "annotations", UNDERLAY)
+        if not host:
+            addresses = {
+                a.get("type"): a.get("address") for a in items(node, "status", "addresses")
+            }
+            host = addresses.get("InternalIP") or addresses.get("Hostname")
+        if not host:
+            raise internal(f"no preferred addresses found; known addresses: {node_name}")
+        port = dig(node, "status", "daemonEndpoints", "kubeletEndpoint", "Port") or KUBELET_PORT
+        return f"https://{host}:{port}"
+
+    async def _log_of(self, call: Call, target: Target) -> web.StreamResponse:
+        parameters = {k: call.query[k] for k in _LOG_PARAMETERS if call.query.get(k)}
+        url = target.url("containerLogs")
+        try:
+            upstream = await self.session.get(url, params=parameters)
+        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            raise internal(f'Get "{url}": {str(error) or type(error).__name__}') from None
+        try:
+            if upstream.status != 200:
+                text = (await upstream.text()).strip()
+                code = upstream.status
+                reason = {400: "BadRequest", 404: "NotFound"}.get(code, "InternalError")
+                raise StatusError(code, reason, text or f"kubelet answered {code}")
+            response = web.StreamResponse(headers={"Cache-Control": "no-cache, private"})
+            response.headers["Content-Type"] = "text/plain"
+            response.enable_chunked_encoding()
+            await response.prepare(call.request)
+            async for chunk in upstream.content.iter_any():
+                await response.write(chunk)
+            await response.write_eof()
+            return response
+        except aiohttp.ClientError as error:
+            self._log.info("log of %s/%s ended: %s", target.namespace, target.pod, error)
+            return response
+        finally:
+            upstream.close()
