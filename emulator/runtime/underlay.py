@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import errno
-from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 from emulator.addr import format_ip
 from emulator.errors import UsageError
 from emulator.runtime.underlay_socket import UnderlaySocket
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, MutableSequence
 
     from emulator.runtime.underlay_socket import Address
 
@@ -51,7 +51,9 @@ class Egress(Protocol):
 class UnderlayEdge(Protocol):
     """The emulated NIC, as the driver sees it."""
 
-    def take_egress(self) -> Sequence[Egress]: ...
+    @property
+    def egress(self) -> MutableSequence[Any]:
+        """What waits to leave (``Egress``); whoever takes it clears it."""
 
     def receive_vxlan(
         self, src_ip: int, src_port: int, payload: bytes, segment_size: int
@@ -325,7 +327,12 @@ class UnderlayDriver:
     # -- moving bytes --------------------------------------------------------------------------
 
     def _send_egress(self) -> None:
-        for item in self._device.take_egress():
+        egress = self._device.egress
+        if not egress:
+            return
+        pending: list[Egress] = list(egress)
+        egress.clear()
+        for item in pending:
             peer = self._peers.get(item.dst_ip)
             if peer is None:
                 self._unknown_sent += 1

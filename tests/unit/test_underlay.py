@@ -36,10 +36,6 @@ class Nic:
         self.carrier: list[tuple[bytes, int]] = []
         self.arp: dict[int, bytes] = {}
 
-    def take_egress(self) -> list[Leaving]:
-        taken, self.egress = self.egress, []
-        return taken
-
     def receive_vxlan(self, src_ip, src_port, payload, segment_size) -> None:
         self.vxlan.append((src_ip, src_port, payload, segment_size))
 
