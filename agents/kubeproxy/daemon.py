@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from emulator.netstack.netfilter.netfilter import Netfilter
     from emulator.runtime.role import RoleEnv
 
+# What the emulated kernel can match and translate.
+CARRIED_PROTOCOLS: Final = ("tcp", "udp")
 # A health check's request line and headers; what is longer is not one.
 MAX_HEALTH_REQUEST_BYTES: Final = 8192
 HEALTH_TIMEOUT_S: Final = 5.0
@@ -91,6 +93,7 @@ class _KubeProxy:
         self._proxier = Proxier(kernel.root, config.node)
         self._node_ports: tuple[NodePort, ...] = ()
         self._updated_at = env.clock.time()
+        self._left_out: tuple[str, ...] = ()
 
     async def run(self) -> None:
         for informer in (self._services, self._slices):
@@ -134,6 +137,18 @@ class _KubeProxy:
         if node_ports != self._node_ports:
             self._node_ports = node_ports
             self._config.on_node_ports(node_ports)
+
+    def _carried(self, services: list[ServicePort]) -> list[ServicePort]:
+        """Leave out what the node's kernel has no match for: one rule would refuse all others."""
+        odd = tuple(port.key.text() for port in services if port.protocol not in CARRIED_PROTOCOLS)
+        if odd != self._left_out:
+            self._left_out = odd
+            for name in odd:
+                self._env.log.warning(
+                    "service port %s is left out: the emulated kernel carries TCP and UDP only",
+                    name,
+                )
+        return [port for port in services if port.protocol in CARRIED_PROTOCOLS]
 
     # Health
 
