@@ -130,7 +130,9 @@ class _KubeProxy:
                 pass
 
     def _sync(self) -> None:
-        services = [port for entry in self._services.lister.list() for port in read_service(entry)]
+        services = self._carried(
+            [port for entry in self._services.lister.list() for port in read_service(entry)]
+        )
         endpoints = read_slices(self._slices.lister.list(), self._config.node.node_name)
         node_ports = self._proxier.sync(services, endpoints)
         self._updated_at = self._env.clock.time()

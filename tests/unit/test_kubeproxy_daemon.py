@@ -1,0 +1,168 @@
+"""kube-proxy behind a real HTTP API: events in, rules and node ports out."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import socket
+from typing import TYPE_CHECKING, Any
+
+import aiohttp
+import pytest
+
+from agents.kubeproxy.daemon import KubeProxyConfig, run_kubeproxy
+from agents.kubeproxy.ruleset import NodeConfig, NodePort
+from emulator.addr import Prefix
+from emulator.errors import UsageError
+from emulator.kubeclient.resource import ENDPOINTSLICES, SERVICES
+from emulator.kubeclient.testing import FakeApi
+from emulator.netstack.netfilter import Netfilter, run_iptables
+from emulator.netstack.packet import AddressType
+from emulator.runtime.clock import real_clock
+from emulator.runtime.role import RoleEnv
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+
+class Kernel:
+    """A node's kernel with nothing but tables; its root namespace is itself."""
+
+    def __init__(self) -> None:
+        self.root = self
+        self.netfilter = Netfilter(self, clock=lambda: 0.0, rng=random.Random(1))
+
+    def address_type(self, ip: int) -> AddressType:
+        return AddressType.UNICAST
+
+    def primary_address(self, dev: str, dst: int) -> int | None:
+        return None
+
+    def invalidate_flows(self) -> None:
+        pass
+
+    def nat(self) -> str:
+        return run_iptables(self.netfilter, ["-t", "nat", "-S"]).stdout
+
+
+class Proxy:
+    """A running kube-proxy, what it was told and what it told."""
+
+    def __init__(self, api: FakeApi) -> None:
+        self.api = api
+        self.kernel = Kernel()
+        self.opened: list[tuple[NodePort, ...]] = []
+        self.ready = asyncio.Event()
+
+    def config(self, **more: Any) -> KubeProxyConfig:
+        node = NodeConfig("node-a", "192.168.0.2", Prefix.parse("10.2.0.0/16"))
+        return KubeProxyConfig(self.api.config, node, self.opened.append, **more)
+
+    async def run(self, **more: Any) -> None:
+        log = logging.getLogger("test.kubeproxy")
+        env = RoleEnv(real_clock(), random.Random(1), log, lambda _: self.ready.set())
+        await run_kubeproxy(self.config(**more), env, self.kernel)
+
+
+@pytest.fixture
+async def proxy() -> AsyncIterator[Proxy]:
+    async with FakeApi() as api:
+        yield Proxy(api)
+
+
+async def until(condition: Callable[[], object]) -> None:
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+def put_service(api: FakeApi, name: str, ip: str, protocol: str = "TCP", **port: int) -> None:
+    api.put(SERVICES, {
+        "metadata": {"name": name, "namespace": "default"},
+        "spec": {"clusterIP": ip, "ports": [{"port": 80, "protocol": protocol, **port}]},
+    })  # fmt: skip
+
+
+def put_endpoints(api: FakeApi, name: str, *ips: str) -> None:
+    labels = {"kubernetes.io/service-name": name}
+    api.put(ENDPOINTSLICES, {
+        "metadata": {"name": f"{name}-x", "namespace": "default", "labels": labels},
+        "addressType": "IPv4",
+        "ports": [{"name": "", "port": 8080, "protocol": "TCP"}],
+        "endpoints": [{"addresses": [ip]} for ip in ips],
+    })  # fmt: skip
+
+
+async def test_services_and_endpoints_become_rules_and_open_ports(proxy: Proxy) -> None:
+    put_service(proxy.api, "web", "10.3.0.10", nodePort=30080)
+    async with asyncio.TaskGroup() as group:
+        task = group.create_task(proxy.run())
+        await proxy.ready.wait()
+        assert proxy.opened == [(NodePort("tcp", 30080),)]
+        assert "10.3.0.10" not in proxy.kernel.nat()
+        put_endpoints(proxy.api, "web", "10.2.1.5")
+        await until(lambda: "--to-destination 10.2.1.5:8080" in proxy.kernel.nat())
+        put_endpoints(proxy.api, "web", "10.2.1.6")
+        await until(lambda: "--to-destination 10.2.1.6:8080" in proxy.kernel.nat())
+        assert "10.2.1.5" not in proxy.kernel.nat()
+        proxy.api.remove(SERVICES, "default", "web")
+        await until(lambda: proxy.opened[-1] == ())
+        assert "10.2.1.6" not in proxy.kernel.nat()
+        task.cancel()
+
+
+async def test_a_burst_of_changes_is_one_sync(
+    proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    restores = 0
+    restore = Netfilter.restore
+
+    def counted(self: Netfilter, text: str, **options: Any) -> None:
+        nonlocal restores
+        restores += 1
+        restore(self, text, **options)
+
+    monkeypatch.setattr(Netfilter, "restore", counted)
+    async with asyncio.TaskGroup() as group:
+        task = group.create_task(proxy.run(min_sync_s=0.1))
+        await proxy.ready.wait()
+        for number in range(1, 101):
+            put_service(proxy.api, f"s{number}", f"10.3.0.{number}")
+            put_endpoints(proxy.api, f"s{number}", f"10.2.1.{number}")
+        await until(lambda: "10.2.1.100:8080" in proxy.kernel.nat())
+        task.cancel()
+    assert restores < 20
+
+
+async def test_an_sctp_service_is_left_out_and_said(
+    proxy: Proxy, caplog: pytest.LogCaptureFixture
+) -> None:
+    put_service(proxy.api, "odd", "10.3.0.11", protocol="SCTP")
+    put_service(proxy.api, "web", "10.3.0.10")
+    put_endpoints(proxy.api, "web", "10.2.1.5")
+    async with asyncio.TaskGroup() as group:
+        task = group.create_task(proxy.run())
+        await proxy.ready.wait()
+        assert "--to-destination 10.2.1.5:8080" in proxy.kernel.nat()
+        task.cancel()
+    assert "service port default/odd is left out" in caplog.text
+
+
+async def test_health_is_served_and_a_taken_port_is_said(proxy: Proxy) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(UsageError, match=f"cannot serve /healthz on 127.0.0.1:{port}"):
+            await proxy.run(healthz_port=port)
+    async with asyncio.TaskGroup() as group:
+        task = group.create_task(proxy.run(healthz_port=port))
+        await proxy.ready.wait()
+        async with aiohttp.ClientSession() as session:
+            async with session.get(f"http://127.0.0.1:{port}/healthz") as answer:
+                assert answer.status == 200
+                assert "lastUpdated" in await answer.json()
+            async with session.get(f"http://127.0.0.1:{port}/other") as answer:
+                assert answer.status == 404
+        task.cancel()
