@@ -1,0 +1,213 @@
+"""The client's way to some server: endpoints, dialing, failover, retries, authentication."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl as ssl_module
+from typing import TYPE_CHECKING, TypeVar
+
+from google.protobuf.message import Message
+
+from emulator.errors import UsageError
+from etcd.client.transport import ClientConnection, ClientStream, NotSentError
+from etcd.core.errors import Code, EtcdError
+from etcd.core.pb import rpc_pb2 as pb
+
+if TYPE_CHECKING:
+    import random
+    from collections.abc import Sequence
+
+    from etcd.core.http2.hpack import Header
+
+R = TypeVar("R", bound=Message)
+
+# One endpoint's dial; a dead host would otherwise hold a call for the kernel's two minutes.
+DIAL_TIMEOUT_S = 5.0
+# Pauses between rounds of all endpoints (gRPC's backoff starts at 1 s; one machine is quicker).
+BACKOFF_MIN_S = 0.05
+BACKOFF_MAX_S = 3.0
+
+
+class Backoff:
+    """Growing pauses with jitter (20 % either way) from a given generator."""
+
+    def __init__(self, rng: random.Random | None) -> None:
+        self._rng = rng
+        self._next_s = BACKOFF_MIN_S
+
+    def reset(self) -> None:
+        """Start small again."""
+        self._next_s = BACKOFF_MIN_S
+
+    async def sleep(self) -> None:
+        """Pause, longer each time."""
+        pause = self._next_s
+        self._next_s = min(pause * 2, BACKOFF_MAX_S)
+        if self._rng is not None:
+            pause *= 0.8 + 0.4 * self._rng.random()
+        await asyncio.sleep(pause)
+
+
+def _split(endpoint: str) -> tuple[str, int, bool]:
+    """Return (host, port, https) of ``host:port`` or an http(s) URL."""
+    scheme, _, rest = endpoint.rpartition("://")
+    host, _, port = rest.rstrip("/").rpartition(":")
+    if scheme not in ("", "http", "https") or not host or not port.isdigit():
+        raise UsageError(f"etcd endpoint {endpoint!r}: write host:port or http(s)://host:port")
+    return host.strip("[]"), int(port), scheme == "https"
+
+
+class Channel:
+    """One connection at a time, to whichever endpoint answers."""
+
+    def __init__(
+        self,
+        endpoints: Sequence[str],
+        *,
+        username: str | None,
+        password: str | None,
+        ssl: ssl_module.SSLContext | None,
+        rng: random.Random | None,
+        timeout_s: float,
+    ) -> None:
+        if not endpoints:
+            raise UsageError("etcd: no endpoint given")
+        self._endpoints = [_split(endpoint) for endpoint in endpoints]
+        self._ssl = ssl
+        self.rng = rng
+        self._timeout_s = timeout_s
+        self._credentials = None if username is None else (username, password or "")
+        self._token: str | None = None
+        self._at = 0
+        self._connection: ClientConnection | None = None
+        self._dialing: asyncio.Task[ClientConnection] | None = None
+        self._closed = False
+
+    async def close(self) -> None:
+        """Close the connection; calls in progress fail."""
+        self._closed = True
+        if self._dialing is not None:
+            self._dialing.cancel()
+            await asyncio.gather(self._dialing, return_exceptions=True)
+        if self._connection is not None:
+            self._connection.close()
+
+    # Connections ---------------------------------------------------------------------------
+
+    async def _connect(self) -> ClientConnection:
+        """Return the open connection, dialing once for all who wait for it."""
+        if self._closed:
+            raise NotSentError(Code.CANCELLED, "the etcd client is closed")
+        if self._connection is not None and not self._connection.closed:
+            return self._connection
+        if self._dialing is None or self._dialing.done():
+            self._dialing = asyncio.create_task(self._dial(), name="etcd.client.dial")
+        return await asyncio.shield(self._dialing)
+
+    async def _dial(self) -> ClientConnection:
+        """Try each endpoint once, beginning with the one after the last that failed."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+            self._at += 1
+        loop = asyncio.get_running_loop()
+        problems = []
+        for _ in self._endpoints:
+            host, port, https = self._endpoints[self._at % len(self._endpoints)]
+            name = f"{host}:{port}"
+            try:
+                async with asyncio.timeout(DIAL_TIMEOUT_S):
+                    _, connection = await loop.create_connection(
+                        lambda name=name: ClientConnection(name, loop),
+                        host,
+                        port,
+                        ssl=self._tls(https),
+                    )
+                self._connection = connection
+                return connection
+            except (OSError, TimeoutError) as error:
+                problems.append(f"{name}: {error.__class__.__name__} {error}".strip())
+                self._at += 1
+        raise NotSentError(Code.UNAVAILABLE, "no etcd endpoint answers: " + "; ".join(problems))
+
+    def _tls(self, https: bool) -> ssl_module.SSLContext | None:
+        if not https and self._ssl is None:
+            return None
+        if self._ssl is None:
+            self._ssl = ssl_module.create_default_context()
+        self._ssl.set_alpn_protocols(["h2"])
+        return self._ssl
+
+    # Calls ---------------------------------------------------------------------------------
+
+    async def _metadata(self) -> tuple[Header, ...]:
+        if self._credentials is None:
+            return ()
+        if self._token is None:
+            name, password = self._credentials
+            request = pb.AuthenticateRequest(name=name, password=password)
+            connection = await self._connect()
+            data = await _exchange(connection, "/etcdserverpb.Auth/Authenticate", (), request)
+            self._token = pb.AuthenticateResponse.FromString(data).token
+        return ((b"token", self._token.encode()),)
+
+    async def call(self, path: str, request: Message, response: type[R], *, read: bool) -> R:
+        """Make a unary call.
+
+        What never reached a server is tried again; ``read`` calls are tried again after any
+        UNAVAILABLE.  Raises EtcdError, DEADLINE_EXCEEDED when the time of the client is over.
+        """
+        backoff = Backoff(self.rng)
+        last: EtcdError | None = None
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                while True:
+                    try:
+                        metadata = await self._metadata()
+                        connection = await self._connect()
+                        data = await _exchange(connection, path, metadata, request)
+                        return response.FromString(data)
+                    except EtcdError as error:
+                        last = error
+                        if not self._retry(error, read):
+                            raise
+                    await backoff.sleep()
+        except TimeoutError:
+            cause = f" ({last.message})" if last is not None else ""
+            raise EtcdError(
+                Code.DEADLINE_EXCEEDED, f"etcd: no answer within {self._timeout_s:g} s{cause}"
+            ) from last
+
+    def _retry(self, error: EtcdError, read: bool) -> bool:
+        if self._closed:
+            return False
+        if error.code == Code.UNAUTHENTICATED and self._token is not None:
+            self._token = None
+            return True
+        return error.code == Code.UNAVAILABLE and (read or isinstance(error, NotSentError))
+
+    async def open(self, path: str, *, leader: bool = False) -> ClientStream:
+        """Begin a streaming call; EtcdError if no server can be reached now.
+
+        ``leader``: the server ends the call when its cluster has no leader (hasleader).
+        """
+        metadata = await self._metadata()
+        if leader:
+            metadata = (*metadata, (b"hasleader", b"true"))
+        connection = await self._connect()
+        return await connection.open(path, metadata)
+
+
+async def _exchange(
+    connection: ClientConnection, path: str, metadata: tuple[Header, ...], request: Message
+) -> bytes:
+    stream = await connection.open(path, metadata)
+    try:
+        stream.send(request.SerializeToString(), last=True)
+        data = await stream.receive()
+        if data is None:
+            raise EtcdError(Code.INTERNAL, f"{path}: OK without a response")
+        await stream.receive()
+        return data
+    finally:
+        stream.cancel()
