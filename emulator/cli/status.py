@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+import sys
+from typing import TYPE_CHECKING, Any, Final
 
 from emulator.cli.running import add_name, fetch_status, run_async
 
 if TYPE_CHECKING:
     import argparse
+
+WIDE: Final = 400
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,6 +43,7 @@ def _print_table(status: dict[str, Any]) -> None:
             cells = ["-", "external", "-", "-"]
         where = entry.get("underlay") or ",".join(entry.get("endpoints", ()))
         table.add_row(entry["name"], entry.get("ip", "-"), where, *map(str, cells))
-    console = Console()
+    # Into a pipe or a file: as wide as it needs to be.
+    console = Console() if sys.stdout.isatty() else Console(width=WIDE)
     console.print(table)
     console.print(f"\nkubeconfig: {status['kubeconfig']}", soft_wrap=True, highlight=False)

@@ -61,14 +61,7 @@ def run(args: argparse.Namespace) -> int:
 
 def spec_of(args: argparse.Namespace) -> ClusterSpec:
     """The spec of the file and the options; UsageError names the file."""
-    text = None
-    if args.file is not None:
-        try:
-            text = Path(args.file).read_text()
-        except OSError as error:
-            raise UsageError(f"{args.file}: {error.strerror}") from None
-        except UnicodeDecodeError:
-            raise UsageError(f"{args.file}: not a text file") from None
+    text = read_file(args.file)
     endpoints = tuple(filter(None, (args.etcd_endpoints or "").split(",")))
     try:
         return load_spec(
@@ -83,6 +76,18 @@ def spec_of(args: argparse.Namespace) -> ClusterSpec:
         if args.file is not None:
             raise UsageError(f"{args.file}: {error}") from None
         raise
+
+
+def read_file(path: str | None) -> str | None:
+    """A cluster file's text, None without one; UsageError names the file."""
+    if path is None:
+        return None
+    try:
+        return Path(path).read_text()
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise UsageError(f"{path}: not a text file") from None
 
 
 class Progress:

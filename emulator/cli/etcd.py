@@ -1,0 +1,39 @@
+"""podwire etcd: the embedded etcd alone in this terminal, with etcd's own flags."""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from emulator.cli.alone import DEFAULT_ETCD, run_here
+from emulator.errors import UsageError
+
+if TYPE_CHECKING:
+    import argparse
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--name", default="default", help="the member's name")
+    parser.add_argument("--data-dir", metavar="DIR", help="default: <name>.etcd")
+    parser.add_argument("--listen-client-urls", metavar="URL", default=DEFAULT_ETCD)
+    parser.add_argument("--advertise-client-urls", metavar="URLS", help="default: as it listens")
+
+
+def run(args: argparse.Namespace) -> int:
+    from etcd.server.config import EtcdConfig
+    from etcd.server.daemon import run_etcd
+
+    url = urlsplit(args.listen_client_urls)
+    if url.scheme != "http" or not url.hostname or url.port is None:
+        raise UsageError(
+            f"--listen-client-urls: {args.listen_client_urls!r} is not one http://HOST:PORT"
+        )
+    config = EtcdConfig(
+        name=args.name,
+        data_dir=args.data_dir or f"{args.name}.etcd",
+        listen_host=url.hostname,
+        listen_port=url.port,
+        advertise_client_urls=tuple(filter(None, (args.advertise_client_urls or "").split(","))),
+    )
+    return run_here(functools.partial(run_etcd, config), "etcd")
