@@ -13,11 +13,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from agents.flannel.daemon import FlannelConfig, LeaseRevokedError, run_flannel
+from agents.flannel.testing import RememberingKernel
 from emulator.addr import Prefix, parse_ip
 from emulator.netstack.fib import Route
-from emulator.netstack.netfilter import Netfilter
-from emulator.netstack.packet import AddressType
-from emulator.netstack.records import AddrInfo, FdbInfo, LinkInfo, NeighInfo, NeighState
 from emulator.runtime.clock import real_clock
 from emulator.runtime.role import RoleEnv
 from etcd.client import EtcdClient
@@ -39,78 +37,6 @@ SERVERS = [
     ),
 ]
 SUBNETS = b"/coreos.com/network/subnets/"
-
-
-class BareNode:
-    """A kernel that only remembers what it was told; its root namespace is itself."""
-
-    def __init__(self, ip: str, seed: int) -> None:
-        self.root = self
-        self._rng = random.Random(seed)
-        self.netfilter = Netfilter(self, clock=lambda: 0.0, rng=self._rng)
-        self._links = {"eth0": LinkInfo(2, "eth0", "underlay", bytes(6), 1500, True, True)}
-        self._addrs = [AddrInfo(2, "eth0", parse_ip(ip), 16)]
-        self._routes: dict[Prefix, Route] = {}
-        self._neighs: dict[int, NeighInfo] = {}
-        self._fdb: dict[bytes, FdbInfo] = {}
-
-    def address_type(self, ip: int) -> AddressType:
-        return AddressType.UNICAST
-
-    def primary_address(self, dev: str, dst: int) -> int | None:
-        return None
-
-    def invalidate_flows(self) -> None:
-        pass
-
-    def link_add(self, name: str, kind: str, **attrs: Any) -> None:
-        mac = bytes((2, *self._rng.randbytes(5)))
-        self._links[name] = LinkInfo(3, name, kind, mac, up=False, running=True, **attrs)
-
-    def link_del(self, name: str) -> None:
-        del self._links[name]
-
-    def link_set(self, name: str, *, up: bool) -> None:
-        pass
-
-    def addr_add(self, dev: str, ip: int, length: int) -> None:
-        self._addrs.append(AddrInfo(3, dev, ip, length))
-
-    def addr_del(self, dev: str, ip: int, length: int) -> None:
-        self._addrs.remove(AddrInfo(3, dev, ip, length))
-
-    def route_replace(self, route: Route) -> None:
-        self._routes[route.dst] = route
-
-    def route_del(self, route: Route) -> None:
-        del self._routes[route.dst]
-
-    def neigh_replace(self, dev: str, ip: int, mac: bytes, state: NeighState) -> None:
-        self._neighs[ip] = NeighInfo(dev, ip, mac, state)
-
-    def neigh_del(self, dev: str, ip: int) -> None:
-        del self._neighs[ip]
-
-    def fdb_replace(self, dev: str, mac: bytes, dst: int) -> None:
-        self._fdb[mac] = FdbInfo(mac, dev, dst)
-
-    def fdb_del(self, dev: str, mac: bytes) -> None:
-        del self._fdb[mac]
-
-    def links(self) -> list[LinkInfo]:
-        return [*self._links.values()]
-
-    def addrs(self) -> list[AddrInfo]:
-        return self._addrs
-
-    def routes(self) -> list[Route]:
-        return [*self._routes.values()]
-
-    def neighs(self) -> list[NeighInfo]:
-        return [*self._neighs.values()]
-
-    def fdb(self) -> list[FdbInfo]:
-        return [*self._fdb.values()]
 
 
 @contextlib.asynccontextmanager
@@ -159,7 +85,7 @@ class Agent:
 
     def __init__(self, endpoint: str, folder: Path, number: int, **options: Any) -> None:
         self.ip = f"172.17.4.{number}"
-        self.kernel = BareNode(self.ip, number)
+        self.kernel = RememberingKernel(self.ip, number)
         self.is_ready = asyncio.Event()
         self.config = FlannelConfig(
             (endpoint,), self.ip, str(folder / f"{number}" / "subnet.env"), **options
