@@ -46,13 +46,6 @@ class Selection(NamedTuple):
         try:
             by_field = fieldselector.parse(call.query.get("fieldSelector") or "", known)
         except labels.SelectorError as error:
-            if str(error).startswith("field label"):
-                raise bad_request(
-                    f'Unable to find "{call.resource.group_version}, Resource='
-                    f'{call.resource.plural}" that match label selector '
-                    f'"{call.query.get("labelSelector") or ""}", field selector '
-                    f'"{call.query["fieldSelector"]}": {error}'
-                ) from None
             raise bad_request(str(error)) from None
         if call.name:
             term = fieldselector.FieldTerm("metadata.name", True, call.name)

@@ -1,4 +1,4 @@
-"""Logs, exec, attach and port-forward: passed on to the kubelet of the pod's node."""
+"""Logs, exec and attach: passed on to the kubelet of the pod's node."""
 
 from __future__ import annotations
 
@@ -79,7 +79,9 @@ class NodeProxy:
         pod = await self._rest.current(call.resource, call.namespace, call.name)
         if call.subresource == "log":
             return await self._log_of(call, self._target(call, pod))
-        raise bad_request(f"{call.subresource} is not served")
+        from agents.apiserver import streams
+
+        return await streams.serve(self, call, pod)
 
     def _target(self, call: Call, pod: Obj) -> Target:
         container = call.query.get("container") or ""

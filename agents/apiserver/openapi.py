@@ -15,7 +15,8 @@ from emulator.apimachinery.status import no_such_path
 if TYPE_CHECKING:
     from emulator.apimachinery.resources import Registry
 
-V2_PROTOBUF: Final = "application/com.github.proto-openapi.spec.v2@v1.0+protobuf"
+# The name asked for has an @, which Go's MIME parser refuses in an answer (kube-openapi mimePb).
+V2_PROTOBUF: Final = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf"
 # The expiry kubectl caches a hashed document by: one year.
 _FOREVER: Final = "public, immutable, max-age=31536000"
 

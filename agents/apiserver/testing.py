@@ -12,10 +12,12 @@ import os
 import random
 import shutil
 import socket
+import ssl
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from aiohttp import web
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -263,6 +265,66 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+class Kubelet:
+    """A kubelet that echoes: exec prints its command, copies stdin and exits as it is told."""
+
+    def __init__(self) -> None:
+        self.log = b"one\ntwo\n"
+        self.queries: list[str] = []
+
+    async def _logs(self, request: web.Request) -> web.StreamResponse:
+        self.queries.append(request.path_qs)
+        if request.headers.get("Authorization") != f"Bearer {KUBELET_TOKEN}":
+            raise web.HTTPUnauthorized
+        return web.Response(body=self.log)
+
+    async def _exec(self, request: web.Request) -> web.StreamResponse:
+        self.queries.append(request.path_qs)
+        socket = web.WebSocketResponse(protocols=("v5.channel.k8s.io", "v4.channel.k8s.io"))
+        await socket.prepare(request)
+        command = request.query.getall("command", [])
+        await socket.send_bytes(b"\x01" + " ".join(command).encode() + b"\n")
+        await socket.send_bytes(b"\x02" + b"to stderr\n")
+        if request.query.get("stdin") in ("true", "1"):
+            async for message in socket:
+                if message.data[:1] == b"\xff":
+                    break
+                if message.data[:1] == b"\x00":
+                    await socket.send_bytes(b"\x01" + message.data[1:].upper())
+        status: dict[str, object] = {"metadata": {}, "status": "Success"}
+        if command[:1] == ["exit"]:
+            status = {
+                "metadata": {},
+                "status": "Failure",
+                "reason": "NonZeroExitCode",
+                "message": f"command terminated with exit code {command[1]}",
+                "details": {"causes": [{"reason": "ExitCode", "message": command[1]}]},
+            }
+        await socket.send_bytes(b"\x03" + json.dumps(status).encode())
+        await socket.close()
+        return socket
+
+
+@contextlib.asynccontextmanager
+async def kubelet(pki: Pki) -> AsyncIterator[tuple[Kubelet, int]]:
+    """Run the echoing kubelet on loopback; yields it and its port."""
+    fake = Kubelet()
+    app = web.Application()
+    app.router.add_get("/containerLogs/{ns}/{pod}/{container}", fake._logs)
+    for verb in ("exec", "attach"):
+        app.router.add_get(f"/{verb}/{{ns}}/{{pod}}/{{container}}", fake._exec)
+    runner = web.AppRunner(app, shutdown_timeout=0.2)
+    await runner.setup()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(pki.cert, pki.key)
+    port = free_port()
+    try:
+        await web.TCPSite(runner, "127.0.0.1", port, ssl_context=context).start()
+        yield fake, port
+    finally:
+        await runner.cleanup()
 
 
 @contextlib.asynccontextmanager
