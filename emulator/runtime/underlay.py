@@ -112,6 +112,7 @@ class KernelDriver:
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
         self._scheduled = False
+        self._inside = False
         self._running = False
 
     def start(self) -> None:
@@ -129,7 +130,7 @@ class KernelDriver:
 
     def wake(self) -> None:
         """Have the kernel looked after in this turn of the loop, once for however many calls."""
-        if not self._scheduled and self._running:
+        if not self._scheduled and not self._inside and self._running:
             self._scheduled = True
             self._loop.call_soon(self.run)
 
@@ -142,13 +143,21 @@ class KernelDriver:
         self._scheduled = False
         if not self._running:
             return
-        at = self._kernel.get_timer()
-        if at is not None and at <= self._loop.time():
-            self._kernel.handle_timer()
-            at = self._kernel.get_timer()
-        if self._drain is not None:
-            self._drain()
-        if at is None or self._scheduled:
+        kernel = self._kernel
+        self._inside = True  # what wakes us now is looked at before we leave
+        try:
+            at = kernel.get_timer()
+            if at is not None and at <= self._loop.time():
+                kernel.handle_timer()
+            if self._drain is not None:
+                self._drain()
+            at = kernel.get_timer()
+        finally:
+            self._inside = False
+        if at is None:
+            return
+        if at <= self._loop.time():
+            self.wake()
             return
         # A timer that is armed too early only finds nothing to do; re-arming costs more.
         if self._timer is not None:
@@ -366,7 +375,7 @@ class UnderlayDriver:
                 self._unknown_received += 1
             else:
                 receive(ip, port, batch.payload, batch.segment_size)
-        self._driver.run()
+        self._driver.wake()
 
     def _read_carrier(self, sock: UnderlaySocket) -> None:
         hosts, receive = self._hosts, self._device.receive_carrier
@@ -380,4 +389,4 @@ class UnderlayDriver:
                 receive(batch.payload, batch.segment_size)
             else:
                 self._unknown_received += 1
-        self._driver.run()
+        self._driver.wake()
