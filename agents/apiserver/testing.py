@@ -32,6 +32,8 @@ from emulator.runtime.role import RoleEnv
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from agents.apiserver.store import Store
+
 TOKEN = "test-token"
 KUBELET_TOKEN = "kubelet-token"
 
@@ -191,7 +193,7 @@ class Result(NamedTuple):
 class World:
     """A running API server."""
 
-    def __init__(self, folder: Path, pki: Pki, store: MemoryStore, port: int) -> None:
+    def __init__(self, folder: Path, pki: Pki, store: Store, port: int) -> None:
         self.folder = folder
         self.pki = pki
         self.store = store
@@ -328,7 +330,7 @@ async def kubelet(pki: Pki) -> AsyncIterator[tuple[Kubelet, int]]:
 
 
 @contextlib.asynccontextmanager
-async def api_server(folder: Path, store: MemoryStore | None = None) -> AsyncIterator[World]:
+async def api_server(folder: Path, store: Store | None = None) -> AsyncIterator[World]:
     """Run an API server until the block ends."""
     pki = make_pki(folder)
     store = store or MemoryStore()
