@@ -220,7 +220,7 @@ class Store:
 
     def compact(self, revision: int) -> None:
         """Forget versions no read at or after ``revision`` can see; EtcdError as etcd's."""
-        if revision <= self.compacted or revision <= 0:
+        if revision <= self.compacted:
             raise EtcdError(*COMPACTED)
         if revision > self.revision:
             raise EtcdError(*FUTURE_REVISION)
@@ -281,7 +281,7 @@ class Store:
 
         Source: server/mvcc/hash.go, kvstore.go hashByRev.
         """
-        if 0 < revision < self.compacted:
+        if 0 < revision <= self.compacted:
             raise EtcdError(*COMPACTED)
         if revision > self.revision:
             raise EtcdError(*FUTURE_REVISION)

@@ -99,10 +99,10 @@ def _check_ops(request: pb.TxnRequest, budget: int) -> None:
 def _deletes(deletes: Iterable[tuple[bytes, bytes]], key: bytes) -> bool:
     """Whether any delete interval holds a key, as etcd's interval tree sees it.
 
-    A range_end of one zero byte means "everything after" to the store but sorts before every key
-    in the tree, so only its first key is seen; kept, for clients see the difference.
+    A range_end of one zero byte means "everything after" to the store, but it sorts before every
+    key in the tree, which therefore sees an empty interval; kept, for clients see the difference.
     """
-    return any(lo == key or lo < key < hi for lo, hi in deletes)
+    return any(lo <= key < hi if hi else lo == key for lo, hi in deletes)
 
 
 def _check_intervals(
