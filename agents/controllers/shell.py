@@ -147,6 +147,10 @@ class PodControl:
         try:
             await self._shell.client.create(PODS, pod)
         except ApiError as error:
+            if error.is_namespace_terminating:
+                # The owner is about to go as well.
+                self._expectations.creation_seen(key_of(owner))
+                return
             self._tell(owner, "Warning", "FailedCreate", f"Error creating: {error}")
             raise
         self._tell(owner, "Normal", "SuccessfulCreate", f"Created pod: {name_of(pod)}")

@@ -49,6 +49,12 @@ class ApiError(PeerError):
         return self.status == 409 and self.reason != "AlreadyExists"
 
     @property
+    def is_namespace_terminating(self) -> bool:
+        """A create in a namespace that is being deleted: nothing to try again."""
+        causes = self.details.get("causes") or ()
+        return any(cause.get("reason") == "NamespaceTerminating" for cause in causes)
+
+    @property
     def is_expired(self) -> bool:
         """The resourceVersion or continue token is compacted away: list again."""
         return self.status == 410 or self.reason in ("Expired", "Gone")
