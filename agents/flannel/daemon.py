@@ -9,6 +9,7 @@ back (flannel, main.go).
 from __future__ import annotations
 
 import asyncio
+import datetime
 import os
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, Protocol, TypeVar
@@ -393,8 +394,9 @@ class _Flanneld:
             return
         self._lease = made
         assert made.expires_at is not None
-        epoch_s = self._env.clock.time() - self._env.clock.monotonic()
-        self._log.info("Lease renewed, new expiration: %.0f", epoch_s + made.expires_at)
+        left_s = made.expires_at - self._env.clock.monotonic()
+        expires = datetime.datetime.fromtimestamp(self._env.clock.time() + left_s, datetime.UTC)
+        self._log.info("Lease renewed, new expiration: %s", f"{expires:%Y-%m-%d %H:%M:%S %z UTC}")
 
 
 def _describe(change: Change) -> str:

@@ -6,6 +6,7 @@ import random
 from typing import TYPE_CHECKING, Any
 
 from emulator.addr import Prefix, parse_ip
+from emulator.errors import UsageError
 from emulator.netstack.netfilter import Netfilter
 from emulator.netstack.packet import AddressType
 from emulator.netstack.records import AddrInfo, FdbInfo, LinkInfo, NeighInfo, NeighState
@@ -72,6 +73,11 @@ class RememberingKernel:
 
     def links(self) -> list[LinkInfo]:
         return [*self._links.values()]
+
+    def link(self, name: str) -> LinkInfo:
+        if name not in self._links:
+            raise UsageError(f'Device "{name}" does not exist.')
+        return self._links[name]
 
     def addrs(self) -> list[AddrInfo]:
         return self._addrs

@@ -24,7 +24,7 @@ from emulator.kubeclient.rest import RestClient
 from emulator.netstack.packet import UDP
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Mapping, MutableMapping, Sequence
 
     from agents.kubeproxy.model import Endpoint, Key
     from emulator.kubeclient.config import KubeConfig
@@ -43,6 +43,8 @@ class NodeNamespace(Protocol):
 
     @property
     def netfilter(self) -> Netfilter: ...
+    @property
+    def sysctl(self) -> MutableMapping[str, int]: ...
 
 
 class NodeKernel(Protocol):
@@ -199,6 +201,9 @@ class Proxier:
     def __init__(self, namespace: NodeNamespace, node: NodeConfig) -> None:
         self._netfilter = namespace.netfilter
         self._node = node
+        if node.localhost_node_ports:
+            # Node ports on 127.0.0.1; KUBE-FIREWALL closes the hole this opens.
+            namespace.sysctl["net.ipv4.conf.all.route_localnet"] = 1
         self._applied = ""
 
     def sync(

@@ -107,6 +107,7 @@ class View:
 
 class Namespace:
     def __init__(self) -> None:
+        self.sysctl: dict[str, int] = {}
         self.netfilter = Netfilter(View(), clock=lambda: 0.0, rng=random.Random(1))
 
 

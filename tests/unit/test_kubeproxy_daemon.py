@@ -31,6 +31,7 @@ class Kernel:
 
     def __init__(self) -> None:
         self.root = self
+        self.sysctl: dict[str, int] = {}
         self.netfilter = Netfilter(self, clock=lambda: 0.0, rng=random.Random(1))
 
     def address_type(self, ip: int) -> AddressType:

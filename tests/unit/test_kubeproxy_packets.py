@@ -44,6 +44,7 @@ class Namespace:
 
     def __init__(self) -> None:
         self.now = 0.0
+        self.sysctl: dict[str, int] = {}
         self.netfilter = Netfilter(View(), clock=lambda: self.now, rng=random.Random(5))
 
 

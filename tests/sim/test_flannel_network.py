@@ -1,0 +1,237 @@
+"""Nodes with real kernels in virtual time: what flannel programs carries packets."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from agents.flannel.daemon import FlannelConfig, run_flannel
+from agents.flannel.subnetenv import parse_previous_subnet
+from emulator.addr import Prefix, format_ip, parse_ip
+from emulator.netstack.fib import Route
+from emulator.netstack.kernel import Kernel
+from emulator.netstack.records import NeighState
+from emulator.runtime.stack import StackNetwork
+from emulator.sim.segment import Segment
+from emulator.sim.world import World, simulate
+from etcd.client import EtcdClient
+from etcd.server.config import EtcdConfig
+from etcd.server.daemon import run_etcd
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+ETCD = "172.17.4.51"
+LINK = Prefix.parse("172.17.4.0/24")
+
+
+class Node:
+    """A machine: kernel, flannel, and one pod behind cni0 once there is a subnet."""
+
+    def __init__(self, cluster: Cluster, name: str, ip: str) -> None:
+        self.cluster = cluster
+        self.host = cluster.world.host(name, ip)
+        self.ip = ip
+        self.lives = 0
+        self.ready = False
+        self.file = cluster.folder / name / "subnet.env"
+
+    def boot(self) -> None:
+        self.lives += 1
+        self.ready = False
+        world, name = self.cluster.world, self.host.name
+        self.kernel = Kernel(name, clock=world.loop.time, rng=world.rng(name, str(self.lives)))
+        root = self.kernel.root
+        # A NIC keeps its address over reboots.
+        nic = bytes((2, 0, 0, 0, 0, parse_ip(self.ip) & 0xFF))
+        root.link_add("eth0", "underlay", mac=nic)
+        root.link_set("eth0", up=True)
+        root.addr_add("eth0", parse_ip(self.ip), LINK.length)
+        self.cluster.segment.plug(self.host, self.kernel, parse_ip(self.ip))
+        env = world.env(name, self.lives)
+        env = type(env)(env.clock, env.rng, env.log, self._on_ready)
+        config = FlannelConfig((f"{ETCD}:2379",), self.ip, str(self.file), rules_resync_s=600)
+        self.host.spawn(run_flannel(config, env, self.kernel), name="flannel")
+
+    def _on_ready(self, info: str) -> None:
+        self.ready = True
+        self._make_pod()
+
+    async def crash(self) -> None:
+        self.cluster.segment.unplug(self.host)
+        await self.host.crash()
+
+    @property
+    def subnet(self) -> Prefix:
+        subnet = parse_previous_subnet(self.file.read_text())
+        assert subnet is not None
+        return subnet
+
+    @property
+    def pod_ip(self) -> str:
+        return format_ip(self.subnet.host(2))
+
+    def _make_pod(self) -> None:
+        """What the bridge plugin does."""
+        root, pod = self.kernel.root, self.kernel.netns_add("pod")
+        root.link_add("cni0", "bridge", mtu=1450)
+        root.link_set("cni0", up=True)
+        root.addr_add("cni0", self.subnet.host(1), 24)
+        root.link_add("veth0", "veth", mtu=1450, peer="eth0", peer_ns="pod")
+        root.link_set("veth0", up=True, master="cni0")
+        pod.link_set("eth0", up=True)
+        pod.addr_add("eth0", self.subnet.host(2), 24)
+        pod.route_replace(Route(Prefix(0, 0), "eth0", self.subnet.host(1)))
+
+    def network(self, namespace: str = "") -> StackNetwork:
+        ns = self.kernel.netns(namespace) if namespace else self.kernel.root
+        return StackNetwork(ns, self.cluster.world.loop)
+
+
+class Cluster:
+    """An etcd and nodes on one segment."""
+
+    def __init__(self, world: World, folder: Path, backend: str) -> None:
+        self.world = world
+        self.folder = folder
+        self.segment = Segment(world)
+        self.etcd = world.host("etcd", ETCD)
+        self.nodes: list[Node] = []
+        self.backend = backend
+
+    async def start(self, nodes: int) -> None:
+        config = EtcdConfig(listen_host=ETCD, durability="memory")
+        self.etcd.spawn(run_etcd(config, self.world.env("etcd")), name="server")
+        await self.etcd.spawn(self._write_config(), name="config")
+        for number in range(1, nodes + 1):
+            node = Node(self, f"w{number}", f"172.17.4.{200 + number}")
+            self.nodes.append(node)
+            node.boot()
+        await self.settle()
+
+    async def _write_config(self) -> None:
+        document = f'{{"Network":"10.2.0.0/16","Backend":{self.backend}}}'.encode()
+        async with EtcdClient([f"{ETCD}:2379"]) as etcd:
+            await etcd.put(b"/coreos.com/network/config", document)
+
+    async def settle(self) -> None:
+        def settled() -> bool:
+            return all(
+                node.ready
+                and sum(route.gateway is not None for route in node.kernel.root.routes())
+                == len(self.nodes) - 1
+                for node in self.nodes
+            )
+
+        await self.world.until(settled, what="all nodes have all routes")
+
+    async def stop(self) -> None:
+        for node in self.nodes:
+            await node.crash()
+        await self.etcd.stop()
+
+
+VXLAN = '{"Type":"vxlan"}'
+
+
+def in_cluster(scenario: Any, folder: Path, *, nodes: int = 2, backend: str = VXLAN) -> Any:
+    """Run ``scenario(cluster)`` on a settled cluster."""
+
+    async def main(world: World) -> Any:
+        cluster = Cluster(world, folder, backend)
+        await cluster.start(nodes)
+        result = await scenario(cluster)
+        await cluster.stop()
+        return result
+
+    return simulate(main)
+
+
+async def ping(source: Node, destination: str, namespace: str = "pod") -> int:
+    """The TTL of the answer, 0 if there was none."""
+    result = await source.network(namespace).ping(destination, timeout=2.0)
+    return result.answer.ttl if result is not None and result.ok else 0
+
+
+def test_a_ping_crosses_from_pod_to_pod_with_the_ttl_of_a_real_cluster(tmp_path: Path) -> None:
+    async def scenario(cluster: Cluster) -> tuple[int, int]:
+        one, two = cluster.nodes
+        return await ping(one, two.pod_ip), await ping(one, two.pod_ip, namespace="")
+
+    # Each node forwards once; the tunnel itself takes nothing off.
+    assert in_cluster(scenario, tmp_path) == (62, 63)
+
+
+def test_what_is_programmed_is_what_flannel_programs(tmp_path: Path) -> None:
+    async def scenario(cluster: Cluster) -> None:
+        one, two = cluster.nodes
+        root, mac = one.kernel.root, two.kernel.root.link("flannel.1").mac
+        link = root.link("flannel.1")
+        assert (link.mtu, link.vni, link.port, link.learning) == (1450, 1, 8472, False)
+        assert mac[0] & 3 == 2
+        addresses = [(a.ip, a.length) for a in root.addrs() if a.dev == "flannel.1"]
+        assert addresses == [(one.subnet.network, 32)]
+        routes = [route for route in root.routes() if route.dev == "flannel.1"]
+        assert routes == [Route(two.subnet, "flannel.1", two.subnet.network, onlink=True)]
+        neighbours = [entry for entry in root.neighs() if entry.dev == "flannel.1"]
+        assert [(e.ip, e.mac, e.state) for e in neighbours] == [
+            (two.subnet.network, mac, NeighState.PERMANENT)
+        ]
+        fdb = [entry for entry in root.fdb() if entry.dev == "flannel.1"]
+        assert [(entry.mac, entry.dst) for entry in fdb] == [(mac, parse_ip(two.ip))]
+
+    in_cluster(scenario, tmp_path)
+
+
+@pytest.mark.parametrize("backend", ['{"Type":"host-gw"}', '{"Type":"vxlan","DirectRouting":true}'])
+def test_pods_reach_each_other_without_a_tunnel(tmp_path: Path, backend: str) -> None:
+    async def scenario(cluster: Cluster) -> int:
+        one, two = cluster.nodes
+        via = [route for route in one.kernel.root.routes() if route.dst == two.subnet]
+        assert [(route.dev, route.gateway) for route in via] == [("eth0", parse_ip(two.ip))]
+        return await ping(one, two.pod_ip)
+
+    assert in_cluster(scenario, tmp_path, backend=backend) == 62
+
+
+def test_a_rebooted_node_with_a_new_mac_is_reachable_again(tmp_path: Path) -> None:
+    async def scenario(cluster: Cluster) -> None:
+        one, two, _ = cluster.nodes
+        subnet, mac = two.subnet, two.kernel.root.link("flannel.1").mac
+        await two.crash()
+        assert not await ping(one, two.pod_ip)
+        await asyncio.sleep(30)
+        two.boot()
+        await cluster.world.until(lambda: two.ready)
+        assert two.subnet == subnet
+        assert two.kernel.root.link("flannel.1").mac != mac
+        await asyncio.sleep(1)
+        assert await ping(one, two.pod_ip)
+
+    in_cluster(scenario, tmp_path, nodes=3)
+
+
+def test_an_etcd_outage_stops_no_packet(tmp_path: Path) -> None:
+    async def scenario(cluster: Cluster) -> None:
+        await cluster.etcd.crash()
+        await asyncio.sleep(600)
+        one, two = cluster.nodes
+        assert await ping(one, two.pod_ip)
+
+    in_cluster(scenario, tmp_path)
+
+
+def test_a_partition_between_nodes_loses_packets_until_it_heals(tmp_path: Path) -> None:
+    async def scenario(cluster: Cluster) -> list[int]:
+        one, two = cluster.nodes
+        fabric = cluster.world.fabric
+        seen = [await ping(one, two.pod_ip)]
+        fabric.partition([one.host], [two.host])
+        seen.append(await ping(one, two.pod_ip))
+        fabric.heal()
+        seen.append(await ping(one, two.pod_ip))
+        return seen
+
+    assert in_cluster(scenario, tmp_path) == [62, 0, 62]
