@@ -96,13 +96,67 @@ class FlowLog:
     Every counter bumped goes to ``counters``.  A stage whose answer could differ for the next
     packet of the flow (a NEW connection, -m statistic, -m recent, a rate limit, a queue) sets
     ``cacheable`` to False.
+
+    The path adds what a repetition needs beyond that: ``lengths`` holds, for each counter, the
+    bytes it was given; ``connections`` what conntrack must refresh; ``stations`` the bridge FDB
+    entries the packet taught; ``max_length`` the longest packet (at the entry) every device takes
+    whole; ``ends`` where the packet went, one Terminal for each copy.
     """
 
-    __slots__ = ("cacheable", "counters")
+    __slots__ = (
+        "base",
+        "cacheable",
+        "connections",
+        "counters",
+        "ends",
+        "lengths",
+        "max_length",
+        "stations",
+    )
 
-    def __init__(self) -> None:
+    def __init__(self, base: int = 0) -> None:
+        """``base`` is the length of the packet at the entry, in bytes."""
+        self.base = base
         self.cacheable = True
         self.counters: list[Counter] = []
+        self.lengths: list[int] = []
+        self.connections: list[tuple[Connection, bool]] = []
+        self.stations: list[Station] = []
+        self.max_length = 0xFFFF
+        self.ends: list[Terminal] = []
+
+    def settle(self, length: int) -> None:
+        """The counters added since the last call were given ``length`` bytes each."""
+        missing = len(self.counters) - len(self.lengths)
+        if missing:
+            self.lengths += [length] * missing
+
+    def limit(self, mtu: int, length: int) -> None:
+        """A device of ``mtu`` took the packet, which was ``length`` bytes long there."""
+        self.max_length = min(self.max_length, mtu - (length - self.base))
+
+
+class Terminal(NamedTuple):
+    """Where a packet left the packet path: ``kind`` is ``vxlan``, ``carrier`` or ``local``.
+
+    ``place`` is the underlay device or the namespace, ``data`` the IPv4 packet as it was there,
+    ``prefix`` the bytes before it on the wire, ``peer`` the node it goes to (0 for local),
+    ``dev`` the device it came in by (local).
+    """
+
+    kind: str
+    place: object
+    data: bytes
+    prefix: bytes = b""
+    peer: int = 0
+    src_port: int = 0
+    dev: str = ""
+
+
+class Station(Protocol):
+    """A learnt bridge FDB entry: ``updated_at`` keeps it from ageing."""
+
+    updated_at: float
 
 
 class Packet:

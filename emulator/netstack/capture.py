@@ -1,0 +1,36 @@
+"""Captures: what crosses a device, byte for byte."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from emulator.netstack.devices.base import Device
+    from emulator.netstack.kernel import Kernel
+
+    # (kernel clock in seconds, frame, True if the device sends it)
+    Sink = Callable[[float, bytes, bool], None]
+
+
+class CaptureHandle:
+    """One running capture; devices without Ethernet give bare IPv4 packets."""
+
+    def __init__(self, kernel: Kernel, device: Device, sink: Sink) -> None:
+        self._kernel = kernel
+        self._sink = sink
+        self._device: Device | None = device
+        self.ethernet = device.ethernet
+        device.taps = (*device.taps, self._tap)
+        kernel.tapped(1)
+
+    def _tap(self, frame: bytes, outbound: bool) -> None:
+        self._sink(self._kernel.clock(), frame, outbound)
+
+    def close(self) -> None:
+        """Stop; twice does no harm."""
+        device, self._device = self._device, None
+        if device is not None:
+            device.taps = tuple(tap for tap in device.taps if tap != self._tap)
+            self._kernel.tapped(-1)

@@ -1,0 +1,1 @@
+"""The network devices of a namespace, one kind a file."""

@@ -1,0 +1,250 @@
+"""vxlan and ipip: devices whose frames leave inside packets of their namespace.
+
+Source: drivers/net/vxlan/vxlan_core.c, net/ipv4/ipip.c.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import TYPE_CHECKING, ClassVar, Final
+
+from emulator.addr import ZERO_MAC, format_ip, format_mac
+from emulator.errors import WireError
+from emulator.netstack import gso
+from emulator.netstack.devices.base import Device
+from emulator.netstack.devices.fdb import AGEING_S, MAX_LEARNED, Fdb, FdbEntry
+from emulator.netstack.packet import Drop, DropReason, Packet
+from emulator.netstack.skb import Skb
+from emulator.wire import ethernet, ipip, ipv4, vxlan
+from emulator.wire.ethernet import ETHERTYPE_IPV4
+
+if TYPE_CHECKING:
+    from emulator.netstack.netns import NetNs
+    from emulator.netstack.timers import Timer
+
+# udp_flow_src_port with no range given takes net.ipv4.ip_local_port_range.
+DEFAULT_SOURCE_PORTS: Final = (32768, 60999)
+_UDP_HEADER: Final = 8
+_OUTER: Final = struct.Struct("!BBHHHBBHIIHHHH")
+
+
+def flow_hash(data: bytes) -> int:
+    """32 bits from addresses, protocol and ports of an IPv4 packet, the same on every run."""
+    value = 0x811C9DC5
+    header_len = (data[0] & 15) * 4
+    key = data[9:10] + data[12:20]
+    if data[9] in (6, 17) and not (data[6] & 0x1F or data[7]):
+        key += data[header_len : header_len + 4]
+    for byte in key:
+        value = (value ^ byte) * 0x01000193 & 0xFFFFFFFF
+    return value
+
+
+class Vxlan(Device):
+    """A VTEP.  ``srcport`` (0, 0) takes the local port range."""
+
+    kind: ClassVar[str] = "vxlan"
+    default_mtu: ClassVar[int] = 1500
+    rx_header: ClassVar[int] = 0
+
+    def __init__(
+        self,
+        ns: NetNs,
+        name: str,
+        mac: bytes,
+        *,
+        vni: int,
+        local: int,
+        lower: str,
+        port: int,
+        learning: bool,
+        srcport: tuple[int, int],
+        ttl: int = 0,
+        ageing_s: int = AGEING_S,
+    ) -> None:
+        super().__init__(ns, name, mac)
+        self.vni = vni
+        self.local = local
+        self.lower = lower
+        self.port = port
+        self.learning = learning
+        self.srcport = srcport
+        self.ttl = ttl
+        self.ageing_s = ageing_s
+        self.fdb = Fdb()
+        self._header = vxlan.header(vni)
+        self._ident = 0
+        self._ageing: Timer | None = None
+        # The namespace a tunnel was made in carries its packets, wherever the device is moved.
+        self.carrier_ns = ns
+
+    def destroy(self) -> None:
+        """Close the receiving end."""
+        self.carrier_ns.vteps.pop((self.port, self.vni), None)
+        if self._ageing is not None:
+            self._ageing.cancel()
+
+    def _fields(self) -> dict[str, object]:
+        fields = super()._fields()
+        fields |= {
+            "vni": self.vni,
+            "local": self.local,
+            "dev": self.lower,
+            "port": self.port,
+            "learning": self.learning,
+            "srcport": self.srcport,
+            "ageing_s": self.ageing_s,
+        }
+        return fields
+
+    def _source_port(self, skb: Skb) -> int:
+        low, high = self.srcport if self.srcport[1] else DEFAULT_SOURCE_PORTS
+        value = flow_hash(skb.data) if skb.ethertype == ETHERTYPE_IPV4 else skb.src[5]
+        return low + (value * (high - low + 1) >> 32)
+
+    def _xmit(self, skb: Skb) -> Drop | None:
+        entry = self.fdb.entries.get(skb.dst) or self.fdb.entries.get(ZERO_MAC)
+        if entry is None:
+            return Drop(
+                DropReason.FDB_MISS,
+                f"bridge fdb of {self.name}: no entry for {format_mac(skb.dst)}",
+            )
+        if skb.trace is not None:
+            detail = f"{self.name}: {format_mac(skb.dst)} is at {format_ip(entry.dst)}"
+            self.trace(skb, "fdb", detail)
+        ns = self.carrier_ns
+        src = self.local or ns.source_address(entry.dst)
+        if src is None:
+            return Drop(DropReason.NO_ROUTE, f"{self.name}: no route to {format_ip(entry.dst)}")
+        frame = skb.frame()
+        length = _UDP_HEADER + vxlan.HEADER_LEN + len(frame)
+        total = ipv4.HEADER_LEN + length
+        if total > ipv4.MAX_LENGTH:
+            return Drop(DropReason.TOO_BIG, f"{self.name}: outer packet of {total} bytes")
+        self._ident = (self._ident + 1) & 0xFFFF
+        header = _OUTER.pack(
+            *(0x45, 0, total, self._ident, 0, self.ttl or ipv4.DEFAULT_TTL, 17, 0),
+            *(src, entry.dst, self._source_port(skb), self.port, length, 0),
+        )
+        head = ipv4.with_total_length(header[:20], total, self._ident, 0)
+        data = b"".join((head, header[20:], self._header, frame))
+        packet = Packet(data, gso_size=skb.gso_size)
+        packet.mark, packet.flow, packet.trace = skb.mark, skb.flow, skb.trace
+        if skb.trace is not None:
+            detail = f"{self.name}: vni {self.vni} to {format_ip(entry.dst)} port {self.port}"
+            skb.trace.step(self.ns.name, "encap", detail, packet)
+        return ns.ip.output_packet(packet, "")
+
+    def receive_encapsulated(self, packet: Packet, frame: bytes) -> None:
+        """Take the frame of a VXLAN datagram addressed to this VTEP."""
+        try:
+            dst, src, ethertype, data = ethernet.Frame.parse(frame)
+        except WireError as error:
+            self.carrier_ns.count_drop(Drop(DropReason.BAD_HEADER, str(error)), packet)
+            return
+        skb = Skb(dst, src, ethertype, data, gso_size=packet.gso_size)
+        skb.flow, skb.trace = packet.flow, packet.trace
+        if self.learning and not src[0] & 1:
+            self._learn(skb, packet.src)
+        if skb.trace is not None:
+            detail = f"{self.name}: vni {self.vni} from {format_ip(packet.src)}"
+            self.trace(skb, "decap", detail)
+        self.receive(skb)
+
+    def _learn(self, skb: Skb, vtep: int) -> None:
+        kernel = self.ns.kernel
+        mac = skb.src
+        now = kernel.clock()
+        entry = self.fdb.entries.get(mac)
+        if entry is None:
+            if len(self.fdb.entries) >= MAX_LEARNED:
+                return
+            entry = self.fdb.entries[mac] = FdbEntry(mac, dst=vtep, now=now)
+            kernel.invalidate_flows()
+            if self._ageing is None:
+                self._ageing = kernel.timers.at(now + self.ageing_s, self._age)
+        elif entry.dst != vtep and not entry.permanent:
+            entry.dst = vtep
+            kernel.invalidate_flows()
+        entry.updated_at = now
+        if skb.flow is not None:
+            skb.flow.stations.append(entry)
+
+    def _age(self) -> None:
+        kernel = self.ns.kernel
+        now = kernel.clock()
+        if self.fdb.expire(now, self.ageing_s):
+            kernel.invalidate_flows()
+        oldest = self.fdb.oldest()
+        self._ageing = None
+        if oldest is not None:
+            self._ageing = kernel.timers.at(oldest + self.ageing_s, self._age)
+
+
+class Ipip(Device):
+    """An IP-in-IP tunnel.  ``remote`` 0 makes it a hub: the nexthop of the route is the far end."""
+
+    kind: ClassVar[str] = "ipip"
+    arp: ClassVar[bool] = False
+    ethernet: ClassVar[bool] = False
+    default_mtu: ClassVar[int] = 1480
+    rx_header: ClassVar[int] = 0
+
+    def __init__(self, ns: NetNs, name: str, *, local: int, remote: int) -> None:
+        super().__init__(ns, name, b"")
+        self.local = local
+        self.remote = remote
+        self.carrier_ns = ns
+        self._ident = 0
+
+    def destroy(self) -> None:
+        """Close the receiving end."""
+        if self in self.carrier_ns.tunnels:
+            self.carrier_ns.tunnels.remove(self)
+
+    def _fields(self) -> dict[str, object]:
+        return super()._fields() | {"local": self.local, "remote": self.remote}
+
+    def _xmit(self, skb: Skb) -> Drop | None:
+        # The IPv4 layer left the nexthop where an Ethernet device has the destination address.
+        far = self.remote or int.from_bytes(skb.dst, "big")
+        if far == 0:
+            return Drop(DropReason.NO_ROUTE, f"{self.name}: the route names no far end")
+        ns = self.carrier_ns
+        src = self.local or ns.source_address(far)
+        if src is None:
+            return Drop(DropReason.NO_ROUTE, f"{self.name}: no route to {format_ip(far)}")
+        inner = gso.segments(skb.data, skb.gso_size) if skb.gso_size else [skb.data]
+        drop: Drop | None = None
+        for data in inner:
+            drop = self._send(skb, data, src, far) or drop
+        return drop
+
+    def _send(self, skb: Skb, inner: bytes, src: int, far: int) -> Drop | None:
+        self._ident = (self._ident + 1) & 0xFFFF
+        try:
+            data = ipip.encapsulate(inner, src, far, ttl=ipv4.DEFAULT_TTL, ident=self._ident)
+        except WireError as error:
+            return Drop(DropReason.TOO_BIG, f"{self.name}: {error}")
+        packet = Packet(data)
+        packet.mark, packet.trace = skb.mark, skb.trace
+        if skb.flow is not None:
+            # The outer header differs from packet to packet (total length, identification).
+            skb.flow.cacheable = False
+        if skb.trace is not None:
+            detail = f"{self.name}: IP in IP to {format_ip(far)}"
+            skb.trace.step(self.ns.name, "encap", detail, packet)
+        return self.carrier_ns.ip.output_packet(packet, "")
+
+    def receive_encapsulated(self, packet: Packet) -> None:
+        """Take a packet of protocol 4 addressed to this tunnel."""
+        try:
+            inner = ipip.decapsulate(packet.data)
+        except WireError as error:
+            self.carrier_ns.count_drop(Drop(DropReason.BAD_HEADER, str(error)), packet)
+            return
+        skb = Skb(b"", b"", ETHERTYPE_IPV4, inner, gso_size=packet.gso_size)
+        skb.trace = packet.trace
+        if skb.trace is not None:
+            self.trace(skb, "decap", f"{self.name}: from {format_ip(packet.src)}")
+        self.receive(skb)
