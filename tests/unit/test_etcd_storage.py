@@ -1,0 +1,246 @@
+"""The data directory: what is acknowledged is found again, what is damaged is named."""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+
+from emulator.errors import UsageError
+from etcd.client import EtcdClient, EtcdError
+from etcd.core.engine import Engine
+from etcd.core.errors import CorruptionError
+from etcd.core.pb import rpc_pb2 as pb
+from etcd.server import storage as storage_module
+from etcd.server.storage import NoSpaceError, Storage, StorageError
+from tests.etcd_servers import disk_etcd
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def _open(path: Path) -> tuple[Storage, Engine]:
+    storage = Storage(str(path), sync=False)
+    engine = Engine(11, 22)
+    try:
+        storage.load(engine)
+    except BaseException:
+        storage.close()
+        raise
+    return storage, engine
+
+
+def _put(storage: Storage, engine: Engine, key: bytes, value: bytes, lease: int = 0) -> None:
+    engine.put(pb.PutRequest(key=key, value=value, lease=lease))
+    storage.append(engine.take_records())
+
+
+def _wal(path: Path) -> Path:
+    return max((path / "wal").iterdir())
+
+
+def _state(engine: Engine) -> tuple[object, ...]:
+    leases = sorted((lease.id, lease.ttl_s, tuple(lease.keys)) for lease in engine.leases)
+    store = engine.store
+    return list(store.rows()), store.revision, store.compacted, leases, list(engine.alarms)
+
+
+def _fill(storage: Storage, engine: Engine) -> None:
+    engine.lease_grant(7, 60, now=0.0)
+    for number in range(20):
+        _put(storage, engine, b"k%d" % (number % 7), b"v%d" % number, lease=7 if number % 3 else 0)
+    engine.delete_range(pb.DeleteRangeRequest(key=b"k1", range_end=b"k4"))
+    engine.compact(pb.CompactionRequest(revision=9))
+    engine.lease_grant(8, 60, now=0.0)
+    engine.lease_revoke(8)
+    engine.set_alarm(22, pb.CORRUPT, active=True)
+    storage.append(engine.take_records())
+
+
+def test_everything_written_is_there_after_a_restart(tmp_path: Path) -> None:
+    storage, engine = _open(tmp_path)
+    _fill(storage, engine)
+    storage.close()
+    again, engine_again = _open(tmp_path)
+    assert _state(engine_again) == _state(engine)
+    assert again.identity() == (11, 22)
+    again.close()
+
+
+def test_a_snapshot_replaces_the_log_and_keeps_the_history(tmp_path: Path) -> None:
+    storage, engine = _open(tmp_path)
+    _fill(storage, engine)
+    for _ in storage.write_snapshot(engine.snapshot(storage.sequence)):
+        # The state moves on while the snapshot is being written.
+        _put(storage, engine, b"later", b"x")
+    assert len(list((tmp_path / "wal").iterdir())) == 1
+    storage.close()
+    again, engine_again = _open(tmp_path)
+    assert _state(engine_again) == _state(engine)
+    assert engine_again.store.hash_kv(0) == engine.store.hash_kv(0)
+    again.close()
+
+
+def test_a_snapshot_cut_short_is_ignored(tmp_path: Path) -> None:
+    storage, engine = _open(tmp_path)
+    _fill(storage, engine)
+    slices = storage.write_snapshot(engine.snapshot(storage.sequence))
+    next(slices)
+    next(slices)
+    _put(storage, engine, b"later", b"x")
+    slices.close()
+    storage.close()
+    again, engine_again = _open(tmp_path)
+    assert _state(engine_again) == _state(engine)
+    assert list((tmp_path / "snap").iterdir()) == []
+    again.close()
+
+
+def test_a_torn_end_is_cut_wherever_it_was_torn(tmp_path: Path) -> None:
+    storage, engine = _open(tmp_path)
+    _put(storage, engine, b"a", b"1")
+    keep = storage._offset
+    _put(storage, engine, b"b", b"2")
+    end = storage._offset
+    storage.close()
+    path = _wal(tmp_path)
+    whole = path.read_bytes()
+    for cut in range(keep, end):
+        path.write_bytes(whole[:cut] + bytes(1024))
+        again, engine_again = _open(tmp_path)
+        assert [kv.key for kv in engine_again.store.live()] == [b"a"]
+        _put(again, engine_again, b"c", b"3")
+        again.close()
+        again, engine_again = _open(tmp_path)
+        assert [kv.key for kv in engine_again.store.live()] == [b"a", b"c"]
+        again.close()
+
+
+def test_a_damaged_middle_refuses_to_start_and_says_where(tmp_path: Path) -> None:
+    storage, engine = _open(tmp_path)
+    at = storage._offset
+    _put(storage, engine, b"a", b"1")
+    _put(storage, engine, b"b", b"2")
+    storage.close()
+    path = _wal(tmp_path)
+    data = bytearray(path.read_bytes())
+    data[at + 30] ^= 0x10
+    path.write_bytes(data)
+    with pytest.raises(CorruptionError, match=rf"{path.name}: damaged at offset {at},"):
+        _open(tmp_path)
+
+
+def test_a_damaged_snapshot_refuses_to_start(tmp_path: Path) -> None:
+    storage, engine = _open(tmp_path)
+    _fill(storage, engine)
+    for _ in storage.write_snapshot(engine.snapshot(storage.sequence)):
+        pass
+    storage.close()
+    (path,) = (tmp_path / "snap").iterdir()
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(CorruptionError, match=r"\.snap: damaged at offset"):
+        _open(tmp_path)
+
+
+def test_a_missing_log_file_refuses_to_start(tmp_path: Path) -> None:
+    storage, engine = _open(tmp_path)
+    _fill(storage, engine)
+    for _ in storage.write_snapshot(engine.snapshot(storage.sequence)):
+        pass
+    storage.close()
+    _wal(tmp_path).unlink()
+    with pytest.raises(CorruptionError, match="log after the snapshot is missing"):
+        _open(tmp_path)
+
+
+def test_two_servers_cannot_share_a_directory(tmp_path: Path) -> None:
+    storage, _ = _open(tmp_path)
+    with pytest.raises(UsageError, match="in use by another etcd"):
+        Storage(str(tmp_path), sync=False)
+    storage.close()
+
+
+def test_a_real_etcds_directory_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "member").mkdir()
+    with pytest.raises(UsageError, match="real etcd's data"):
+        Storage(str(tmp_path), sync=False)
+
+
+def test_a_failed_sync_is_never_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = Storage(str(tmp_path), sync=True)
+    engine = Engine(11, 22)
+    storage.load(engine)
+
+    def broken(_: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "fdatasync", broken)
+    with pytest.raises(StorageError, match="fsync failed: Input/output error"):
+        _put(storage, engine, b"a", b"1")
+    storage.close()
+
+
+def _limit_disk(monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
+    real = storage_module._write_all
+
+    def write(fd: int, data: bytes, at: int) -> None:
+        if at + len(data) > limit:
+            real(fd, data[: max(0, limit - at)], at)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(fd, data, at)
+
+    monkeypatch.setattr(storage_module, "_write_all", write)
+
+
+def test_a_full_disk_leaves_the_log_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage, engine = _open(tmp_path)
+    _put(storage, engine, b"a", b"1")
+    _limit_disk(monkeypatch, 700_000)
+    with pytest.raises(NoSpaceError):
+        _put(storage, engine, b"big", bytes(900_000))
+    monkeypatch.undo()
+    storage.close()
+    again, engine_again = _open(tmp_path)
+    assert [kv.key for kv in engine_again.store.live()] == [b"a"]
+    again.close()
+
+
+async def test_a_full_disk_raises_the_alarm_and_keeps_reads_and_acknowledged_writes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    acknowledged = [b"k0"]
+
+    async def fill(client: EtcdClient) -> None:
+        for number in range(1, 100):
+            await client.put(b"k%d" % number, bytes(100_000))
+            acknowledged.append(b"k%d" % number)
+
+    async with (
+        disk_etcd(tmp_path, durability="none") as server,
+        EtcdClient([server.endpoint]) as client,
+    ):
+        await client.put(b"k0", b"x")
+        _limit_disk(monkeypatch, 2_000_000)
+        with pytest.raises(EtcdError, match="database space exceeded"):
+            await fill(client)
+        found = await client.get(b"k", prefix=True, keys_only=True)
+        assert sorted(kv.key for kv in found.kvs) == sorted(acknowledged)
+        with pytest.raises(EtcdError, match="database space exceeded"):
+            await client.put(b"again", b"x")
+    monkeypatch.undo()
+    async with (
+        disk_etcd(tmp_path, durability="none") as server,
+        EtcdClient([server.endpoint]) as client,
+    ):
+        found = await client.get(b"k", prefix=True, keys_only=True)
+        assert sorted(kv.key for kv in found.kvs) == sorted(acknowledged)
+        server.member.engine.set_alarm(server.member.engine.member_id, pb.NOSPACE, active=False)
+        await client.put(b"again", b"x")
