@@ -136,8 +136,12 @@ class SocketTable:
             return (ip, port) in self._listeners or (0, port) in self._listeners
         return any(local.port == port for local in self._listeners)
 
-    def tcp_connect(self, remote: Endpoint, local: Endpoint = ANY) -> TcpConnection:
+    def tcp_connect(
+        self, remote: Endpoint, local: Endpoint = ANY, *, iss: int | None = None
+    ) -> TcpConnection:
         """Start connecting; the SYN goes out with the next ``handle_timer``.
+
+        ``iss`` chooses the first sequence number, by which a trace recognizes its probe.
 
         Raises OSError: ENETUNREACH, EADDRNOTAVAIL (address not ours, no port left), EADDRINUSE,
         ENOBUFS.
@@ -167,7 +171,7 @@ class SocketTable:
             if old.state is not State.TIME_WAIT:
                 raise OSError(errno.EADDRINUSE, "Address already in use")
             self._forget(old)
-        connection = self._new_connection(key)
+        connection = self._new_connection(key, iss)
         connection.connect()
         return connection
 
