@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import datetime
 import functools
 import os
 import signal
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from emulator.addr import format_ip
-from emulator.cluster.kubeconfig import render_kubeconfig
-from emulator.cluster.pki import Authority, make_tokens, write_private
+from emulator.cluster.credentials import ADMIN, Credentials, api_server_names
+from emulator.cluster.pki import write_private
 from emulator.cluster.plan import make_plan
 from emulator.cluster.process import set_up_log
 from emulator.cluster.supervisor import Supervisor
@@ -21,22 +20,10 @@ from emulator.cluster.zygote import start_zygote
 if TYPE_CHECKING:
     import socket
     from collections.abc import Callable
-    from pathlib import Path
 
     from emulator.cluster.plan import ClusterPlan
     from emulator.cluster.spec import ClusterSpec
     from emulator.cluster.state import ClusterDirectory
-
-ADMIN: Final = "kubernetes-admin"
-# user → groups of the cluster's static tokens.
-TOKEN_USERS: Final = (
-    (ADMIN, ("system:masters",)),
-    ("system:kube-controller-manager", ()),
-    ("system:kube-scheduler", ()),
-    ("system:node", ("system:nodes",)),
-    # Borne by the API server toward kubelets.
-    ("kube-apiserver-kubelet-client", ("system:masters",)),
-)
 
 
 def prepare(spec: ClusterSpec, directory: ClusterDirectory) -> ClusterPlan:
@@ -50,29 +37,17 @@ def prepare(spec: ClusterSpec, directory: ClusterDirectory) -> ClusterPlan:
 
 
 def write_credentials(plan: ClusterPlan) -> None:
-    """Write what is missing of the PKI, the token file and the kubeconfig."""
-    authority = Authority(pki_directory(plan), datetime.datetime.now(datetime.UTC))
-    first_service_ip = format_ip(plan.spec.service_cidr.host(1))
-    names = ["kubernetes", "kubernetes.default", "kubernetes.default.svc"]
-    names += ["kubernetes.default.svc.cluster.local", "localhost", "127.0.0.1"]
-    names += [plan.api_host, first_service_ip, format_ip(plan.spec.control_plane_ip)]
-    authority.issue("apiserver", "kube-apiserver", names=dict.fromkeys(names))
-    admin = authority.issue("admin", ADMIN, groups=["system:masters"])
-    hosts = dict.fromkeys(node.host for node in plan.nodes)
-    authority.issue("kubelet", "system:node", names=hosts)
-    tokens = make_tokens(pki_directory(plan) / "tokens.csv", TOKEN_USERS)
-    kubeconfig = render_kubeconfig(
-        cluster=plan.spec.name,
+    """Write what is missing of the cluster's credentials, and the kubeconfig people use."""
+    spec = plan.spec
+    emulated = (format_ip(spec.service_cidr.host(1)), format_ip(spec.control_plane_ip))
+    credentials = Credentials.make(
+        plan.pki,
+        cluster=spec.name,
         server=plan.server,
-        ca=authority.ca.cert,
-        client=admin,
-        token=tokens[ADMIN].token,
+        api_names=api_server_names(addresses=(plan.api_host, *emulated)),
+        kubelet_hosts=[node.host for node in plan.nodes],
     )
-    write_private(plan.kubeconfig, kubeconfig.encode())
-
-
-def pki_directory(plan: ClusterPlan) -> Path:
-    return plan.directory / "pki"
+    write_private(plan.kubeconfig, credentials.kubeconfig(ADMIN).read_bytes())
 
 
 def supervise(

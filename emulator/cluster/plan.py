@@ -75,6 +75,10 @@ class ClusterPlan:
     def kubeconfig(self) -> Path:
         return self.directory / "kubeconfig"
 
+    @property
+    def pki(self) -> Path:
+        return self.directory / "pki"
+
     def socket(self, role: str) -> Path:
         """The control socket of a role."""
         return self.directory / "run" / f"{role}.sock"

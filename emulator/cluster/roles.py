@@ -2,13 +2,125 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING
 
+from agents.apiserver.config import ApiServerConfig, UserInfo
+from agents.node.config import NodeConfig, Relay
+from agents.node.daemon import run_node
+from emulator.addr import format_ip
+from emulator.cluster.controlplane import ControlPlaneConfig, run_controlplane
+from emulator.cluster.credentials import (
+    CONTROLLERS,
+    KUBELET_CLIENT,
+    NODE,
+    SCHEDULER,
+    Credentials,
+)
+from emulator.cluster.process import run_role
+from emulator.cluster.spec import flannel_config
+from emulator.kubeclient.config import KubeConfig
+from etcd.server.config import EtcdConfig
+from etcd.server.daemon import run_etcd
+
 if TYPE_CHECKING:
-    from emulator.cluster.plan import ClusterPlan
+    from collections.abc import Callable, Coroutine
+    from typing import Any
+
+    from emulator.cluster.plan import ClusterPlan, NodePlan
     from emulator.cluster.zygote import Child
+    from emulator.runtime.role import RoleEnv
+
+    Role = Callable[[RoleEnv], Coroutine[Any, Any, None]]
 
 
 def run_child(plan: ClusterPlan, child: Child) -> int:
     """Run the role a forked child was asked to be; returns its exit code."""
-    raise AssertionError(f"no such role {child.role} in {plan.directory}")
+    return run_role(
+        _role(plan, child.role),
+        name=child.role,
+        on_ready=child.ready,
+        on_failed=child.failed,
+        lifeline=child.lifeline,
+    )
+
+
+def _role(plan: ClusterPlan, name: str) -> Role:
+    if name == "etcd":
+        return functools.partial(run_etcd, etcd_config(plan))
+    if name == "controlplane":
+        return functools.partial(run_controlplane, controlplane_config(plan))
+    node = next(node for node in plan.nodes if node.spec.name == name)
+    return functools.partial(run_node, node_config(plan, node))
+
+
+def etcd_config(plan: ClusterPlan) -> EtcdConfig:
+    return EtcdConfig(
+        name=plan.spec.name,
+        data_dir=str(plan.directory / "etcd"),
+        listen_host=plan.etcd_host,
+        listen_port=plan.etcd_port,
+    )
+
+
+def controlplane_config(plan: ClusterPlan) -> ControlPlaneConfig:
+    credentials = Credentials.read(plan.pki)
+
+    def kubeconfig(user: str) -> KubeConfig:
+        return KubeConfig(
+            plan.server, ca_pem=credentials.ca.read_text(), token=credentials.token(user)
+        )
+
+    apiserver = ApiServerConfig(
+        listen_host=plan.api_host,
+        listen_port=plan.api_port,
+        etcd_endpoints=plan.etcd_endpoints,
+        tls_cert=str(credentials.apiserver.cert),
+        tls_key=str(credentials.apiserver.key),
+        client_ca=str(credentials.ca),
+        service_cidr=str(plan.spec.service_cidr),
+        advertise_ip=format_ip(plan.spec.control_plane_ip),
+        advertise_port=plan.api_port,
+        kubelet_token=credentials.token(KUBELET_CLIENT),
+        kubelet_ca=str(credentials.ca),
+        tokens={
+            user.token: UserInfo(user.name, user.groups) for user in credentials.users.values()
+        },
+        node_port_range=plan.spec.node_ports,
+        cluster_name=plan.spec.name,
+    )
+    return ControlPlaneConfig(
+        apiserver,
+        kubeconfig(CONTROLLERS),
+        kubeconfig(SCHEDULER),
+        flannel_config(plan.spec.network),
+    )
+
+
+def node_config(plan: ClusterPlan, node: NodePlan) -> NodeConfig:
+    credentials = Credentials.read(plan.pki)
+    relays = [
+        Relay(plan.spec.control_plane_ip, plan.api_port, plan.api_host, plan.api_port),
+    ]
+    if plan.embedded_etcd:
+        relays.append(Relay(plan.spec.etcd_ip, plan.etcd_port, plan.etcd_host, plan.etcd_port))
+    return NodeConfig(
+        name=node.spec.name,
+        ip=node.spec.ip,
+        network=plan.spec.node_network,
+        gateway=plan.spec.gateway,
+        host=node.host,
+        vxlan_port=node.vxlan_port,
+        carrier_port=node.carrier_port,
+        kubelet_port=node.kubelet_port,
+        etcd_endpoints=plan.etcd_endpoints,
+        kubeconfig=credentials.kubeconfig(NODE),
+        kubelet_cert=credentials.kubelet.cert,
+        kubelet_key=credentials.kubelet.key,
+        kubelet_token=credentials.token(KUBELET_CLIENT),
+        root=plan.node_root(node.spec.name),
+        control_socket=plan.socket(node.spec.name),
+        pod_cidr=plan.spec.network.pod_cidr,
+        cluster_dns=plan.spec.service_cidr.host(10),
+        relays=tuple(relays),
+    )

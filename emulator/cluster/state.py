@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import socket
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from emulator.cluster.plan import (
     API_PORT,
@@ -22,6 +22,9 @@ from emulator.errors import UsageError
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+
+PARTS: Final = ("run", "logs", "nodes", "pki")
 
 
 class ClusterDirectory:
@@ -53,10 +56,31 @@ class ClusterDirectory:
         try:
             if self.path.exists():
                 shutil.rmtree(self.path)
-            for part in ("run", "logs", "nodes", "pki"):
+            for part in PARTS:
                 (self.path / part).mkdir(mode=0o700, parents=True)
         except OSError as error:
             raise UsageError(f"{self.path}: cannot be written ({error.strerror})") from None
+
+    def join(self) -> None:
+        """Share the directory with other roles started one by one; UsageError if ``up`` has it."""
+        try:
+            home().mkdir(mode=0o700, parents=True, exist_ok=True)
+            lock = os.open(self._lock_path, os.O_RDWR | os.O_CREAT, 0o600)
+            for part in PARTS:
+                (self.path / part).mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise UsageError(
+                f"{self.path}: cannot be written ({error.strerror}); set PODWIRE_HOME elsewhere"
+            ) from None
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(lock)
+            raise UsageError(
+                f"cluster {self.name!r} is already running as a whole ('podwire up'); "
+                "give this one another name with --cluster"
+            ) from None
+        self._lock = lock
 
     @property
     def _lock_path(self) -> Path:
@@ -115,6 +139,7 @@ def _is_free(block: int) -> bool:
     if not loopback_is_routable():
         return True
     with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((f"127.{block}.0.101", API_PORT))
         except OSError:

@@ -1,0 +1,48 @@
+"""Everything one node needs to know to run, wherever it was started."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from emulator.addr import Prefix
+
+
+@dataclass(frozen=True, slots=True)
+class Relay:
+    """A process without an emulated kernel that emulated programs may dial.
+
+    ``ip:port`` is where it seems to be, ``host:host_port`` where its real socket is.
+    """
+
+    ip: int
+    port: int
+    host: str
+    host_port: int
+
+
+@dataclass(frozen=True, slots=True)
+class NodeConfig:
+    """One node.  Addresses are integers if emulated, text if real."""
+
+    name: str
+    ip: int
+    network: Prefix
+    gateway: int
+    host: str
+    vxlan_port: int
+    carrier_port: int
+    kubelet_port: int
+    etcd_endpoints: tuple[str, ...]
+    kubeconfig: Path
+    kubelet_cert: Path
+    kubelet_key: Path
+    kubelet_token: str
+    root: Path
+    control_socket: Path
+    pod_cidr: Prefix
+    cluster_dns: int
+    relays: tuple[Relay, ...]

@@ -1,0 +1,235 @@
+"""One node: an emulated kernel on real sockets, and the daemons of a Kubernetes node on it."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from typing import TYPE_CHECKING, Any, Final
+
+from agents.cni.plugin import NodeCni
+from agents.flannel.daemon import FlannelConfig, LeaseRevokedError, run_flannel
+from agents.kubelet.config import KubeletConfig
+from agents.kubelet.daemon import run_kubelet
+from agents.kubeproxy.daemon import KubeProxyConfig, run_kubeproxy
+from agents.kubeproxy.ruleset import NodeConfig as ProxyNode
+from agents.node.commands import NodeCommands
+from agents.node.node_ports import NodePorts
+from agents.node.observe import Observer
+from agents.node.outside import Outside
+from agents.node.segment import Segment
+from agents.node.underlay_map import UnderlayEntry, UnderlayMap
+from emulator.addr import Prefix, format_ip, format_mac, parse_ip, parse_mac
+from emulator.errors import UsageError
+from emulator.kubeclient.config import KubeConfig
+from emulator.netstack.devices.underlay import Underlay
+from emulator.netstack.fib import Route
+from emulator.netstack.kernel import Kernel
+from emulator.runtime.control import ControlServer
+from emulator.runtime.stack import StackNetwork
+from emulator.runtime.underlay import UnderlayDriver
+from emulator.shell.context import ShellContext
+from emulator.shell.files import DiskFiles
+from etcd.client import EtcdClient
+
+if TYPE_CHECKING:
+    from agents.kubeproxy.ruleset import NodePort
+    from agents.node.config import NodeConfig
+    from emulator.runtime.control import Call
+    from emulator.runtime.role import RoleEnv
+
+NIC: Final = "eth0"
+SUBNET_FILE: Final = "run/flannel/subnet.env"
+# A revoked lease ends flanneld; whoever supervises it on a real node starts it anew this soon.
+FLANNEL_RESTART_S: Final = 1.0
+DAEMONS: Final = ("flannel", "kubelet", "kube-proxy")
+
+
+async def run_node(config: NodeConfig, env: RoleEnv) -> None:
+    """Run until cancelled; ready when subnet, kubelet and kube-proxy are.
+
+    Raises UsageError for a taken address or port.
+    """
+    node = _Node(config, env)
+    try:
+        await node.start()
+        await node.run()
+    finally:
+        await node.close()
+
+
+class _Node:
+    def __init__(self, config: NodeConfig, env: RoleEnv) -> None:
+        self._config = config
+        self._env = env
+        loop = asyncio.get_running_loop()
+        self._kernel = Kernel(config.name, clock=env.clock.monotonic, rng=env.rng)
+        root = self._kernel.root
+        root.link_add(NIC, "underlay")
+        root.addr_add(NIC, config.ip, config.network.length)
+        root.link_set(NIC, up=True)
+        eth0 = root.device(NIC)
+        assert isinstance(eth0, Underlay)
+        self._eth0 = eth0
+        root.route_replace(Route(Prefix(0, 0), dev=NIC, gateway=config.gateway))
+        self._outside = Outside(config, env, eth0.mac)
+        segment = Segment(eth0, self._outside.device)
+        for ip in self._outside.addresses:
+            segment.join(ip, self._outside.device.mac)
+        self._outside.connect(segment.drain_outside)
+        self._driver = UnderlayDriver(
+            self._kernel,
+            segment,
+            config.host,
+            vxlan_port=config.vxlan_port,
+            carrier_port=config.carrier_port,
+        )
+        self._network = StackNetwork(root, loop, hosts={config.name: [format_ip(config.ip)]})
+        self._node_ports = NodePorts(
+            self._outside.network, node_ip=format_ip(config.ip), host=config.host, log=env.log
+        )
+        commands = NodeCommands(self._shell_context)
+        observer = Observer(self._kernel, env)
+        self._control = ControlServer(
+            {"status": self._status, "exec": commands.exec, **observer.handlers()}, env.log
+        )
+        self._waiting = set(DAEMONS)
+        self._ready = False
+
+    async def start(self) -> None:
+        """Take sockets: the underlay's, the relays' and the control socket."""
+        config = self._config
+        try:
+            await self._driver.start()
+        except OSError as error:
+            raise UsageError(
+                f"cannot take UDP ports {config.vxlan_port} and {config.carrier_port} of "
+                f"{config.host}: {error.strerror or error}"
+            ) from None
+        await self._outside.start()
+        (config.root / "run" / "flannel").mkdir(parents=True, exist_ok=True)
+        config.control_socket.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        await self._control.start_unix(str(config.control_socket))
+
+    async def run(self) -> None:
+        """The daemons, until cancelled."""
+        config = self._config
+        own = UnderlayEntry(
+            config.name,
+            format_ip(config.ip),
+            format_mac(self._eth0.mac),
+            config.host,
+            self._driver.vxlan_port,
+            self._driver.carrier_port,
+        )
+        async with EtcdClient(config.etcd_endpoints, rng=self._env.rng) as client:
+            underlay = UnderlayMap(client, own, self._peers_changed, self._env.log)
+            async with asyncio.TaskGroup() as group:
+                group.create_task(underlay.run(), name="node.underlay")
+                group.create_task(self._node_ports.run(), name="node.ports")
+                group.create_task(self._run_flannel(), name="flannel")
+                group.create_task(self._run_kubelet(), name="kubelet")
+                group.create_task(self._run_kubeproxy(), name="kube-proxy")
+
+    async def close(self) -> None:
+        """Give everything back."""
+        await self._control.close()
+        await self._outside.close()
+        await self._driver.close()
+
+    # -- daemons -----------------------------------------------------------------------------------
+
+    def _part(self, name: str) -> RoleEnv:
+        def ready(info: str) -> None:
+            self._waiting.discard(name)
+            # Daemons that start over later are not news.
+            if not self._waiting and not self._ready:
+                self._ready = True
+                self._env.ready(f"node {self._config.name}")
+
+        return dataclasses.replace(self._env.child(name), on_ready=ready)
+
+    async def _run_flannel(self) -> None:
+        config = self._config
+        flannel = FlannelConfig(
+            etcd_endpoints=config.etcd_endpoints,
+            node_ip=format_ip(config.ip),
+            subnet_file=str(config.root / SUBNET_FILE),
+            iface=NIC,
+        )
+        while True:
+            try:
+                await run_flannel(flannel, self._part("flannel"), self._kernel)
+            except LeaseRevokedError as error:
+                self._env.log.error("flanneld ended: %s", error)
+            await asyncio.sleep(FLANNEL_RESTART_S)
+
+    async def _run_kubelet(self) -> None:
+        config = self._config
+        kubelet = KubeletConfig(
+            node_name=config.name,
+            node_ip=format_ip(config.ip),
+            underlay_host=config.host,
+            kubeconfig=config.kubeconfig,
+            state_dir=config.root,
+            listen_host=config.host,
+            listen_port=config.kubelet_port,
+            tls_cert=str(config.kubelet_cert),
+            tls_key=str(config.kubelet_key),
+            token=config.kubelet_token,
+            cluster_dns=format_ip(config.cluster_dns),
+        )
+        cni = NodeCni(self._kernel, config.root, era=kubelet.era, rng=self._env.rng)
+        await run_kubelet(kubelet, self._part("kubelet"), self._kernel, cni, self._network)
+
+    async def _run_kubeproxy(self) -> None:
+        config = self._config
+        node = ProxyNode(config.name, format_ip(config.ip), cluster_cidr=config.pod_cidr)
+        proxy = KubeProxyConfig(
+            KubeConfig.from_file(config.kubeconfig), node, on_node_ports=self._ports_changed
+        )
+        await run_kubeproxy(proxy, self._part("kube-proxy"), self._kernel)
+
+    def _ports_changed(self, ports: tuple[NodePort, ...]) -> None:
+        self._node_ports.want((port.protocol.lower(), port.port) for port in ports)
+
+    def _peers_changed(self, up: list[UnderlayEntry], gone: list[UnderlayEntry]) -> None:
+        for entry in gone:
+            self._driver.del_peer(parse_ip(entry.ip))
+        for entry in up:
+            try:
+                self._driver.set_peer(
+                    parse_ip(entry.ip),
+                    entry.underlay,
+                    entry.vxlan_port,
+                    entry.carrier_port,
+                    mac=parse_mac(entry.mac),
+                )
+            except UsageError as error:
+                self._env.log.error("peer %s ignored: %s", entry.name, error)
+
+    # -- control -----------------------------------------------------------------------------------
+
+    def _shell_context(self, **streams: Any) -> ShellContext:
+        config = self._config
+        return ShellContext(
+            kernel=self._kernel,
+            ns=self._kernel.root,
+            network=self._network,
+            files=DiskFiles(config.root),
+            hostname=config.name,
+            env={"HOME": "/root", "PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "USER": "root"},
+            clock=self._env.clock,
+            rng=self._env.rng,
+            **streams,
+        )
+
+    async def _status(self, call: Call) -> dict[str, Any]:
+        return {
+            "name": self._config.name,
+            "ip": format_ip(self._config.ip),
+            "underlay": self._config.host,
+            "ready": self._ready,
+            "waiting_for": sorted(self._waiting),
+            "counters": self._driver.counters()._asdict(),
+            "peers": [format_ip(peer.ip) for peer in self._driver.peers()],
+        }
