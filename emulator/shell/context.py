@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import posixpath
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol
@@ -176,5 +177,7 @@ class ShellContext:
 
 
 def os_error_text(error: OSError) -> str:
-    """``No such file or directory``."""
+    """``No such file or directory``: the errno's text, whatever else the error carries."""
+    if error.errno is not None and error.errno > 0:
+        return os.strerror(error.errno)
     return error.strerror or type(error).__name__

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Final
 
 from emulator.errors import UsageError
@@ -9,7 +10,9 @@ from emulator.shell import text
 from emulator.shell.context import os_error_text
 from emulator.shell.curl import curl
 from emulator.shell.interpreter import Interpreter
+from emulator.shell.iptables import conntrack, iptables, iptables_restore, iptables_save
 from emulator.shell.ping import ping
+from emulator.shell.sockets import nc, netstat, ss
 from emulator.shell.traceroute import tracepath, traceroute
 from emulator.shell.wget import wget
 
@@ -65,8 +68,6 @@ async def nohup(ctx: ShellContext, argv: Sequence[str]) -> int:
 
 async def timeout_command(ctx: ShellContext, argv: Sequence[str]) -> int:
     """timeout [-t] SECONDS COMMAND: 124 when the time is up (143 in busybox)."""
-    import asyncio
-
     words = [word for word in argv[1:] if word != "-t"]
     try:
         seconds = float(words[0].rstrip("s"))
@@ -142,6 +143,16 @@ COMMANDS: Final[Mapping[str, Command]] = {
     "ping": ping,
     "traceroute": traceroute,
     "tracepath": tracepath,
+    "iptables": iptables,
+    "iptables-nft": iptables,
+    "iptables-legacy": iptables,
+    "iptables-save": iptables_save,
+    "iptables-restore": iptables_restore,
+    "conntrack": conntrack,
+    "ss": ss,
+    "netstat": netstat,
+    "nc": nc,
+    "ncat": nc,
     "curl": curl,
     "wget": wget,
 }
@@ -175,6 +186,8 @@ async def run_command(ctx: ShellContext, argv: Sequence[str]) -> int:
         return EXIT_NOT_FOUND
     try:
         status = await command(ctx, [name, *argv[1:]])
+        await ctx.stdout.drain()
+        await ctx.stderr.drain()
     except BrokenPipeError:
         return EXIT_SIGPIPE
     except UsageError as error:

@@ -308,6 +308,6 @@ async def tracepath(ctx: ShellContext, argv: Sequence[str]) -> int:
 
 
 def _first_mtu(ctx: ShellContext, address: str) -> int:
-    route = ctx.ns.route_get(parse_ip(address))
+    route = ctx.ns.route_output(parse_ip(address))
     links = {link.name: link.mtu for link in ctx.ns.links()}
     return links.get(route.dev, 1500) if route is not None else 65535

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from aiohttp import web
+from aiohttp import HttpVersion11, web
 
 if TYPE_CHECKING:
     import asyncio
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 KEEPALIVE_S = 65.0
 # How long connections may finish after SIGTERM; a fast shutdown in nginx's words.
 SHUTDOWN_S = 0.5
+# After a half-close, requests already sent are taken up within this time; then the rest ends.
+HALF_CLOSE_S = 0.05
 # One request's body; client_max_body_size of nginx.
 MAX_BODY_BYTES = 1024 * 1024
 
@@ -30,6 +32,11 @@ class _Protocol(web.RequestHandler):
 
     _error_page: ErrorPage
 
+    def eof_received(self) -> bool:  # type: ignore[override]  # asyncio takes a bool here
+        """A client that half-closes still gets its answers, as from nginx."""
+        self._loop.call_later(HALF_CLOSE_S, self.close)
+        return True
+
     def handle_error(
         self,
         request: web.BaseRequest,
@@ -38,6 +45,8 @@ class _Protocol(web.RequestHandler):
         message: str | None = None,
     ) -> web.StreamResponse:
         self.keep_alive(False)
+        # aiohttp takes what it cannot parse for HTTP/1.0; servers answer it in their own version.
+        request._version = HttpVersion11
         return self._error_page(request, status)
 
 

@@ -1,0 +1,282 @@
+"""ss, netstat and nc: what listens, what is connected, and a way to try."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, NamedTuple
+
+from emulator.addr import format_ip
+from emulator.netstack.sock.tcp_state import State
+from emulator.shell.context import os_error_text
+from emulator.shell.names import ResolveError, resolve
+from emulator.shell.text import READ_BYTES
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from emulator.netstack.sock.table import SocketInfo
+    from emulator.netstack.sock.tcp import Endpoint
+    from emulator.shell.context import ShellContext
+
+# ss prints its own names for two states (misc/ss.c sstate_name).
+_SS_STATES = {"ESTABLISHED": "ESTAB", "CLOSED": "UNCONN"}
+
+
+class _Row(NamedTuple):
+    netid: str
+    state: str
+    receive: str
+    send: str
+    local: tuple[str, str]
+    peer: tuple[str, str]
+
+
+def _state(info: SocketInfo) -> str:
+    return info.tcp.state.name.replace("_", "-")
+
+
+def _place(endpoint: Endpoint) -> tuple[str, str]:
+    return format_ip(endpoint.ip), str(endpoint.port) if endpoint.port else "*"
+
+
+def _rows(infos: Sequence[SocketInfo]) -> list[_Row]:
+    return [
+        _Row(
+            info.proto,
+            _SS_STATES.get(_state(info), _state(info)),
+            str(info.tcp.receive_queue),
+            str(info.tcp.send_queue),
+            _place(info.tcp.local),
+            _place(info.tcp.remote),
+        )
+        for info in infos
+    ]
+
+
+def _wanted(ctx: ShellContext, flags: set[str]) -> list[SocketInfo]:
+    infos = list(ctx.ns.sockets.sockets())
+    protocols = {name for name, flag in (("tcp", "t"), ("udp", "u")) if flag in flags}
+    if protocols:
+        infos = [info for info in infos if info.proto in protocols]
+    passive = (State.LISTEN, State.CLOSED)
+    if "a" in flags:
+        return infos
+    if "l" in flags:
+        return [info for info in infos if info.tcp.state in passive]
+    return [info for info in infos if info.tcp.state not in (*passive, State.TIME_WAIT)]
+
+
+def render_ss(rows: Sequence[_Row], *, netid: bool) -> str:
+    """The table of ss, columns as wide as their longest entry."""
+    header = _Row(
+        "Netid", "State", "Recv-Q", "Send-Q", ("Local Address", "Port"), ("Peer Address", "Port")
+    )
+    table = [header, *rows]
+    widths = [max(len(str(row[index])) for row in table) for index in range(4)]
+    local = [max(len(row.local[index]) for row in table) for index in (0, 1)]
+    peer = [max(len(row.peer[index]) for row in table) for index in (0, 1)]
+    lines = []
+    for row in table:
+        first = f"{row.netid:<{widths[0]}} " if netid else ""
+        tail = "Process" if row is header else " " * 7
+        lines.append(
+            f"{first}{row.state:<{widths[1]}} {row.receive:<{widths[2]}} {row.send:<{widths[3]}} "
+            f"{row.local[0]:>{local[0]}}:{row.local[1]:<{local[1]}} "
+            f"{row.peer[0]:>{peer[0]}}:{row.peer[1]:<{peer[1]}}{tail}\n"
+        )
+    return "".join(lines)
+
+
+async def ss(ctx: ShellContext, argv: Sequence[str]) -> int:
+    """ss [-tulanp4s]."""
+    flags: set[str] = set()
+    for word in argv[1:]:
+        if not word.startswith("-") or set(word.lstrip("-")) - set("tulanpe4siHo"):
+            ctx.err(f"ss: invalid option -- '{word.lstrip('-')[:1]}'\n")
+            return 255
+        flags |= set(word[1:])
+    if "s" in flags:
+        ctx.out(_summary(ctx))
+        return 0
+    rows = _rows(_wanted(ctx, flags))
+    text = render_ss(rows, netid=("t" in flags) == ("u" in flags))
+    ctx.out(text.partition("\n")[2] if "H" in flags else text)
+    return 0
+
+
+def _summary(ctx: ShellContext) -> str:
+    infos = ctx.ns.sockets.sockets()
+    tcp = [info for info in infos if info.proto == "tcp"]
+    states = [info.tcp.state for info in tcp]
+    waiting = states.count(State.TIME_WAIT)
+    live = len(tcp) - waiting
+    udp = len(infos) - len(tcp)
+    return (
+        f"Total: {len(infos)}\n"
+        f"TCP:   {len(tcp)} (estab {states.count(State.ESTABLISHED)}, closed {waiting}, "
+        f"orphaned 0, timewait {waiting})\n\n"
+        "Transport Total     IP        IPv6\n"
+        "RAW\t  0         0         0        \n"
+        f"UDP\t  {udp:<10d}{udp:<10d}0        \n"
+        f"TCP\t  {live:<10d}{live:<10d}0        \n"
+        f"INET\t  {live + udp:<10d}{live + udp:<10d}0        \n"
+        "FRAG\t  0         0         0        \n\n"
+    )
+
+
+async def netstat(ctx: ShellContext, argv: Sequence[str]) -> int:
+    """netstat [-tulanpr]."""
+    flags = {letter for word in argv[1:] if word.startswith("-") for letter in word[1:]}
+    if "r" in flags:
+        from emulator.shell.registry import run_command
+
+        return await run_command(ctx, ["route", "-n"])
+    which = (
+        "(servers and established)"
+        if "a" in flags
+        else "(only servers)"
+        if "l" in flags
+        else "(w/o servers)"
+    )
+    program = "PID/Program name    " if "p" in flags else ""
+    ctx.out(
+        f"Active Internet connections {which}\n"
+        "Proto Recv-Q Send-Q Local Address           Foreign Address         "
+        f"State       {program}\n".replace("State       \n", "State      \n")
+    )
+    for info in _wanted(ctx, flags):
+        local = ":".join(_place(info.tcp.local))
+        peer = ":".join(_place(info.tcp.remote))
+        state = "" if _state(info) == "CLOSED" else _state(info).replace("-", "_")
+        tail = "-                   " if "p" in flags else ""
+        ctx.out(
+            f"{info.proto:<5} {info.tcp.receive_queue:>6} {info.tcp.send_queue:>6} "
+            f"{local:<23} {peer:<23} {state:<11}{' ' if tail else ''}{tail}".rstrip(" ")
+            + (" " * 5 if state and not tail else "")
+            + "\n"
+        )
+    return 0
+
+
+async def nc(ctx: ShellContext, argv: Sequence[str]) -> int:
+    """nc [-zvu] [-w SECONDS] [-p PORT] HOST PORT, nc -l [-p] PORT: one TCP connection."""
+    flags: set[str] = set()
+    operands: list[str] = []
+    wait_s: float | None = None
+    port_given = ""
+    words = list(argv[1:])
+    while words:
+        word = words.pop(0)
+        if word in ("-w", "-p", "-q", "-s", "-i") and words:
+            value = words.pop(0)
+            if word == "-w" and value.replace(".", "", 1).isdigit():
+                wait_s = float(value)
+            elif word == "-p":
+                port_given = value
+        elif word.startswith("-w") and word[2:].isdigit():
+            wait_s = float(word[2:])
+        elif word.startswith("-"):
+            flags |= set(word[1:])
+        else:
+            operands.append(word)
+    if "l" in flags:
+        return await _listen(ctx, port_given or (operands[-1] if operands else ""))
+    if len(operands) != 2 or not operands[1].isdigit():
+        ctx.err("usage: nc [-46lvzu] [-p source_port] [-w timeout] [destination] [port]\n")
+        return 1
+    return await _dial(ctx, operands[0], int(operands[1]), flags, wait_s)
+
+
+async def _dial(
+    ctx: ShellContext, host: str, port: int, flags: set[str], wait_s: float | None
+) -> int:
+    busybox = ctx.style == "busybox"
+    try:
+        address = await resolve(ctx, host)
+    except ResolveError:
+        if busybox:
+            ctx.err(f"nc: bad address '{host}'\n")
+        else:
+            ctx.err(f'nc: getaddrinfo for host "{host}" port {port}: Name or service not known\n')
+        return 1
+    try:
+        async with asyncio.timeout(wait_s):
+            reader, writer = await ctx.network.open_connection(address, port)
+    except OSError as error:
+        text = "Connection timed out" if isinstance(error, TimeoutError) else os_error_text(error)
+        if busybox:
+            shown = "" if "z" in flags and "v" not in flags else f" ({address})"
+            ctx.err(f"nc: {address}{shown}:{port}: {text}\n") if "v" in flags else ctx.err(
+                f"nc: can't connect to remote host ({address}): {text}\n"
+            )
+        elif "v" in flags or "z" not in flags:
+            ctx.err(f"nc: connect to {host} port {port} (tcp) failed: {text}\n")
+        return 1
+    if "v" in flags:
+        if busybox:
+            ctx.err(f"{host} ({address}:{port}) open\n")
+        else:
+            ctx.err(f"Connection to {host} {port} port [tcp/*] succeeded!\n")
+    if "z" in flags:
+        writer.close()
+        return 0
+    await _relay(ctx, reader, writer, wait_s)
+    return 0
+
+
+async def _listen(ctx: ShellContext, port: str) -> int:
+    if not port.isdigit():
+        ctx.err("usage: nc -l [-p] port\n")
+        return 1
+    arrived: asyncio.Future[tuple[asyncio.StreamReader, asyncio.StreamWriter]]
+    arrived = asyncio.get_running_loop().create_future()
+
+    def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if arrived.done():
+            writer.close()
+        else:
+            arrived.set_result((reader, writer))
+
+    try:
+        server = await ctx.network.start_server(connected, "0.0.0.0", int(port))
+    except OSError as error:
+        ctx.err(f"nc: {os_error_text(error)}\n")
+        return 1
+    try:
+        reader, writer = await arrived
+    finally:
+        server.close()
+    await _relay(ctx, reader, writer, None)
+    return 0
+
+
+async def _relay(
+    ctx: ShellContext,
+    reader: asyncio.StreamReader,
+    writer: asyncio.StreamWriter,
+    wait_s: float | None,
+) -> None:
+    async def send() -> None:
+        if ctx.stdin is None:
+            return
+        while data := await ctx.stdin.read(READ_BYTES):
+            writer.write(data)
+            await writer.drain()
+        if writer.can_write_eof():
+            writer.write_eof()
+
+    async def receive() -> None:
+        while data := await asyncio.wait_for(reader.read(READ_BYTES), wait_s):
+            ctx.stdout.write(data)
+            await ctx.stdout.drain()
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            sender = group.create_task(send(), name="nc.send")
+            await receive()
+            sender.cancel()
+    except* (ConnectionError, TimeoutError):
+        # The other end is gone or silent: nc ends, as it does on a reset.
+        pass
+    finally:
+        writer.close()

@@ -1,0 +1,560 @@
+"""A whole kubelet on a real kernel with real CNI, against an API server of a few lines."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import json
+import random
+from typing import TYPE_CHECKING, Any
+
+import aiohttp
+from aiohttp import web
+
+from agents.cni.plugin import NodeCni
+from agents.kubelet.config import KubeletConfig
+from agents.kubelet.daemon import Kubelet
+from emulator.kubeclient.config import KubeConfig
+from emulator.kubeclient.rest import RestClient
+from emulator.netstack.kernel import Kernel
+from emulator.runtime.clock import real_clock
+from emulator.runtime.role import RoleEnv
+from emulator.runtime.stack import StackNetwork
+from emulator.shell.http import Exchange
+from emulator.workloads.images import default_registry
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+    from pathlib import Path
+
+SUBNET_ENV = (
+    "FLANNEL_NETWORK=10.2.0.0/16\nFLANNEL_SUBNET=10.2.59.1/24\n"
+    "FLANNEL_MTU=1450\nFLANNEL_IPMASQ=true\n"
+)
+DEADLINE_S = 20.0
+
+
+class FakeApi:
+    """Objects by path, list, watch, merge patch and delete: what a kubelet asks for."""
+
+    def __init__(self) -> None:
+        self.objects: dict[str, dict[str, Any]] = {}
+        self.version = 1
+        self.events: list[dict[str, Any]] = []
+        self.changed = asyncio.Event()
+        self.watchers: list[tuple[str, asyncio.Queue[dict[str, Any]]]] = []
+        self.runner: web.AppRunner | None = None
+
+    async def start(self) -> str:
+        app = web.Application()
+        app.router.add_route("*", "/{path:.*}", self.handle)
+        self.runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
+        await self.runner.setup()
+        await web.TCPSite(self.runner, "127.0.0.1", 0).start()
+        return f"http://127.0.0.1:{self.runner.addresses[0][1]}"
+
+    def put(self, path: str, obj: dict[str, Any]) -> None:
+        kind = "MODIFIED" if path in self.objects else "ADDED"
+        self.version += 1
+        obj["metadata"]["resourceVersion"] = str(self.version)
+        self.objects[path] = obj
+        self._tell(kind, path, obj)
+
+    def remove(self, path: str) -> None:
+        self._tell("DELETED", path, self.objects.pop(path))
+
+    def _tell(self, kind: str, path: str, obj: dict[str, Any]) -> None:
+        for plural, queue in self.watchers:
+            if f"/{plural}/" in path:
+                queue.put_nowait({"type": kind, "object": json.loads(json.dumps(obj))})
+        self.changed.set()
+
+    async def handle(self, request: web.Request) -> web.StreamResponse:
+        path = request.path.removesuffix("/status")
+        if request.method == "GET" and "watch" in request.query:
+            return await self._watch(request)
+        if request.method == "GET":
+            if path in self.objects:
+                return web.json_response(self.objects[path])
+            plural = path.rpartition("/")[2]
+            if plural in ("pods", "services"):
+                found = [o for p, o in self.objects.items() if f"/{plural}/" in p]
+                meta = {"resourceVersion": str(self.version)}
+                return web.json_response({"metadata": meta, "items": found})
+            return self._missing()
+        body = await request.json()
+        if request.method == "POST":
+            if path.endswith("/events"):
+                self.events.append(body)
+                self.changed.set()
+                return web.json_response(body, status=201)
+            if path.endswith("/token"):
+                return web.json_response({"status": {"token": "the-token"}}, status=201)
+            body["metadata"].setdefault("uid", f"uid-{self.version}")
+            self.put(f"{path}/{body['metadata']['name']}", body)
+            return web.json_response(body, status=201)
+        if path not in self.objects:
+            return self._missing()
+        if request.method == "DELETE":
+            self.remove(path)
+            return web.json_response({"status": "Success"})
+        self.put(path, _merge(self.objects[path], body))
+        return web.json_response(self.objects[path])
+
+    async def _watch(self, request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        queue: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+        entry = (request.path.rpartition("/")[2], queue)
+        self.watchers.append(entry)
+        try:
+            while True:
+                await response.write(json.dumps(await queue.get()).encode() + b"\n")
+        except ConnectionResetError:
+            return response
+        finally:
+            self.watchers.remove(entry)
+
+    def _missing(self) -> web.Response:
+        status = {"kind": "Status", "code": 404, "reason": "NotFound", "message": "not found"}
+        return web.json_response(status, status=404)
+
+    async def until(self, condition: Callable[[], Any]) -> Any:
+        async with asyncio.timeout(DEADLINE_S):
+            while not (found := condition()):
+                self.changed.clear()
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(0.05):
+                        await self.changed.wait()
+        return found
+
+
+def _merge(target: Any, patch: Any) -> Any:
+    if not isinstance(patch, dict):
+        return patch
+    merged = dict(target) if isinstance(target, dict) else {}
+    for key, value in patch.items():
+        if value is None:
+            merged.pop(key, None)
+        else:
+            merged[key] = _merge(merged.get(key), value)
+    return merged
+
+
+class World:
+    def __init__(self, api: FakeApi, kubelet: Kubelet, kernel: Kernel, root: Path) -> None:
+        self.api = api
+        self.kubelet = kubelet
+        self.kernel = kernel
+        self.root = root
+        self.network = kubelet._runtime.network
+
+    def create(self, name: str, *containers: dict[str, Any], **spec: Any) -> None:
+        obj = {
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": {"name": name, "namespace": "default", "uid": f"uid-{name}"},
+            "spec": {"nodeName": "node-0", "containers": list(containers), **spec},
+        }
+        self.api.put(f"/api/v1/namespaces/default/pods/{name}", obj)
+
+    def pod(self, name: str) -> dict[str, Any]:
+        return self.api.objects.get(f"/api/v1/namespaces/default/pods/{name}", {})
+
+    def status(self, name: str) -> dict[str, Any]:
+        found: dict[str, Any] = self.pod(name).get("status", {})
+        return found
+
+    def container(self, name: str) -> dict[str, Any]:
+        return (self.status(name).get("containerStatuses") or [{}])[0]
+
+    def ready(self, name: str) -> bool:
+        return any(
+            each["type"] == "Ready" and each["status"] == "True"
+            for each in self.status(name).get("conditions", ())
+        )
+
+    async def running(self, name: str) -> str:
+        await self.api.until(lambda: self.ready(name))
+        ip: str = self.status(name)["podIP"]
+        return ip
+
+    def delete(self, name: str, grace_s: int) -> None:
+        obj = json.loads(json.dumps(self.pod(name)))
+        obj["metadata"] |= {
+            "deletionTimestamp": "2026-01-01T00:00:00Z",
+            "deletionGracePeriodSeconds": grace_s,
+        }
+        self.api.put(f"/api/v1/namespaces/default/pods/{name}", obj)
+
+    def reasons(self, name: str) -> list[str]:
+        return [
+            event["reason"]
+            for event in self.api.events
+            if event["involvedObject"].get("name") == name
+        ]
+
+    def url(self, path: str) -> str:
+        return f"http://127.0.0.1:{self.kubelet.server.port}{path}"
+
+    async def fetch(self, ip: str, path: str = "/") -> int:
+        async with Exchange(self.network, ip, 80) as exchange:
+            await exchange.connect()
+            await exchange.send("GET", path, [("Host", ip), ("Connection", "close")])
+            return (await exchange.head()).status
+
+
+class Driver:
+    """Runs a kernel's timers on the loop; packets stay inside the node."""
+
+    def __init__(self, kernel: Kernel) -> None:
+        self._kernel = kernel
+        self._loop = asyncio.get_running_loop()
+        self._handle: asyncio.Handle | None = None
+        kernel.on_work = self._soon
+
+    def _soon(self) -> None:
+        if self._handle is not None:
+            self._handle.cancel()
+        self._handle = self._loop.call_soon(self._run)
+
+    def _run(self) -> None:
+        at = self._kernel.get_timer()
+        if at is not None and at <= self._loop.time():
+            self._kernel.handle_timer()
+            at = self._kernel.get_timer()
+        if at is not None:
+            self._handle = self._loop.call_at(at, self._run)
+
+    def close(self) -> None:
+        self._kernel.on_work = lambda: None
+        if self._handle is not None:
+            self._handle.cancel()
+
+
+@contextlib.asynccontextmanager
+async def node(
+    root: Path, *, era: str = "modern", ready: bool = True, api: FakeApi | None = None
+) -> AsyncIterator[World]:
+    own = api is None
+    api = api or FakeApi()
+    server = await api.start()
+    (root / "run/flannel").mkdir(parents=True, exist_ok=True)
+    if ready:
+        (root / "run/flannel/subnet.env").write_text(SUBNET_ENV)
+    role = RoleEnv(real_clock(), random.Random(f"{root}{api.version}"))
+    kernel = Kernel("node-0", clock=asyncio.get_running_loop().time, rng=role.rng)
+    driver = Driver(kernel)
+    config = KubeletConfig(
+        node_name="node-0",
+        node_ip="172.17.4.201",
+        underlay_host="127.9.1.1",
+        kubeconfig=root / "kubeconfig",
+        state_dir=root,
+        listen_port=0,
+        token="secret",
+        era=era,
+    )
+    plugin = NodeCni(kernel, root, era=era, rng=role.rng)
+    async with RestClient(KubeConfig(server=server), rng=role.rng) as client:
+        kubelet = Kubelet(
+            config, role, kernel, plugin, StackNetwork(kernel.root), client, default_registry()
+        )
+        task = asyncio.create_task(kubelet.run(), name="kubelet")
+        world = World(api, kubelet, kernel, root)
+        try:
+            await api.until(lambda: "/api/v1/nodes/node-0" in api.objects or task.done())
+            yield world
+        finally:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+            driver.close()
+            assert api.runner is not None
+            await api.runner.cleanup()
+            if own:
+                api.watchers.clear()
+
+
+NGINX = {"name": "web", "image": "nginx:1.7.9"}
+
+
+async def test_a_pod_runs_and_answers_at_its_address(tmp_path: Path) -> None:
+    async with node(tmp_path) as world:
+        world.create("web", NGINX)
+        ip = await world.running("web")
+        assert ip == "10.2.59.2"
+        assert await world.fetch(ip) == 200
+        status = world.status("web")
+        assert (status["phase"], status["hostIP"]) == ("Running", "172.17.4.201")
+        container = world.container("web")
+        assert container["containerID"].startswith("containerd://")
+        assert container["imageID"].startswith("docker.io/library/nginx@sha256:")
+        await world.api.until(lambda: "Started" in world.reasons("web"))
+        assert set(world.reasons("web")) == {"Pulling", "Pulled", "Created", "Started"}
+        pod = world.kernel.netns(world.kernel.netns_names()[1])
+        eth0 = pod.link("eth0")
+        assert (eth0.mtu, len(pod.routes())) == (1450, 3)
+        names = [link.name for link in world.kernel.root.links()]
+        assert "cni0" in names
+
+
+async def test_the_2017_era_has_its_own_addresses_and_ids(tmp_path: Path) -> None:
+    async with node(tmp_path, era="2017") as world:
+        world.create("web", NGINX)
+        await world.running("web")
+        pod = world.kernel.netns(world.kernel.netns_names()[1])
+        assert pod.link("eth0").mac.hex(":") == "0a:58:0a:02:3b:02"
+        assert world.kernel.root.link("cni0").mac.hex(":") == "0a:58:0a:02:3b:01"
+        assert world.container("web")["containerID"].startswith("docker://")
+
+
+async def test_the_node_is_not_ready_until_flannel_has_written_its_file(tmp_path: Path) -> None:
+    async with node(tmp_path, ready=False) as world:
+
+        def conditions() -> dict[str, Any]:
+            status = world.api.objects["/api/v1/nodes/node-0"].get("status", {})
+            return {each["type"]: each for each in status.get("conditions", ())}
+
+        assert conditions()["Ready"]["reason"] == "KubeletNotReady"
+        world.create("web", NGINX)
+        await world.api.until(lambda: "NetworkNotReady" in world.reasons("web"))
+        (tmp_path / "run/flannel/subnet.env").write_text(SUBNET_ENV)
+        await world.api.until(lambda: conditions()["Ready"]["status"] == "True")
+        assert conditions()["NetworkUnavailable"]["reason"] == "FlannelIsUp"
+        await world.running("web")
+        lease = world.api.objects[
+            "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases/node-0"
+        ]
+        assert lease["spec"]["leaseDurationSeconds"] == 40
+
+
+async def test_a_deleted_pod_stops_gives_its_address_back_and_is_removed(tmp_path: Path) -> None:
+    async with node(tmp_path) as world:
+        world.create("web", NGINX)
+        await world.running("web")
+        world.delete("web", 30)
+        await world.api.until(lambda: not world.pod("web"))
+        assert world.kernel.netns_names() == ("root",)
+        assert not (tmp_path / "var/lib/cni/networks/cbr0/10.2.59.2").exists()
+        await world.api.until(lambda: "Killing" in world.reasons("web"))
+
+
+async def test_a_program_that_ignores_the_signal_is_killed_after_the_grace(tmp_path: Path) -> None:
+    async with node(tmp_path) as world:
+        world.create("sleeper", {"name": "c", "image": "busybox", "args": ["sleep", "3600"]})
+        await world.running("sleeper")
+        world.delete("sleeper", 1)
+        began = asyncio.get_running_loop().time()
+        await world.api.until(lambda: not world.pod("sleeper"))
+        assert asyncio.get_running_loop().time() - began >= 0.9
+
+
+async def test_an_unknown_image_backs_off(tmp_path: Path) -> None:
+    async with node(tmp_path) as world:
+        world.create("bad", {"name": "c", "image": "nosuch:1"})
+        await world.api.until(
+            lambda: (
+                world.container("bad").get("state", {}).get("waiting", {}).get("reason")
+                == "ImagePullBackOff"
+            )
+        )
+        assert world.status("bad")["phase"] == "Pending"
+        await world.api.until(lambda: "BackOff" in world.reasons("bad"))
+
+
+async def test_a_crashing_container_loops_and_tells(tmp_path: Path) -> None:
+    async with node(tmp_path) as world:
+        command = ["sh", "-c", "echo run; exit 3"]
+        world.create("crash", {"name": "c", "image": "busybox", "command": command})
+        waiting = await world.api.until(
+            lambda: world.container("crash").get("state", {}).get("waiting")
+        )
+        assert waiting["reason"] == "CrashLoopBackOff"
+        container = world.container("crash")
+        assert container["restartCount"] == 1
+        assert container["lastState"]["terminated"]["exitCode"] == 3
+        assert world.status("crash")["phase"] == "Running"
+
+
+async def test_a_missing_program_is_a_start_error(tmp_path: Path) -> None:
+    async with node(tmp_path) as world:
+        world.create(
+            "typo", {"name": "c", "image": "busybox", "command": ["nosuch"]}, restartPolicy="Never"
+        )
+        await world.api.until(lambda: world.status("typo").get("phase") == "Failed")
+        ended = world.container("typo")["state"]["terminated"]
+        assert (ended["exitCode"], ended["reason"]) == (128, "StartError")
+        assert 'exec: "nosuch": executable file not found in $PATH' in ended["message"]
+
+
+async def test_init_containers_share_a_volume_with_the_others(tmp_path: Path) -> None:
+    async with node(tmp_path) as world:
+        mount = [{"name": "v", "mountPath": "/work"}]
+        page = [{"name": "v", "mountPath": "/usr/share/nginx/html"}]
+        world.create(
+            "init",
+            NGINX | {"volumeMounts": page},
+            initContainers=[
+                {
+                    "name": "prepare",
+                    "image": "busybox",
+                    "command": ["sh", "-c", "echo $(hostname) > /work/index.html"],
+                    "volumeMounts": mount,
+                }
+            ],
+            volumes=[{"name": "v", "emptyDir": {}}],
+        )
+        ip = await world.running("init")
+        async with Exchange(world.network, ip, 80) as exchange:
+            await exchange.connect()
+            await exchange.send("GET", "/", [("Host", ip)])
+            head = await exchange.head()
+            body = b"".join([part async for part in exchange.body("GET", head)])
+        assert body == b"init\n"
+
+
+async def test_probes_decide_readiness_and_liveness(tmp_path: Path) -> None:
+    async with node(tmp_path) as world:
+        probe = {"httpGet": {"path": "/ok", "port": 80}, "periodSeconds": 0.05}
+        world.create("probed", NGINX | {"readinessProbe": probe})
+        await world.api.until(lambda: "Unhealthy" in world.reasons("probed"))
+        assert not world.ready("probed")
+        worker = world.kubelet.find("default", "probed")
+        assert worker is not None
+        worker.containers["web"].files.write("/usr/share/nginx/html/ok", b"")
+        await world.running("probed")
+        (event,) = [e for e in world.api.events if e["reason"] == "Unhealthy"][:1]
+        assert event["message"] == "Readiness probe failed: HTTP probe failed with statuscode: 404"
+
+        dead = {"tcpSocket": {"port": 81}, "periodSeconds": 0.05, "failureThreshold": 2}
+        world.create("dying", NGINX | {"livenessProbe": dead}, terminationGracePeriodSeconds=1)
+        await world.api.until(lambda: world.container("dying").get("restartCount", 0) >= 1)
+        assert "Killing" in world.reasons("dying")
+
+
+async def test_logs_are_read_cut_and_followed(tmp_path: Path) -> None:
+    async with (
+        node(tmp_path) as world,
+        aiohttp.ClientSession(headers={"Authorization": "Bearer secret"}) as session,
+    ):
+        script = "for i in 1 2 3; do echo line $i; done; echo error >&2; sleep 0.3; echo last"
+        world.create("log", {"name": "c", "image": "busybox", "command": ["sh", "-c", script]})
+        await world.running("log")
+        url = world.url("/containerLogs/default/log/c")
+        async with session.get(url, params={"tailLines": "2"}) as answer:
+            assert (answer.status, await answer.text()) == (200, "line 3\nerror\n")
+        async with session.get(url, params={"limitBytes": "8"}) as answer:
+            assert await answer.text() == "line 1\nl"
+        async with session.get(url, params={"timestamps": "true", "tailLines": "1"}) as answer:
+            assert (await answer.text()).endswith("Z error\n")
+        async with session.get(url, params={"follow": "true", "tailLines": "0"}) as answer:
+            assert await answer.text() == "last\n"
+        async with session.get(world.url("/containerLogs/default/nope/c")) as answer:
+            assert answer.status == 404
+        async with aiohttp.ClientSession() as stranger, stranger.get(url) as answer:
+            assert answer.status == 401
+
+
+async def execute(
+    world: World, pod: str, *command: str, stdin: bytes | None = None, tty: bool = False
+) -> tuple[bytes, bytes, dict[str, Any]]:
+    query = [("command", word) for word in command]
+    query += [("stdout", "true"), ("stderr", "true")]
+    if stdin is not None:
+        query.append(("stdin", "true"))
+    if tty:
+        query.append(("tty", "true"))
+    streams: dict[int, bytes] = {1: b"", 2: b"", 3: b""}
+    async with aiohttp.ClientSession(headers={"Authorization": "Bearer secret"}) as session:
+        path = f"/exec/default/{pod}/web"
+        async with session.ws_connect(
+            world.url(path), params=query, protocols=["v5.channel.k8s.io"]
+        ) as socket:
+            assert socket.protocol == "v5.channel.k8s.io"
+            if stdin is not None:
+                await socket.send_bytes(b"\x00" + stdin)
+                await socket.send_bytes(b"\xff\x00")
+            async for message in socket:
+                streams[message.data[0]] += message.data[1:]
+    return streams[1], streams[2], json.loads(streams[3])
+
+
+async def test_exec_speaks_the_channels(tmp_path: Path) -> None:
+    async with node(tmp_path) as world:
+        world.create("web", NGINX)
+        await world.running("web")
+        out, err, status = await execute(world, "web", "sh", "-c", "hostname; echo bad >&2; exit 7")
+        assert (out, err) == (b"web\n", b"bad\n")
+        assert status["details"]["causes"] == [{"reason": "ExitCode", "message": "7"}]
+        out, _, status = await execute(world, "web", "cat", stdin=b"through\n")
+        assert (out, status["status"]) == (b"through\n", "Success")
+        _, _, status = await execute(world, "web", "nosuch")
+        assert 'exec: "nosuch": executable file not found in $PATH' in status["message"]
+        out, _, _ = await execute(world, "web", "curl", "-s", "http://127.0.0.1/")
+        assert len(out) == 612
+
+
+async def test_environment_and_service_account_reach_the_container(tmp_path: Path) -> None:
+    async with node(tmp_path) as world:
+        world.api.put(
+            "/api/v1/namespaces/default/services/redis-master",
+            {
+                "metadata": {"name": "redis-master", "namespace": "default", "uid": "s1"},
+                "spec": {"clusterIP": "10.3.0.103", "ports": [{"port": 6379}]},
+            },
+        )
+        world.api.put(
+            "/api/v1/namespaces/default/secrets/s",
+            {
+                "metadata": {"name": "s", "namespace": "default", "uid": "s2"},
+                "data": {"k": base64.b64encode(b"hidden").decode()},
+            },
+        )
+        await world.api.until(lambda: len(world.kubelet._services.lister) == 1)
+        token = {"sources": [{"serviceAccountToken": {"path": "token"}}]}
+        secret = {"name": "S", "valueFrom": {"secretKeyRef": {"name": "s", "key": "k"}}}
+        mounts = [{"name": "t", "mountPath": "/var/run/secrets", "readOnly": True}]
+        world.create(
+            "web",
+            NGINX | {"env": [secret], "volumeMounts": mounts},
+            volumes=[{"name": "t", "projected": token}],
+        )
+        ip = await world.running("web")
+        script = "echo $REDIS_MASTER_SERVICE_HOST $S; cat /var/run/secrets/token /etc/hosts"
+        out, _, _ = await execute(world, "web", "sh", "-c", script)
+        assert out.startswith(b"10.3.0.103 hidden\nthe-token# Kubernetes-managed hosts file.\n")
+        assert f"{ip}\tweb\n".encode() in out
+
+
+async def test_a_restarted_kubelet_starts_its_pods_again(tmp_path: Path) -> None:
+    api = FakeApi()
+    async with node(tmp_path, api=api) as world:
+        world.create("web", NGINX)
+        await world.running("web")
+        first = world.container("web")["containerID"]
+    assert (tmp_path / "var/lib/cni/networks/cbr0/10.2.59.2").exists()
+    async with node(tmp_path, api=api) as world:
+        await api.until(lambda: world.container("web")["containerID"] != first)
+        await api.until(lambda: world.status("web").get("podIP"))
+        container = world.container("web")
+        assert container["restartCount"] == 1
+        assert container["lastState"]["terminated"]["reason"] == "Unknown"
+        assert not (tmp_path / "var/lib/cni/networks/cbr0/10.2.59.2").exists()
+        assert await world.fetch(world.status("web")["podIP"]) == 200
+
+
+async def test_sixty_pods_come_and_go_without_a_trace(tmp_path: Path) -> None:
+    async with node(tmp_path) as world:
+        for number in range(60):
+            world.create(f"p{number}", {"name": "web", "image": "registry.k8s.io/pause:3.9"})
+        await world.api.until(lambda: all(world.ready(f"p{n}") for n in range(60)))
+        addresses = {world.status(f"p{number}")["podIP"] for number in range(60)}
+        assert len(addresses) == 60
+        for number in range(60):
+            world.delete(f"p{number}", 30)
+        await world.api.until(lambda: not any(world.pod(f"p{n}") for n in range(60)))
+        assert world.kernel.netns_names() == ("root",)
+        names = [link.name for link in world.kernel.root.links()]
+        assert not [name for name in names if name.startswith("veth")]

