@@ -7,6 +7,7 @@ the profile (flannel, pkg/subnet/subnet.go and pkg/backend/vxlan).
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 import json
 import re
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from agents.flannel.config import Profile
 
 _KEY: Final = re.compile(r"(\d+\.\d+\.\d+\.\d+)-(\d+)(?:&([a-f\d:]+)-(\d+))?")
+# Every change makes an agent look at all leases again; more nodes than this only cost time.
+MAX_REMEMBERED: Final = 1024
 # Far more than any backend's data; what is longer is not a lease.
 MAX_VALUE_BYTES: Final = 16 * 1024
 
@@ -126,6 +129,7 @@ def parse_value(data: bytes) -> LeaseAttrs:
     return LeaseAttrs(address, kind, text)
 
 
+@functools.lru_cache(maxsize=MAX_REMEMBERED)
 def parse_vxlan_data(text: str) -> VxlanData:
     """Read BackendData of a vxlan lease; raises WireError."""
     fields = _object(text.encode(), "BackendData of a vxlan lease")
