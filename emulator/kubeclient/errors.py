@@ -55,6 +55,12 @@ class ApiError(PeerError):
         return any(cause.get("reason") == "NamespaceTerminating" for cause in causes)
 
     @property
+    def is_from_the_future(self) -> bool:
+        """The resourceVersion asked for is newer than the server's data (it was restored)."""
+        causes = self.details.get("causes") or ()
+        return any(cause.get("reason") == "ResourceVersionTooLarge" for cause in causes)
+
+    @property
     def is_expired(self) -> bool:
         """The resourceVersion or continue token is compacted away: list again."""
         return self.status == 410 or self.reason in ("Expired", "Gone")

@@ -84,7 +84,7 @@ class Reflector:
                     self._backoff.reset()
                     continue
             except ApiError as error:
-                if error.is_expired and listed:
+                if listed and (error.is_expired or error.is_from_the_future):
                     self._log.info("watch of %s: %s; listing", self._resource.qualified, error)
                     listed = False
                 else:

@@ -60,6 +60,8 @@ class FakeApi:
         self._revision = 100
         self._compacted = 0
         self._failures: list[web.Response] = []
+        # collection -> how many creations more are refused, and how
+        self._refusals: dict[str, tuple[int, web.Response]] = {}
         self._watchers: dict[int, asyncio.Event] = {}
         self._cut: dict[int, web.Request] = {}
         self._runner: web.AppRunner | None = None
@@ -112,6 +114,10 @@ class FakeApi:
         """Answer the next request that is not a watch with a failure."""
         headers = {} if retry_after_s is None else {"Retry-After": str(retry_after_s)}
         self._failures.append(_status(status, reason, "made to fail", headers))
+
+    def refuse(self, resource: Resource, status: int, reason: str, *, times: int) -> None:
+        """Answer the next creations of a kind with a failure."""
+        self._refusals[_collection(resource)] = (times, _status(status, reason, "refused"))
 
     def objects(self, resource: Resource) -> list[Object]:
         """Everything of a kind, in order of creation."""
@@ -219,6 +225,12 @@ class FakeApi:
             pod["spec"]["nodeName"] = body["target"]["name"]
             self._store(target._replace(subresource=""), pod)
             return web.json_response({"kind": "Status", "status": "Success"}, status=201)
+        times, refusal = self._refusals.get(target.collection, (0, None))
+        if refusal is not None and times:
+            self._refusals[target.collection] = (times - 1, refusal)
+            return web.Response(
+                status=refusal.status, body=refusal.body, content_type="application/json"
+            )
         meta = body["metadata"]
         if not meta.get("name"):
             meta["name"] = meta["generateName"] + f"{self._rng.getrandbits(25):05x}"[:5]

@@ -365,6 +365,23 @@ async def test_a_daemon_set_follows_the_nodes_and_its_template(world: World) -> 
     )
 
 
+async def test_a_refused_pod_is_told_of_and_made_in_the_end(world: World) -> None:
+    world.api.refuse(PODS, 403, "Forbidden", times=2)
+    await world.client.create(DEPLOYMENTS, deployment("web", 3))
+    await until(lambda: world.status("web").get("availableReplicas") == 3, "3 available")
+    assert world.messages("FailedCreate") == ["Error creating: refused"]
+    # Slow start: one pod is tried before the others, so two refusals cost two requests.
+    posts = [p for m, p in world.api.requests if m == "POST" and p.endswith("/pods")]
+    assert len(posts) == 5
+    conditions = [c["type"] for c in world.status("web")["conditions"]]
+    await until(
+        lambda: (
+            [c["type"] for c in world.status("web")["conditions"]] == ["Available", "Progressing"]
+        ),
+        f"ReplicaFailure taken back (was {conditions})",
+    )
+
+
 async def test_everything_goes_on_after_the_api_server_was_away(world: World) -> None:
     await world.client.create(DEPLOYMENTS, deployment("web", 2))
     await until(lambda: world.status("web").get("availableReplicas") == 2, "2 available")
