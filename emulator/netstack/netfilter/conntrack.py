@@ -21,11 +21,13 @@ from emulator.netstack.netfilter.rewrite import (
 )
 from emulator.netstack.netfilter.tcp_states import (
     FIN,
+    PSH,
     RST,
     SYN,
     TIMEOUT_S,
     TRANSITIONS,
     UNACKNOWLEDGED_TIMEOUT_S,
+    VALID_FLAGS,
     Segment,
     TcpState,
     segment_kind,
@@ -130,8 +132,12 @@ class Connection:
     """
 
     __slots__ = (
+        "closing",
         "expire_at",
         "ident",
+        "last_end",
+        "last_reply",
+        "last_segment",
         "mark",
         "masquerade_dev",
         "octets",
@@ -155,6 +161,12 @@ class Connection:
         self.mark = 0
         self.masquerade_dev = ""
         self.tcp_state = TcpState.NONE
+        # TCP: a FIN was seen; kind and direction of the last segment; the sequence number after
+        # the last one that was let through without being believed.
+        self.closing = False
+        self.last_segment = Segment.NONE
+        self.last_reply = False
+        self.last_end = 0
         self.timeout_s = GENERIC_TIMEOUT_S
         self.expire_at = now
         self.stream_at = now + UDP_STREAM_AFTER_S
@@ -196,6 +208,22 @@ class Connection:
 UNTRACKED: Final = Connection(Tuple(0, 0, 0, 0, 0))
 
 
+def is_sound(packet: Packet) -> bool:
+    """False for a packet whose transport header contradicts itself: it is INVALID.
+
+    Checksums are the stack's to verify.
+    """
+    data, at = packet.data, packet.header_len
+    length = len(data) - at
+    if packet.proto == TCP:
+        if length < 20 or not 20 <= (data[at + 12] >> 4) * 4 <= length:
+            return False
+        return data[at + 13] & ~PSH & 0x3F in VALID_FLAGS
+    if packet.proto == UDP:
+        return length >= 8 and 8 <= int.from_bytes(data[at + 4 : at + 6], "big") <= length
+    return True
+
+
 def tuple_of(packet: Packet) -> Tuple | None:
     """Return the tuple of a packet; None for what cannot be tracked (ICMP errors, garbage)."""
     proto = packet.proto
@@ -219,7 +247,8 @@ def quoted_tuple(packet: Packet) -> Tuple | None:
     if len(inner) < 20 or inner[0] >> 4 != 4:
         return None
     size = (inner[0] & 15) * 4
-    if size < 20 or len(inner) < size + 8:
+    # Ports are in the first four bytes; tuple_of asks for more where it needs more.
+    if size < 20 or len(inner) < size + 4:
         return None
     return tuple_of(Packet(inner))
 
@@ -320,7 +349,7 @@ class ConntrackTable:
             self._track_icmp_error(packet, local=local)
             return None
         key = tuple_of(packet)
-        if key is None:
+        if key is None or not is_sound(packet):
             self.statistics.invalid += 1
             return None
         now = self._clock()
@@ -444,12 +473,11 @@ class ConntrackTable:
         """Set the first state of a connection; False if its first packet cannot start one."""
         proto = connection.proto
         if proto == TCP:
-            if len(packet.data) < packet.header_len + 20:
-                return False
             state = TRANSITIONS[0][segment_kind(_tcp_flags(packet))][TcpState.NONE]
             if state >= TcpState.INVALID:
                 return False
             connection.tcp_state = state
+            connection.last_segment = segment_kind(_tcp_flags(packet))
             connection.timeout_s = TIMEOUT_S[state]
             if state == TcpState.ESTABLISHED:
                 connection.timeout_s = UNACKNOWLEDGED_TIMEOUT_S
@@ -462,35 +490,26 @@ class ConntrackTable:
 
     @staticmethod
     def _reopens(packet: Packet, connection: Connection, reply: bool) -> bool:
-        """True for a SYN that starts a new life of a finished connection (RFC 1122 4.2.2.13)."""
-        return connection.tcp_state in (TcpState.TIME_WAIT, TcpState.CLOSE) and (
-            TRANSITIONS[reply][segment_kind(_tcp_flags(packet))][connection.tcp_state]
-            == TcpState.SYN_SENT
-        )
+        """True for a SYN that starts a new life of a finished connection (RFC 1122 4.2.2.13).
+
+        The end must have been said by a FIN, or by a RST of the side that now starts again.
+        """
+        if connection.tcp_state not in (TcpState.TIME_WAIT, TcpState.CLOSE):
+            return False
+        kind = segment_kind(_tcp_flags(packet))
+        if TRANSITIONS[reply][kind][connection.tcp_state] != TcpState.SYN_SENT:
+            return False
+        gave_up = connection.last_segment == Segment.RST and connection.last_reply is reply
+        return connection.closing or gave_up
 
     def _advance(self, connection: Connection, packet: Packet, reply: bool, now: float) -> bool:
         """Take a packet of a known connection; False if it is INVALID."""
         if connection.proto == TCP:
-            old = connection.tcp_state
-            kind = segment_kind(_tcp_flags(packet))
-            new = TRANSITIONS[reply][kind][old]
-            if new == TcpState.INVALID:
-                return False
-            if new == TcpState.IGNORE:
-                return True
-            if reply:
-                connection.status |= SEEN_REPLY
-            elif kind == Segment.RST and not connection.status & SEEN_REPLY:
-                self.delete(connection)
-                return True
-            connection.tcp_state = new
-            connection.timeout_s = TIMEOUT_S[new]
-            if new == TcpState.ESTABLISHED:
-                if not connection.status & SEEN_REPLY:
-                    connection.timeout_s = UNACKNOWLEDGED_TIMEOUT_S
-                elif old in (TcpState.SYN_RECV, TcpState.ESTABLISHED):
-                    connection.status |= ASSURED
-            connection.steady = new == TcpState.ESTABLISHED and connection.status & STEADY == STEADY
+            believed = self._advance_tcp(connection, packet, reply)
+            if believed is not True:
+                if believed is None and reply:
+                    connection.status |= SEEN_REPLY
+                return believed is None
         else:
             if reply:
                 connection.status |= SEEN_REPLY
@@ -503,6 +522,47 @@ class ConntrackTable:
         if connection.status & CONFIRMED:
             connection.expire_at = now + connection.timeout_s
             self._arm(connection.expire_at)
+        return True
+
+    def _advance_tcp(self, connection: Connection, packet: Packet, reply: bool) -> bool | None:
+        """Return True if the segment counts, None if it passes unbelieved, False if INVALID."""
+        old = connection.tcp_state
+        kind = segment_kind(_tcp_flags(packet))
+        new = TRANSITIONS[reply][kind][old]
+        if new == TcpState.INVALID:
+            return False
+        if new == TcpState.IGNORE or (new == TcpState.SYN_SENT and old >= TcpState.TIME_WAIT):
+            # The ends may know better than we: a SYN let through here and then acknowledged by the
+            # other side shows that they began anew.
+            answered = (
+                kind == Segment.SYNACK
+                and connection.last_segment == Segment.SYN
+                and connection.last_reply is not reply
+                and _acknowledged(packet) == connection.last_end
+            )
+            connection.last_segment, connection.last_reply = kind, reply
+            if not answered:
+                connection.last_end = _segment_end(packet)
+                return None
+            old, new = TcpState.SYN_SENT, TcpState.SYN_RECV
+            connection.closing = False
+        if kind == Segment.RST and not connection.status & SEEN_REPLY:
+            # Refused, or given up before any answer: nothing is left to track.
+            self.delete(connection)
+            return None
+        connection.last_segment, connection.last_reply = kind, reply
+        if new == TcpState.FIN_WAIT and old != new:
+            connection.closing = True
+        connection.tcp_state = new
+        connection.timeout_s = TIMEOUT_S[new]
+        if new == TcpState.ESTABLISHED:
+            if not connection.status & SEEN_REPLY:
+                connection.timeout_s = UNACKNOWLEDGED_TIMEOUT_S
+            elif old in (TcpState.SYN_RECV, TcpState.ESTABLISHED):
+                connection.status |= ASSURED
+        if reply:
+            connection.status |= SEEN_REPLY
+        connection.steady = new == TcpState.ESTABLISHED and connection.status & STEADY == STEADY
         return True
 
     # -- removal and time ------------------------------------------------------------------------
@@ -548,3 +608,17 @@ class ConntrackTable:
 def _tcp_flags(packet: Packet) -> int:
     at = packet.header_len + 13
     return packet.data[at] if len(packet.data) > at else 0
+
+
+def _segment_end(packet: Packet) -> int:
+    """Return the sequence number after a segment."""
+    data, at = packet.data, packet.header_len
+    flags = data[at + 13]
+    body = len(data) - at - (data[at + 12] >> 4) * 4
+    start = int.from_bytes(data[at + 4 : at + 8], "big")
+    return start + body + bool(flags & SYN) + (flags & FIN) & 0xFFFFFFFF
+
+
+def _acknowledged(packet: Packet) -> int:
+    at = packet.header_len + 8
+    return int.from_bytes(packet.data[at : at + 4], "big")

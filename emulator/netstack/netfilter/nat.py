@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from emulator.netstack.netfilter.conntrack import (
     DST_NAT,
     DST_NAT_DONE,
+    NAT_MASK,
     SRC_NAT,
     SRC_NAT_DONE,
     Connection,
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 # Ports tried before giving up a round; each further round halves it (NF_NAT_MAX_ATTEMPTS).
 MAX_ATTEMPTS: Final = 128
 MIN_ATTEMPTS: Final = 16
+ICMP_REDIRECT: Final = 5
 
 
 class NatRange(NamedTuple):
@@ -69,7 +71,8 @@ class Nat:
         """Bind one end of an unconfirmed connection to a tuple within ``wanted``."""
         current = connection.reply.inverse()
         chosen = self._unique_tuple(connection, current, wanted, source=source)
-        if chosen is None:
+        # A destination that is taken may still become unique by the source port chosen later.
+        if source and not self._free(chosen, connection):
             return Drop(
                 DropReason.NAT_EXHAUSTED,
                 "nf_nat: no free port in the range of the rule for this connection",
@@ -92,13 +95,23 @@ class Nat:
         if connection is None:
             return None
         reply = packet.ct_reply
+        error = is_icmp_error(packet)
+        if error and packet.data[packet.header_len] == ICMP_REDIRECT:
+            if connection.status & NAT_MASK:
+                detail = "nf_nat: an ICMP redirect about a translated connection leads nowhere"
+                return Drop(DropReason.NETFILTER_DROP, detail)
+            return None
         # The reply of source NAT is undone at the destination and the other way round.
         if not connection.status & (SRC_NAT if source is not reply else DST_NAT):
             return None
         other = connection.original if reply else connection.reply
         ip, port = (other.dst, other.dport) if source else (other.src, other.sport)
-        if is_icmp_error(packet):
-            return self._apply_to_error(packet, other, ip, source=source)
+        if error:
+            if not _quotes_enough(packet):
+                detail = "nf_nat: the ICMP error quotes too little of the packet to translate it"
+                return Drop(DropReason.NETFILTER_DROP, detail)
+            self._apply_to_error(packet, other, ip, source=source)
+            return None
         if packet.proto == ICMP:
             port = other.sport
         elif source:
@@ -110,7 +123,7 @@ class Nat:
         return None
 
     @staticmethod
-    def _apply_to_error(packet: Packet, other: Tuple, ip: int, *, source: bool) -> Drop | None:
+    def _apply_to_error(packet: Packet, other: Tuple, ip: int, *, source: bool) -> None:
         # The quoted packet went the other way, so its other end changes, to what ``other`` shows.
         if source:
             inner_ip, inner_port = other.dst, other.dport
@@ -122,7 +135,6 @@ class Nat:
             packet.data, source=not source, ip=inner_ip, port=inner_port
         )
         packet.replace(rewrite_bytes(data, source=source, ip=ip, port=0))
-        return None
 
     # -- choosing a tuple (get_unique_tuple) -----------------------------------------------------
 
@@ -131,7 +143,7 @@ class Nat:
 
     def _unique_tuple(
         self, connection: Connection, current: Tuple, wanted: NatRange, *, source: bool
-    ) -> Tuple | None:
+    ) -> Tuple:
         if (
             source
             and not wanted.random
@@ -164,9 +176,10 @@ class Nat:
 
     def _unique_port(
         self, connection: Connection, candidate: Tuple, wanted: NatRange, *, source: bool
-    ) -> Tuple | None:
+    ) -> Tuple:
+        """Return a free tuple, or the last one tried."""
         if candidate.proto not in (TCP, UDP, ICMP):
-            return candidate if self._free(candidate, connection) else None
+            return candidate
         key = "sport" if source or candidate.proto == ICMP else "dport"
         port = candidate.sport if key == "sport" else candidate.dport
         if wanted.port_min is not None and wanted.port_max is not None:
@@ -174,7 +187,7 @@ class Nat:
         elif candidate.proto == ICMP:
             low, size = 0, 65536
         elif not source:
-            return candidate if self._free(candidate, connection) else None
+            return candidate
         elif port < 512:
             low, size = 1, 511
         elif port < 1024:
@@ -189,15 +202,22 @@ class Nat:
         else:
             offset = 0
         attempts = min(size, MAX_ATTEMPTS)
+        tried = candidate
         while True:
             for step in range(attempts):
                 tried = candidate._replace(**{key: low + (offset + step) % size})
                 if self._free(tried, connection):
                     return tried
             if attempts >= size or attempts < MIN_ATTEMPTS:
-                return None
+                return tried
             attempts //= 2
             offset = self._rng.getrandbits(16)
+
+
+def _quotes_enough(packet: Packet) -> bool:
+    """True if the quoted packet has its first eight transport bytes (RFC 792)."""
+    at = packet.header_len + 8
+    return len(packet.data) >= at + (packet.data[at] & 15) * 4 + 8
 
 
 def _port_in_range(current: Tuple, wanted: NatRange, *, source: bool) -> bool:

@@ -47,6 +47,22 @@ class Segment(enum.IntEnum):
 FIN, SYN, RST, PSH, ACK, URG = 1, 2, 4, 8, 16, 32
 
 
+# Flags that may stand together, PSH and the ECN bits aside; others are no TCP (tcp_valid_flags).
+VALID_FLAGS: Final = frozenset(
+    (
+        SYN,
+        SYN | URG,
+        SYN | ACK,
+        RST,
+        RST | ACK,
+        FIN | ACK,
+        FIN | ACK | URG,
+        ACK,
+        ACK | URG,
+    )
+)
+
+
 def segment_kind(flags: int) -> Segment:
     """Classify the flags byte of a TCP header."""
     if flags & RST:
@@ -64,7 +80,7 @@ _NO, _SS, _SR, _ES, _FW, _CW, _LA, _TW, _CL, _S2, _IV, _IG = TcpState
 TRANSITIONS: Final[tuple[tuple[tuple[TcpState, ...], ...], ...]] = (
     (
         (_SS, _SS, _IG, _IG, _IG, _IG, _IG, _SS, _SS, _S2),  # SYN
-        (_IV, _IV, _IG, _IG, _IG, _IG, _IG, _IG, _IG, _SR),  # SYN ACK
+        (_IV, _IV, _SR, _IV, _IV, _IV, _IV, _IV, _IV, _SR),  # SYN ACK
         (_IV, _IV, _FW, _FW, _LA, _LA, _LA, _TW, _CL, _IV),  # FIN
         (_ES, _IV, _ES, _ES, _CW, _CW, _TW, _TW, _CL, _IV),  # ACK
         (_IV, _CL, _CL, _CL, _CL, _CL, _CL, _CL, _CL, _CL),  # RST
