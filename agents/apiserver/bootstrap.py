@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 from typing import TYPE_CHECKING, Final
 
 from emulator.apimachinery.status import StatusError
 
 if TYPE_CHECKING:
+    import logging
+    from collections.abc import Awaitable, Callable
+
     from agents.apiserver.rest import Rest
     from emulator.apimachinery.objects import Obj
     from emulator.apimachinery.resources import Registry
 
 NAMESPACES: Final = ("default", "kube-system", "kube-public", "kube-node-lease")
+# kubernetesservice controller interval.
+PERIOD_S: Final = 10.0
 _LABELS: Final = {"component": "apiserver", "provider": "kubernetes"}
 
 
@@ -75,6 +81,16 @@ async def run(
         },
         own=("endpoints", "ports"),
     )
+
+
+async def keep(once: Callable[[], Awaitable[None]], log: logging.Logger) -> None:
+    """Make again what somebody deleted, as the real server's controller does, until cancelled."""
+    while True:
+        await asyncio.sleep(PERIOD_S)
+        try:
+            await once()
+        except StatusError as error:
+            log.warning("cannot keep the kubernetes service: %s; trying again", error)
 
 
 async def _ensure(

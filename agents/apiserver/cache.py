@@ -152,6 +152,8 @@ class Cache:
         self._next_watcher = 0
         self.revision = 0
         self.loaded = asyncio.Event()
+        # Called after any change below a directory, and after the first load.
+        self.on_change: dict[str, Callable[[], None]] = {}
 
     async def run(self) -> None:
         """Keep the cache in step with etcd until cancelled."""
@@ -172,6 +174,8 @@ class Cache:
         self.revision = revision
         for item in stored:
             self._take(item)
+        for notify in self.on_change.values():
+            notify()
         self._wake()
         self.loaded.set()
 
@@ -195,6 +199,9 @@ class Cache:
             bucket.drop(key, change.revision)
         else:
             bucket.put(Entry(key, change.value, change.revision))
+        notify = self.on_change.get(directory)
+        if notify is not None:
+            notify()
 
     def bucket(self, directory: str) -> Bucket:
         """The bucket of a directory, made when first asked for."""

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import asyncio.sslproto
 import ssl
 from typing import TYPE_CHECKING
 
 from aiohttp import web
 
-from agents.apiserver import bootstrap
+from agents.apiserver import bootstrap, crds
 from agents.apiserver.auth import Authenticator
 from agents.apiserver.cache import Cache
+from agents.apiserver.crds import Definitions
 from agents.apiserver.discovery import Discovery
 from agents.apiserver.nodeproxy import NodeProxy
 from agents.apiserver.rest import Rest
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 
 # Idle client connections are closed after this long; kubectl and agents reconnect by themselves.
 KEEP_ALIVE_S = 300.0
+TLS_BUFFER_BYTES = 32 * 1024
 
 
 async def run_apiserver(config: ApiServerConfig, env: RoleEnv) -> None:
@@ -44,11 +47,19 @@ async def serve(config: ApiServerConfig, env: RoleEnv, store: Store) -> None:
     cache = Cache(store, env.log)
     addresses = ServiceAddresses(config.service_cidr, config.node_port_range, env.rng)
     rest = Rest(cache, store, addresses, env.clock.time, env.rng)
+    definitions = Definitions(registry)
+
+    def sync_definitions() -> None:
+        stored = cache.bucket(crds.DIRECTORY)
+        definitions.sync(stored.entries[key].obj for key in stored.order())
+
+    cache.on_change[crds.DIRECTORY] = sync_definitions
     address = f"{config.listen_host}:{config.listen_port}"
     nodes = NodeProxy(rest, registry, config.kubelet_token, config.kubelet_ca, env.log)
     handler = ApiServer(
         rest,
         registry,
+        definitions,
         Discovery(registry, address),
         nodes,
         Authenticator(config.tokens),
@@ -62,13 +73,17 @@ async def serve(config: ApiServerConfig, env: RoleEnv, store: Store) -> None:
         services = cache.bucket("services").entries.values()
         for problem in addresses.adopt(entry.obj for entry in services):
             env.log.warning("%s", problem)
-        await bootstrap.run(
-            rest,
-            registry,
-            service_ip=addresses.first_ip,
-            advertise_ip=config.advertise_ip,
-            advertise_port=config.advertise_port,
-        )
+
+        async def bootstrap_once() -> None:
+            await bootstrap.run(
+                rest,
+                registry,
+                service_ip=addresses.first_ip,
+                advertise_ip=config.advertise_ip,
+                advertise_port=config.advertise_port,
+            )
+
+        await bootstrap_once()
         server = web.Server(
             handler.handle, access_log=None, keepalive_timeout=KEEP_ALIVE_S, logger=env.log
         )
@@ -80,6 +95,7 @@ async def serve(config: ApiServerConfig, env: RoleEnv, store: Store) -> None:
             )
             await site.start()
             env.ready(f"https://{address}")
+            group.create_task(bootstrap.keep(bootstrap_once, env.log), name="apiserver.bootstrap")
             await follower
         finally:
             await nodes.close()
@@ -100,6 +116,9 @@ def tls_context(config: ApiServerConfig) -> ssl.SSLContext:
             f"{error}"
         ) from error
     context.verify_mode = ssl.CERT_OPTIONAL
+    # asyncio keeps a receive buffer of 256 KiB per TLS connection; a TLS record has 16 KiB, and a
+    # cluster of 100 nodes holds about 1000 watches open.
+    asyncio.sslproto.SSLProtocol.max_size = TLS_BUFFER_BYTES
     return context
 
 

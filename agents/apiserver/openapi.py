@@ -13,6 +13,7 @@ from agents.apiserver.negotiate import JSON, respond
 from emulator.apimachinery.status import no_such_path
 
 if TYPE_CHECKING:
+    from agents.apiserver.crds import Definitions
     from emulator.apimachinery.resources import Registry
 
 # The name asked for has an @, which Go's MIME parser refuses in an answer (kube-openapi mimePb).
@@ -43,26 +44,32 @@ def _compressed(
     return response
 
 
-def v3(request: web.BaseRequest, registry: Registry, path: str) -> web.StreamResponse:
+def _find(custom: Definitions, group: str, version: str) -> bytes | None:
+    built = definitions.openapi_v3(_stem(group, version))
+    return built if built is not None else custom.document(group, version)
+
+
+def v3(
+    request: web.BaseRequest, registry: Registry, custom: Definitions, path: str
+) -> web.StreamResponse:
     """``/openapi/v3`` and below; StatusError 404."""
     if not path:
         paths: dict[str, dict[str, str]] = {}
         for group, versions in registry.groups().items():
             for version in versions:
-                data = definitions.openapi_v3(_stem(group, version))
+                data = _find(custom, group, version)
                 if data is not None:
                     name = f"apis/{group}/{version}" if group else f"api/{version}"
                     paths[name] = {"serverRelativeURL": f"/openapi/v3/{name}?hash={_hash(data)}"}
         return respond({"paths": paths}, request=request)
     parts = path.split("/")
     if len(parts) == 2 and parts[0] == "api":
-        stem = _stem("", parts[1])
+        data = _find(custom, "", parts[1])
     elif len(parts) == 3 and parts[0] == "apis":
-        stem = _stem(parts[1], parts[2])
+        data = _find(custom, parts[1], parts[2])
     else:
         raise no_such_path()
-    data = definitions.openapi_v3(stem) if stem.replace(".", "").isascii() else None
-    if data is None or "/" in stem or ".." in stem:
+    if data is None:
         raise no_such_path()
     etag = f'"{_hash(data)}"'
     headers = {"ETag": etag}

@@ -6,7 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from agents.apiserver import body as bodies
-from agents.apiserver import watching
+from agents.apiserver import crds, watching
 from agents.apiserver.cache import object_key
 from agents.apiserver.config import EVENT_TTL_S, PATCH_RETRIES
 from agents.apiserver.forms import LIST_KINDS, OBJECT_KINDS, Form
@@ -396,6 +396,8 @@ class Rest:
         for _ in range(PATCH_RETRIES):
             old = await self.current(resource, namespace, name)
             plan = plan_delete(resource, old, options, self.now())
+            if plan.remove and resource.plural == crds.DIRECTORY and not options.dry_run:
+                await self._empty(old)
             if plan.remove:
                 if options.dry_run or await self._remove(resource, namespace, old):
                     return old, True
@@ -407,6 +409,18 @@ class Rest:
             if out is not None:
                 return out, False
         raise errors.conflict(resource.plural, resource.group, name, errors.MODIFIED)
+
+    async def _empty(self, definition: Obj) -> None:
+        """Delete all objects of a custom resource before its definition goes."""
+        for resource in crds.resources_of(definition)[:1]:
+            bucket = self._bucket(resource)
+            for key in list(bucket.order()):
+                namespace, _, name = key.rpartition("/")
+                try:
+                    await self.delete_object(resource, namespace, name, DeleteOptions())
+                except errors.StatusError as error:
+                    if error.code != 404:
+                        raise
 
     async def _remove(self, resource: ResourceType, namespace: str, old: Obj) -> bool:
         name = name_of(old)

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from agents.apiserver.auth import Authenticator
     from agents.apiserver.config import UserInfo
+    from agents.apiserver.crds import Definitions
     from agents.apiserver.discovery import Discovery
     from agents.apiserver.nodeproxy import NodeProxy
     from agents.apiserver.rest import Rest
@@ -48,6 +49,7 @@ class ApiServer:
         self,
         rest: Rest,
         registry: Registry,
+        definitions: Definitions,
         discovery: Discovery,
         nodes: NodeProxy,
         authenticator: Authenticator,
@@ -57,6 +59,7 @@ class ApiServer:
     ) -> None:
         self._rest = rest
         self._registry = registry
+        self._definitions = definitions
         self._discovery = discovery
         self._nodes = nodes
         self._authenticator = authenticator
@@ -116,7 +119,7 @@ class ApiServer:
             case ["openapi", "v2"]:
                 return openapi.v2(request)
             case ["openapi", "v3", *rest]:
-                return openapi.v3(request, self._registry, "/".join(rest))
+                return openapi.v3(request, self._registry, self._definitions, "/".join(rest))
             case ["api", version, *rest]:
                 return await self._resource(request, user, "", version, rest)
             case ["apis", group, version, *rest]:

@@ -209,6 +209,9 @@ _BEHAVIOURS: Final[dict[tuple[str, str], Behaviour]] = {
     ("networking.k8s.io", "ingresses"): Behaviour(generation=True),
     ("networking.k8s.io", "ingressclasses"): Behaviour(generation=True),
     ("policy", "poddisruptionbudgets"): Behaviour(generation=True),
+    ("apiextensions.k8s.io", "customresourcedefinitions"): Behaviour(
+        default=defaults.definition, validate=workloads.definition, generation=True
+    ),
     ("storage.k8s.io", "storageclasses"): Behaviour(default=defaults.storage_class),
     ("scheduling.k8s.io", "priorityclasses"): Behaviour(
         default=defaults.priority_class, generation=True
@@ -223,11 +226,15 @@ _BEHAVIOURS: Final[dict[tuple[str, str], Behaviour]] = {
     ),
 }
 _PLAIN: Final = Behaviour()
+_CUSTOM: Final = Behaviour(generation=True)
 
 
 def behaviour_of(resource: ResourceType) -> Behaviour:
     """The behaviour of a resource; plain storage where nothing special is known."""
-    return _BEHAVIOURS.get((resource.group, resource.plural), _PLAIN)
+    known = _BEHAVIOURS.get((resource.group, resource.plural))
+    if known is None:
+        return _PLAIN if resource.schema else _CUSTOM
+    return known
 
 
 def selectable_fields(resource: ResourceType, obj: Obj) -> dict[str, str]:

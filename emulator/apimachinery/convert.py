@@ -36,4 +36,6 @@ def from_storage(resource: ResourceType, obj: Obj) -> Obj:
         out = {_EVENT_FIELDS.get(k, k): v for k, v in obj.items()}
         out["apiVersion"] = resource.group_version
         return out
+    if obj.get("apiVersion") != resource.group_version:
+        return {**obj, "apiVersion": resource.group_version}
     return obj

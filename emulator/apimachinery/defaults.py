@@ -341,6 +341,18 @@ def priority_class(obj: Obj) -> None:
     set_default(obj, "preemptionPolicy", "PreemptLowerPriority")
 
 
+def definition(obj: Obj) -> None:
+    """apiextensions.k8s.io/v1 CustomResourceDefinition."""
+    spec = sub(obj, "spec")
+    names = sub(spec, "names")
+    kind = str(names.get("kind") or "")
+    if not names.get("singular"):
+        names["singular"] = kind.lower()
+    if not names.get("listKind") and kind:
+        names["listKind"] = f"{kind}List"
+    set_default(spec, "conversion", {"strategy": "None"})
+
+
 def network_policy(obj: Obj) -> None:
     """networking.k8s.io/v1 NetworkPolicy."""
     spec = sub(obj, "spec")

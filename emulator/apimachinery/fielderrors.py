@@ -85,8 +85,8 @@ def duplicate(field: str, value: Any) -> FieldError:
 
 
 def not_supported(field: str, value: Any, known: tuple[str, ...]) -> FieldError:
-    """A value outside an enumeration; ``known`` is printed sorted."""
-    listed = ", ".join(quote(k) for k in sorted(known))
+    """A value outside an enumeration; ``known`` is printed in its order."""
+    listed = ", ".join(quote(k) for k in known)
     return FieldError(field, ErrorKind.NOT_SUPPORTED, value, f"supported values: {listed}")
 
 

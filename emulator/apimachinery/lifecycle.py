@@ -95,11 +95,35 @@ def _first_status(resource: ResourceType, obj: Obj, rng: random.Random) -> None:
             }
         case ("apps", "replicasets") | ("apps", "statefulsets") | ("", "replicationcontrollers"):
             obj["status"] = {"replicas": 0}
+        case "apiextensions.k8s.io", "customresourcedefinitions":
+            obj["status"] = _accepted(obj)
         case "batch", "jobs":
             _job_selector(obj)
             obj["status"] = {}
         case _ if resource.subresource("status") is not None and "status" not in obj:
             obj["status"] = {}
+
+
+def _accepted(obj: Obj) -> Obj:
+    """A definition is served as soon as it is stored; no names can collide unnoticed."""
+    at = obj["metadata"]["creationTimestamp"]
+    spec = obj["spec"]
+    conditions = [
+        {
+            "type": kind,
+            "status": "True",
+            "lastTransitionTime": at,
+            "reason": reason,
+            "message": text,
+        }
+        for kind, reason, text in (
+            ("NamesAccepted", "NoConflicts", "no conflicts found"),
+            ("Established", "InitialNamesAccepted", "the initial names have been accepted"),
+        )
+    ]
+    stored = [v.get("name") for v in items(spec, "versions") if v.get("storage")]
+    names = copy_json(spec.get("names") or {})
+    return {"conditions": conditions, "acceptedNames": names, "storedVersions": stored}
 
 
 def _job_selector(obj: Obj) -> None:

@@ -471,8 +471,10 @@ PRINTERS: Final[dict[tuple[str, str], Printer]] = {
     ),
 }
 
-for _plural in ("limitranges",):
-    PRINTERS["", _plural] = Printer((NAME, CREATED_AT), _created)
+PRINTERS["", "limitranges"] = Printer((NAME, CREATED_AT), _created)
+PRINTERS["apiextensions.k8s.io", "customresourcedefinitions"] = Printer(
+    (NAME, CREATED_AT), _created
+)
 for _group in ("", "events.k8s.io"):
     PRINTERS[_group, "events"] = Printer(
         (

@@ -14,6 +14,8 @@ from emulator.apimachinery.status import no_such_path
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from emulator.apimachinery.columns import Printer
+
 ALL_VERBS: Final = (
     "create", "delete", "deletecollection", "get", "list", "patch", "update", "watch",
 )  # fmt: skip
@@ -46,11 +48,13 @@ class ResourceType:
     subresources: tuple[Subresource, ...] = ()
     schema: str = ""
     storage: str = ""
+    printer: Printer | None = None
+    singular_name: str = ""
 
     @property
     def singular(self) -> str:
         """``deployment``."""
-        return self.kind.lower()
+        return self.singular_name or self.kind.lower()
 
     @property
     def group_version(self) -> str:
@@ -167,6 +171,9 @@ BUILTIN: Final[tuple[ResourceType, ...]] = (
     _in("rbac.authorization.k8s.io", "rbac", "v1", "Role", "roles"),
     _in("storage.k8s.io", "storage", "v1", "StorageClass", "storageclasses", "sc",
         namespaced=False),
+    _in("apiextensions.k8s.io", "apiextensions", "v1", "CustomResourceDefinition",
+        "customresourcedefinitions", "crd", "crds", namespaced=False,
+        categories=("api-extensions",), subresources=(_status("CustomResourceDefinition"),)),
     _in("scheduling.k8s.io", "scheduling", "v1", "PriorityClass", "priorityclasses", "pc",
         namespaced=False),
     _in("coordination.k8s.io", "coordination", "v1", "Lease", "leases"),

@@ -25,6 +25,8 @@ _PRINTERS: Final = {**printers_core.PRINTERS, **printers_workloads.PRINTERS}
 
 def printer_for(resource: ResourceType) -> Printer:
     """The columns of a resource; Name and Age where nothing better is known."""
+    if resource.printer is not None:
+        return resource.printer
     return _PRINTERS.get((resource.group, resource.plural), DEFAULT)
 
 

@@ -315,6 +315,33 @@ def secret_update(new: Obj, old: Obj) -> list[FieldError]:
     return out
 
 
+def definition(obj: Obj) -> list[FieldError]:
+    """apiextensions.k8s.io/v1 CustomResourceDefinition."""
+    spec = obj.get("spec") or {}
+    names = spec.get("names") or {}
+    out: list[FieldError] = []
+    if not spec.get("group"):
+        out.append(fe.required("spec.group"))
+    if spec.get("scope") not in ("Cluster", "Namespaced"):
+        known = ("Cluster", "Namespaced")
+        out.append(fe.not_supported("spec.scope", spec.get("scope") or "", known))
+    out += [fe.required(f"spec.names.{key}") for key in ("plural", "kind") if not names.get(key)]
+    wanted = f"{names.get('plural', '')}.{spec.get('group', '')}"
+    name = str(dig(obj, "metadata", "name") or "")
+    if name and name != wanted:
+        text = 'must be spec.names.plural+"."+spec.group'
+        out.append(fe.invalid("metadata.name", name, text))
+    versions = items(spec, "versions")
+    if sum(bool(v.get("storage")) for v in versions) != 1:
+        text = "must have exactly one version marked as storage version"
+        out.append(fe.invalid("spec.versions", fe.Text("[]"), text))
+    for i, version in enumerate(versions):
+        if not dig(version, "schema", "openAPIV3Schema"):
+            text = "schemas are required"
+            out.append(fe.required(f"spec.versions[{i}].schema.openAPIV3Schema", text))
+    return out
+
+
 def endpoint_slice(obj: Obj) -> list[FieldError]:
     """discovery.k8s.io/v1 EndpointSlice."""
     known = ("FQDN", "IPv4", "IPv6")
