@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from agents.controllers.actions import Patch
+from emulator.apimachinery.labels import Selector, SelectorError, from_label_selector
 from emulator.kubeclient.meta import (
     controller_of,
     is_deleting,
@@ -21,7 +22,6 @@ from emulator.kubeclient.meta import (
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from emulator.apimachinery.labels import Selector
     from emulator.kubeclient.resource import Resource
 
     Object = dict[str, Any]
@@ -32,6 +32,18 @@ class Claims(NamedTuple):
 
     mine: list[Object]
     patches: tuple[Patch, ...]
+
+
+def selector_of(owner: Mapping[str, Any]) -> Selector | None:
+    """The selector of a workload; None for one that is missing, empty or malformed.
+
+    An empty selector would claim everything in the namespace: nobody means that.
+    """
+    try:
+        selector = from_label_selector(owner["spec"].get("selector"))
+    except SelectorError:
+        return None
+    return selector if selector is not None and selector.requirements else None
 
 
 def claim(

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from agents.scheduler.filters import fit_error, reasons_against
 from agents.scheduler.scores import best_node
+from agents.scheduler.topology import topology_for
 
 if TYPE_CHECKING:
     import random
@@ -23,10 +24,13 @@ class Decision(NamedTuple):
 def schedule(pod: PodInfo, cluster: ClusterState, rng: random.Random) -> Decision:
     """Choose a node for ``pod`` among those of ``cluster``; changes nothing."""
     nodes = cluster.nodes()
+    topology = topology_for(pod, nodes, guarded=cluster.guarded)
     fitting = []
     reasons = []
     for info in nodes:
         against = reasons_against(pod, info)
+        if topology is not None and not against and (reason := topology.reason_against(info)):
+            against = [reason]
         if against:
             reasons.append(against)
         else:

@@ -11,7 +11,8 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from agents.scheduler.resources import amounts, nonzero_requests, pod_requests
-from emulator.kubeclient.meta import controller_of, name_of, namespace_of, uid_of
+from agents.scheduler.topology import Rules, rules_of
+from emulator.kubeclient.meta import controller_of, labels_of, name_of, namespace_of, uid_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -45,6 +46,8 @@ class PodInfo(NamedTuple):
     group: str
     """The owner's uid: pods of one group are spread; the pod's own uid if it has no owner."""
     priority: int
+    labels: Mapping[str, str]
+    rules: Rules
 
     @property
     def key(self) -> str:
@@ -66,6 +69,8 @@ def pod_info(pod: Mapping[str, Any]) -> PodInfo:
         host_ports=_host_ports(spec),
         group=owner["uid"] if owner is not None else uid_of(pod),
         priority=int(spec.get("priority") or 0),
+        labels=labels_of(pod),
+        rules=rules_of(spec, namespace_of(pod)),
     )
 
 
@@ -136,6 +141,13 @@ class ClusterState:
         # pod uid -> node name
         self._placed: dict[str, str] = {}
         self._assumed: dict[str, None] = {}
+        # Placed pods with anti-affinity rules, by uid.
+        self._guards: dict[str, None] = {}
+
+    @property
+    def guarded(self) -> bool:
+        """Some placed pod keeps others away."""
+        return bool(self._guards)
 
     def nodes(self) -> list[NodeInfo]:
         """Nodes that exist."""
@@ -171,6 +183,7 @@ class ClusterState:
         """A pod is gone or has finished."""
         node = self._placed.pop(uid, None)
         self._assumed.pop(uid, None)
+        self._guards.pop(uid, None)
         if node is not None:
             self._nodes[node].remove(uid)
             self._drop_if_empty(self._nodes[node])
@@ -185,6 +198,8 @@ class ClusterState:
         else:
             self._nodes[node].remove(pod.uid)
         self._placed[pod.uid] = node
+        if pod.rules.away:
+            self._guards[pod.uid] = None
         self._node(node).add(pod)
 
     def _node(self, name: str) -> NodeInfo:

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from agents.scheduler.cluster import NodeInfo, pod_info
+from agents.scheduler.algorithm import schedule
+from agents.scheduler.cluster import ClusterState, NodeInfo, pod_info
 from agents.scheduler.filters import fit_error, reasons_against
 from agents.scheduler.resources import pod_requests
 from agents.scheduler.scores import best_node
@@ -151,3 +152,68 @@ def test_an_empty_term_matches_nothing_and_fields_match_the_name() -> None:
     assert not matches_term({}, there)
     field = {"key": "metadata.name", "operator": "In", "values": ["n"]}
     assert matches_term({"matchFields": [field]}, there)
+
+
+def zoned() -> ClusterState:
+    cluster = ClusterState()
+    for number, zone in enumerate(("a", "a", "b")):
+        allocatable = {"cpu": "4", "memory": "4Gi", "pods": "20"}
+        name = f"n{number}"
+        labels = {"zone": zone, "kubernetes.io/hostname": name}
+        cluster.set_node(
+            {
+                "metadata": {"name": name, "labels": labels},
+                "spec": {},
+                "status": {"allocatable": allocatable},
+            }
+        )
+    return cluster
+
+
+def place(cluster: ClusterState, count: int, **spec: Any) -> list[str]:
+    """Schedule pods labelled ``app=web`` one after another; their nodes or the refusals."""
+    results: list[str] = []
+    for number in range(count):
+        new = pod(f"web{len(cluster.nodes())}{number}{len(results)}{id(spec)}", **spec)
+        new["metadata"]["labels"] = {"app": "web"}
+        info = pod_info(new)
+        decision = schedule(info, cluster, random.Random(1))
+        if decision.node:
+            cluster.assume(info, decision.node)
+        results.append(decision.node or decision.message)
+    return results
+
+
+def rule(kind: str, key: str) -> Object:
+    term = {"topologyKey": key, "labelSelector": {"matchLabels": {"app": "web"}}}
+    return {kind: {"requiredDuringSchedulingIgnoredDuringExecution": [term]}}
+
+
+def test_pods_that_stay_away_from_each_other_get_a_node_each() -> None:
+    away = rule("podAntiAffinity", "kubernetes.io/hostname")
+    cluster = zoned()
+    *placed, refused = place(cluster, 4, affinity=away)
+    assert sorted(placed) == ["n0", "n1", "n2"]
+    assert "3 node(s) didn't match pod anti-affinity rules" in refused
+    (other,) = place(cluster, 1)
+    assert "3 node(s) didn't satisfy existing pods anti-affinity rules" in other
+
+
+def test_pods_that_want_company_follow_the_first_into_its_zone() -> None:
+    near = rule("podAffinity", "zone")
+    zones = {"n0": "a", "n1": "a", "n2": "b"}
+    placed = place(zoned(), 5, affinity=near)
+    assert len({zones[name] for name in placed}) == 1
+
+
+def test_a_spread_constraint_keeps_zones_level() -> None:
+    constraint = {
+        "maxSkew": 1,
+        "topologyKey": "zone",
+        "whenUnsatisfiable": "DoNotSchedule",
+        "labelSelector": {"matchLabels": {"app": "web"}},
+    }
+    placed = place(zoned(), 6, topologySpreadConstraints=[constraint])
+    assert placed.count("n2") == 3
+    (refused,) = place(zoned(), 1, topologySpreadConstraints=[{**constraint, "topologyKey": "x"}])
+    assert "3 node(s) didn't match pod topology spread constraints (missing" in refused

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from agents.controllers.actions import Emit, Patch, Plan, replacing
-from agents.controllers.claims import claim
+from agents.controllers.claims import claim, selector_of
 from agents.controllers.daemonset import (
     daemon_hash,
     daemon_pod,
@@ -16,7 +16,6 @@ from agents.controllers.daemonset import (
 from agents.controllers.expectations import Expectations
 from agents.controllers.loops.workloads import ORPHANS, OWNER_INDEX, by_controller
 from agents.controllers.shell import PodControl
-from emulator.apimachinery import labels
 from emulator.kubeclient.controller import Controller
 from emulator.kubeclient.meta import (
     controller_of,
@@ -81,7 +80,7 @@ class DaemonSetLoop:
             self._controller.queue.add(key)
         if new is not None and controller_of(new) is None and not is_deleting(new):
             for ds in self._sets.lister.list(namespace_of(new)):
-                selector = labels.from_label_selector(ds["spec"].get("selector"))
+                selector = selector_of(ds)
                 if selector is not None and selector.matches(labels_of(new)):
                     self._controller.queue.add(key_of(ds))
 
@@ -93,8 +92,8 @@ class DaemonSetLoop:
 
     async def _reconcile(self, key: str) -> float | None:
         ds = self._sets.lister.get_by_key(key)
-        selector = labels.from_label_selector(ds["spec"].get("selector")) if ds else None
-        if ds is None or selector is None or not selector.requirements:
+        selector = selector_of(ds) if ds else None
+        if ds is None or selector is None:
             return None
         shell, now = self._shell, self._shell.now()
         settled = self._expectations.satisfied(key, now)

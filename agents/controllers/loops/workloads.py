@@ -5,13 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from agents.controllers.actions import Create, Patch, Plan, replacing
-from agents.controllers.claims import claim
+from agents.controllers.claims import claim, selector_of
 from agents.controllers.deployment import plan_deployment
 from agents.controllers.expectations import Expectations
 from agents.controllers.replicaset import plan_replicas, replicas_of, replicaset_status
 from agents.controllers.shell import PodControl, Shell
 from agents.controllers.template import normal, pod_from_template
-from emulator.apimachinery import labels
 from emulator.kubeclient.controller import Controller
 from emulator.kubeclient.errors import ApiError
 from emulator.kubeclient.meta import (
@@ -77,7 +76,7 @@ class ReplicaSetLoop:
                 queue.add(f"{namespace_of(old)}/{former['name']}")
         if new is not None and controller_of(new) is None and not is_deleting(new):
             for rs in self._sets.lister.list(namespace_of(new)):
-                selector = labels.from_label_selector(rs["spec"].get("selector"))
+                selector = selector_of(rs)
                 if selector is not None and selector.matches(labels_of(new)):
                     queue.add(key_of(rs))
 
@@ -87,8 +86,8 @@ class ReplicaSetLoop:
             self._expectations.forget(key)
             return None
         shell = self._shell
-        selector = labels.from_label_selector(rs["spec"].get("selector"))
-        if selector is None or not selector.requirements:
+        selector = selector_of(rs)
+        if selector is None:
             return None
         settled = self._expectations.satisfied(key, shell.now())
         lister = self._pods.lister
@@ -169,7 +168,7 @@ class DeploymentLoop:
 
     def _add_matching(self, rs: Object) -> None:
         for deployment in self._deployments.lister.list(namespace_of(rs)):
-            selector = labels.from_label_selector(deployment["spec"].get("selector"))
+            selector = selector_of(deployment)
             if selector is not None and selector.matches(labels_of(rs)):
                 self._controller.queue.add(key_of(deployment))
 
@@ -187,8 +186,8 @@ class DeploymentLoop:
         deployment = self._deployments.lister.get_by_key(key)
         if deployment is None:
             return None
-        selector = labels.from_label_selector(deployment["spec"].get("selector"))
-        if selector is None or not selector.requirements:
+        selector = selector_of(deployment)
+        if selector is None:
             return None
         lister = self._sets.lister
         candidates = lister.by_index(OWNER_INDEX, uid_of(deployment))
