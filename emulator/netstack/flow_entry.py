@@ -127,8 +127,16 @@ class Entry:
     def _account(self, packets: int, octets: int, now: float) -> bool:
         """Count what goes the short way; False if a connection wants the long one."""
         for connection, reply, status in self._connections:
-            if connection.status != status or not connection.refresh(now, packets, octets, reply):
+            if connection.status != status:
                 return False
+            if connection.steady:
+                if not connection.refresh(now, packets, octets, reply):
+                    return False
+            else:
+                # Datagrams nobody answers keep their entry alive and change nothing else.
+                connection.expire_at = now + connection.timeout_s
+                connection.packets[0] += packets
+                connection.octets[0] += octets
         for counter, extra in self._counters:
             counter.packets += packets
             counter.bytes += octets + extra * packets

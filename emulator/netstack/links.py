@@ -15,6 +15,7 @@ from emulator.netstack.devices.plain import Dummy, Loopback, Veth
 from emulator.netstack.devices.tunnel import Ipip, Vxlan
 from emulator.netstack.devices.underlay import Underlay
 from emulator.netstack.records import FdbInfo, LinkInfo
+from emulator.wire import vxlan
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -100,7 +101,12 @@ class Links:
             case "lo":
                 device = Loopback(self._ns, name, ZERO_MAC)
             case "underlay":
-                device = Underlay(self._ns, name, address)
+                device = Underlay(
+                    self._ns,
+                    name,
+                    address,
+                    vxlan_port=_int(attrs, "vxlan_port", vxlan.PORT_LINUX),
+                )
                 peers = attrs.get("ip_map", {})
                 assert isinstance(peers, dict)
                 for ip, peer_mac in peers.items():

@@ -89,7 +89,8 @@ class NetNs:
         """Make a device; UsageError with the text of ``ip link add``.
 
         ``attrs``: veth ``peer peer_ns peer_mac``; vxlan ``vni local dev port learning srcport
-        remote ttl ageing_s``; ipip ``local remote``; underlay ``ip_map`` {ip: mac}; all ``txqlen``.
+        remote ttl ageing_s``; ipip ``local remote``; underlay ``ip_map`` {ip: mac}, ``vxlan_port``;
+        all ``txqlen``.
         """
         return self.link_table.add(name, kind, mac, mtu, attrs)
 

@@ -40,15 +40,15 @@ class Egress(NamedTuple):
 
 
 class Underlay(Device):
-    """The NIC.  ``vxlan_ports`` are the destination ports that travel as VXLAN."""
+    """The NIC.  Datagrams to ``vxlan_port`` travel as VXLAN, other ports' in whole packets."""
 
     kind: ClassVar[str] = "underlay"
 
     def __init__(
-        self, ns: NetNs, name: str, mac: bytes, *, vxlan_ports: tuple[int, ...] = (8472, 4789)
+        self, ns: NetNs, name: str, mac: bytes, *, vxlan_port: int = vxlan.PORT_LINUX
     ) -> None:
         super().__init__(ns, name, mac)
-        self.vxlan_ports = frozenset(vxlan_ports)
+        self.vxlan_port = vxlan_port
         self.egress: list[Egress] = []
         self.peers: dict[int, bytes] = {}
         self._by_mac: dict[bytes, int] = {}
@@ -140,7 +140,7 @@ class Underlay(Device):
             src_port = data[header_len] << 8 | data[header_len + 1]
             dst_port = data[header_len + 2] << 8 | data[header_len + 3]
             # A VXLAN datagram for the peer itself is the same thing on the real wire.
-            if dst_port in self.vxlan_ports and int.from_bytes(data[16:20], "big") == peer:
+            if dst_port == self.vxlan_port and int.from_bytes(data[16:20], "big") == peer:
                 kind = "vxlan"
         if kind == "carrier":
             src_port, start = 0, 0
@@ -193,8 +193,7 @@ class Underlay(Device):
         if ipv4.HEADER_LEN + length > ipv4.MAX_LENGTH:
             self.ns.count_drop(Drop(DropReason.BAD_HEADER, f"{length} bytes of VXLAN"), None)
             return
-        port = next(iter(p for p in self.ns.vtep_ports() if p in self.vxlan_ports), 8472)
-        datagram = udp.Udp(src_port, port, payload).emit(src_ip, ip, with_checksum=False)
+        datagram = udp.Udp(src_port, self.vxlan_port, payload).emit(src_ip, ip, with_checksum=False)
         data = ipv4.build(src_ip, ip, UDP, datagram)
         self._receive_packet(data, self.peers.get(src_ip, ZERO_MAC), flow)
 

@@ -12,26 +12,26 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from emulator.errors import UsageError
-from emulator.netstack.netfilter.conntrack import (
+from emulator.netstack.netfilter.connection import (
     CONFIRMED,
     DST_NAT_DONE,
     DYING,
-    NF_CONNTRACK_MAX,
+    SEEN_REPLY,
     SRC_NAT_DONE,
     UNTRACKED,
     Connection,
-    ConntrackTable,
     CtState,
     ct_state,
     is_icmp_error,
     is_plain,
 )
+from emulator.netstack.netfilter.conntrack import NF_CONNTRACK_MAX, ConntrackTable
 from emulator.netstack.netfilter.nat import Nat
 from emulator.netstack.netfilter.recent import RecentLists
 from emulator.netstack.netfilter.restore import restore
 from emulator.netstack.netfilter.rules import TABLES, Chain, RuleSpec, Table
 from emulator.netstack.netfilter.walk import Walker
-from emulator.netstack.packet import Drop, Hook, NamespaceView, Packet
+from emulator.netstack.packet import UDP, Drop, Hook, NamespaceView, Packet
 
 if TYPE_CHECKING:
     import random
@@ -138,11 +138,25 @@ class Netfilter:
     def _note_tracking(self, packet: Packet) -> None:
         connection = packet.ct
         if packet.flow is not None and (
-            connection is None or not connection.steady or not is_plain(packet)
+            connection is None
+            or not (connection.steady or self._one_way(connection, packet.ct_reply))
+            or not is_plain(packet)
         ):
             packet.flow.cacheable = False
         if packet.trace is not None:
             packet.trace.step(self.netns, "hook", f"conntrack {self._describe(packet)}", packet)
+
+    @staticmethod
+    def _one_way(connection: Connection, reply: bool) -> bool:
+        """True for datagrams nobody answers (VXLAN's outer packets): NEW, but none differs.
+
+        The flow cache watches the status: the first answer makes it look again.
+        """
+        return (
+            connection.proto == UDP
+            and not reply
+            and connection.status & (CONFIRMED | SEEN_REPLY | DYING) == CONFIRMED
+        )
 
     @staticmethod
     def _describe(packet: Packet) -> str:
