@@ -262,7 +262,6 @@ class StackNetwork:
             assert failure is not None
             raise failure
         if ssl is None:
-            await asyncio.sleep(0)  # connection_made runs before we return, as in asyncio
             return transport, protocol  # type: ignore[return-value]
         return await self._secure(transport, factory(), ssl, server_hostname or host)
 
@@ -300,6 +299,7 @@ class StackNetwork:
         protocol = factory()
         transport = StackTransport(self._loop, connection, protocol)
         transport.start()
+        await asyncio.sleep(0)  # connection_made runs before we return, as in asyncio
         return transport, protocol
 
     async def create_server(

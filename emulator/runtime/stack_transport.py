@@ -230,11 +230,15 @@ class StackTransport(asyncio.Transport):
 
     def abort(self) -> None:
         """Reset the connection at once."""
+        self._force_close(None)
+
+    def _force_close(self, error: Exception | None) -> None:
+        # By this name asyncio's TLS ends a transport whose handshake failed.
         if self._lost:
             return
         self._closing = True
         self._connection.abort()
-        self._loop.call_soon(self._finish, None)
+        self._loop.call_soon(self._finish, error)
 
     def _finish(self, error: Exception | None) -> None:
         if self._lost:

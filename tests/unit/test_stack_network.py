@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import datetime
 import errno
 import io
 import random
 import socket
+import ssl
 
 import aiohttp
 import pytest
 from aiohttp import WSMsgType, web
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
 
 from emulator.addr import format_ip, parse_ip
 from emulator.netstack.packet import Drop, Packet
@@ -303,6 +310,54 @@ async def test_a_protocol_that_raises_loses_its_own_connection_only(a: Host, b: 
         await reader.read()
     assert isinstance(told[1], ValueError)
     (await a.network.open_connection(B, 80))[1].close()
+
+
+def tls_contexts(directory) -> tuple[ssl.SSLContext, ssl.SSLContext]:
+    """A server's context with a fresh certificate for ``web``, and a client's that trusts it."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "web")])
+    now = datetime.datetime.now(datetime.UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("web")]), critical=False)
+        .sign(key, hashes.SHA256())
+    ).public_bytes(Encoding.PEM)
+    secret = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    (directory / "pem").write_bytes(secret + certificate)
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    server.load_cert_chain(directory / "pem")
+    return server, ssl.create_default_context(cadata=certificate.decode())
+
+
+async def test_tls_runs_over_the_emulated_transport(a: Host, b: Host, tmp_path) -> None:
+    server, client = tls_contexts(tmp_path)
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            await writer.start_tls(server)
+        except OSError:
+            return  # the client did not trust us
+        await echo(reader, writer)
+
+    await b.network.start_server(serve, None, 443)
+    a.network.hosts["web"] = [B]
+    reader, writer = await a.network.open_connection("web", 443, ssl=client)
+    writer.write(b"secret" * 50_000)
+    assert await reader.readexactly(300_000) == b"secret" * 50_000
+    writer.close()
+    await writer.wait_closed()
+    with pytest.raises(ssl.SSLCertVerificationError):
+        await a.network.open_connection(B, 443, ssl=client)
+    connector = StackConnector(a.network)
+    async with aiohttp.ClientSession(connector=connector) as session:
+        with pytest.raises(aiohttp.ClientConnectorCertificateError):
+            await session.get("https://web/")
 
 
 class Datagrams(asyncio.DatagramProtocol):

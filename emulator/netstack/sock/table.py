@@ -33,9 +33,9 @@ SOMAXCONN: Final = 4096  # net.core.somaxconn: a larger backlog is cut to this
 # Half-open connections a listener keeps; Linux takes the smaller of tcp_max_syn_backlog (which
 # grows with memory) and the backlog.  More SYNs are dropped: no SYN cookies here.
 MAX_SYN_BACKLOG: Final = 1024
-# Connections in TIME_WAIT; the oldest end early beyond it (net.ipv4.tcp_max_tw_buckets, smaller
-# as one emulated host has less memory).
-MAX_TIME_WAIT: Final = 16384
+# Connections in TIME_WAIT; the oldest end early beyond it (net.ipv4.tcp_max_tw_buckets; one takes
+# about 3 KB here).
+MAX_TIME_WAIT: Final = 4096
 # All connections of a namespace; a SYN beyond it is dropped, connect() gives ENOBUFS.
 MAX_CONNECTIONS: Final = 65536
 # Stateless answers (RST) waiting for output; beyond it they are not sent.
