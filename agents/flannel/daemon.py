@@ -14,7 +14,7 @@ import os
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
-from agents.flannel.backend import desired_link, desired_state, link_actions, reconcile
+from agents.flannel.backend import backend_mtu, desired_link, desired_state, link_actions, reconcile
 from agents.flannel.config import NetworkConfig, Profile, parse_network_config
 from agents.flannel.gotime import format_duration
 from agents.flannel.lease import Lease, LeaseAttrs, format_vxlan_data
@@ -22,7 +22,7 @@ from agents.flannel.leaser import RACE_RETRIES, Create, SubnetLeaser
 from agents.flannel.netlink import FlannelKernel, NodeNamespace
 from agents.flannel.registry import LeaseRegistry
 from agents.flannel.rules import RuleSet, forward_rules, masquerade_rules
-from agents.flannel.subnetenv import SubnetEnv, parse_previous_subnet
+from agents.flannel.subnetenv import SubnetEnv, docker_options, parse_previous_subnet
 from agents.flannel.view import Change, ChangeKind, LeaseView
 from emulator.addr import Prefix, format_ip, parse_ip
 from emulator.errors import PodwireError, UsageError
@@ -68,6 +68,8 @@ class FlannelConfig:
     etcd_endpoints: tuple[str, ...]
     node_ip: str
     subnet_file: str
+    # Written beside subnet.env as ``mk-docker-opts.sh -i`` does; "" writes none.
+    docker_opts_file: str = ""
     iface: str = "eth0"
     prefix: str = "/coreos.com/network"
     ttl_s: int = 86400
@@ -147,7 +149,7 @@ class _Flanneld:
         self._view = LeaseView(self._lease.subnet)
         self._program()
         self._ensure_rules()
-        self._write_subnet_env()
+        self._write_files()
         self._log.info("Running backend.")
         self._env.ready(f"flannel holds {self._lease.subnet}")
         try:
@@ -233,26 +235,21 @@ class _Flanneld:
                 return parse_previous_subnet(file.read())
         except FileNotFoundError:
             return None
+        except OSError as error:
+            # Writing it will say more.
+            self._log.error("Couldn't fetch previous FLANNEL_SUBNET from subnet file: %s", error)
+            return None
 
-    def _write_subnet_env(self) -> None:
-        """Write temp file and rename, so that a CNI plugin never reads half of it."""
-        path = self._config.subnet_file
+    def _write_files(self) -> None:
         env = SubnetEnv(
             self._network.network,
             self._lease.subnet,
-            self._kernel.pod_mtu(self._network.backend, self._iface),
+            backend_mtu(self._network.backend, self._iface),
             self._config.ip_masq,
         )
-        folder, name = os.path.split(path)
-        temporary = os.path.join(folder, f".{name}")
-        try:
-            os.makedirs(folder or ".", exist_ok=True)
-            with open(temporary, "w", encoding="ascii") as file:
-                file.write(env.text())
-            os.chmod(temporary, 0o644)
-            os.replace(temporary, path)
-        except OSError as error:
-            raise UsageError(f"Failed to write subnet file: {path}: {error.strerror}") from None
+        _write_whole(self._config.subnet_file, env.text())
+        if self._config.docker_opts_file:
+            _write_whole(self._config.docker_opts_file, docker_options(env, combined=False))
 
     # Kernel
 
@@ -397,6 +394,20 @@ class _Flanneld:
         left_s = made.expires_at - self._env.clock.monotonic()
         expires = datetime.datetime.fromtimestamp(self._env.clock.time() + left_s, datetime.UTC)
         self._log.info("Lease renewed, new expiration: %s", f"{expires:%Y-%m-%d %H:%M:%S %z UTC}")
+
+
+def _write_whole(path: str, text: str) -> None:
+    """Write a temporary file and rename it, so that nobody reads half of one."""
+    folder, name = os.path.split(path)
+    temporary = os.path.join(folder, f".{name}")
+    try:
+        os.makedirs(folder or ".", exist_ok=True)
+        with open(temporary, "w", encoding="ascii") as file:
+            file.write(text)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise UsageError(f"Failed to write subnet file: {path}: {error.strerror}") from None
 
 
 def _describe(change: Change) -> str:

@@ -11,7 +11,6 @@ from agents.flannel.backend import (
     NetworkState,
     RouteVia,
     VxlanLink,
-    backend_mtu,
 )
 from emulator.addr import Prefix, format_ip
 from emulator.errors import UsageError
@@ -77,10 +76,6 @@ class FlannelKernel:
         link = self._link(name)
         assert link is not None, name
         return link.mac
-
-    def pod_mtu(self, backend: BackendConfig, iface: ExternalInterface) -> int:
-        """MTU of the pods' network in bytes."""
-        return backend_mtu(backend, iface)
 
     def _link(self, name: str) -> LinkInfo | None:
         try:

@@ -15,6 +15,7 @@ import pytest
 from agents.flannel.daemon import FlannelConfig, LeaseRevokedError, run_flannel
 from agents.flannel.testing import RememberingKernel
 from emulator.addr import Prefix, parse_ip
+from emulator.errors import UsageError
 from emulator.netstack.fib import Route
 from emulator.runtime.clock import real_clock
 from emulator.runtime.role import RoleEnv
@@ -173,6 +174,22 @@ async def test_lease_has_flannels_key_value_and_ttl(etcd: str, tmp_path: Path) -
         assert env["FLANNEL_NETWORK"] == "10.3.0.0/16"
         assert env["FLANNEL_SUBNET"] == subnet.replace(".0/", ".1/")
         assert (env["FLANNEL_MTU"], env["FLANNEL_IPMASQ"]) == ("1450", "true")
+
+
+async def test_docker_options_are_written_beside_subnet_env(etcd: str, tmp_path: Path) -> None:
+    async with EtcdClient([etcd]) as client:
+        await write_config(client)
+        path = tmp_path / "flannel_docker_opts.env"
+        async with running(Agent(etcd, tmp_path, 1, docker_opts_file=str(path))):
+            assert 'DOCKER_OPT_MTU="--mtu=1450"\n' in path.read_text()
+
+
+async def test_unwritable_directory_is_said(etcd: str, tmp_path: Path) -> None:
+    async with EtcdClient([etcd]) as client:
+        await write_config(client)
+        (tmp_path / "1").write_text("a file where a directory should be")
+        with pytest.raises(UsageError, match="Failed to write subnet file"):
+            await Agent(etcd, tmp_path, 1).run()
 
 
 async def test_agent_waits_for_the_config(etcd: str, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from agents.kubeproxy.daemon import Proxier
 from agents.kubeproxy.model import Endpoint, Key, ServicePort
 from agents.kubeproxy.ruleset import NodeConfig, NodePort
 from emulator.addr import Prefix, format_ip, parse_ip
-from emulator.netstack.netfilter import Netfilter, run_iptables
+from emulator.netstack.netfilter import ERA_2017, Netfilter, run_iptables
 from emulator.netstack.packet import UDP, AddressType, DropReason, Hook, Packet
 from emulator.wire import ipv4
 from emulator.wire.tcp import SYN, Tcp
@@ -218,3 +218,33 @@ def test_the_2017_profile_reaches_the_same_endpoints() -> None:
     assert node.send(CLIENT, NODE_IP, 30080) == f"{REMOTE} masq"
     empty = Node(BALANCED, endpoints={}, config=config)
     assert empty.send(NODE_IP, "172.30.0.41", 80) == "REJECT"
+
+
+TUTORIAL = """\
+KUBE-MARK-MASQ  all  --  10.2.59.13           0.0.0.0/0            /* default/frontend: */
+DNAT       tcp  --  0.0.0.0/0            0.0.0.0/0            /* default/frontend: */ tcp \
+to:10.2.59.13:80
+KUBE-MARK-MASQ  tcp  -- !10.2.0.0/16          10.3.0.252           /* default/frontend: \
+cluster IP */ tcp dpt:80
+KUBE-SVC-GYQQTB6TY565JPRW  tcp  --  0.0.0.0/0            10.3.0.252           \
+/* default/frontend: cluster IP */ tcp dpt:80
+KUBE-MARK-MASQ  tcp  --  0.0.0.0/0            172.17.4.101         /* default/frontend: \
+external IP */ tcp dpt:80
+KUBE-SVC-GYQQTB6TY565JPRW  tcp  --  0.0.0.0/0            172.17.4.101         \
+/* default/frontend: external IP */ tcp dpt:80 PHYSDEV match ! --physdev-is-in ADDRTYPE match \
+src-type !LOCAL
+KUBE-SVC-GYQQTB6TY565JPRW  tcp  --  0.0.0.0/0            172.17.4.101         \
+/* default/frontend: external IP */ tcp dpt:80 ADDRTYPE match dst-type LOCAL
+KUBE-SEP-ACK5ZHRIFEXLTW3H  all  --  0.0.0.0/0            0.0.0.0/0            \
+/* default/frontend: */
+"""
+
+
+def test_the_2017_tutorials_chains_are_listed_as_it_shows_them() -> None:
+    key = Key("default", "frontend", "")
+    frontend = ServicePort(key, "tcp", "10.3.0.252", 80, external_ips=("172.17.4.101",))
+    config = NodeConfig("172.17.4.201", "172.17.4.201", Prefix.parse("10.2.0.0/16"), profile="2017")
+    node = Node(frontend, endpoints={key: [Endpoint("10.2.59.13", 80)]}, config=config)
+    listed = run_iptables(node.netfilter, ["-t", "nat", "-nL"], style=ERA_2017).stdout
+    lines = [line.rstrip() for line in listed.splitlines() if "frontend" in line]
+    assert lines == TUTORIAL.splitlines()
