@@ -22,7 +22,7 @@ import pytest
 
 from emulator.addr import Prefix, format_ip, parse_ip
 from emulator.netstack.netfilter import Netfilter, run_conntrack, run_iptables_save
-from emulator.netstack.netfilter.conntrack import Tuple
+from emulator.netstack.netfilter.connection import Tuple
 from emulator.netstack.packet import AddressType, Hook, Packet
 from emulator.wire.checksum import checksum, pseudo_header_sum
 from emulator.wire.ipv4 import decrement_ttl

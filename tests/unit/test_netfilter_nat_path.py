@@ -9,7 +9,7 @@ import pytest
 
 from emulator.addr import Prefix, parse_ip
 from emulator.netstack.netfilter import Netfilter, run_conntrack, run_iptables
-from emulator.netstack.netfilter.conntrack import ASSURED, SEEN_REPLY
+from emulator.netstack.netfilter.connection import ASSURED, SEEN_REPLY
 from emulator.netstack.packet import (
     AddressType,
     Counter,

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from emulator.netstack.netfilter.conntrack import Connection, Translation
+from emulator.netstack.netfilter.connection import (
+    Connection,
+    Translation,
+)
 from emulator.netstack.netfilter.conntrack_command import run_conntrack
 from emulator.netstack.netfilter.iptables import (
     run_iptables,

@@ -5,7 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from emulator.addr import format_ip
-from emulator.netstack.netfilter.conntrack import ASSURED, DST_NAT, SEEN_REPLY, SRC_NAT, Tuple
+from emulator.netstack.netfilter.connection import (
+    ASSURED,
+    DST_NAT,
+    SEEN_REPLY,
+    SRC_NAT,
+    Tuple,
+)
 from emulator.netstack.netfilter.extension import ParameterError
 from emulator.netstack.netfilter.lexer import (
     PROTOCOLS,
@@ -20,7 +26,9 @@ from emulator.netstack.packet import ICMP, TCP, UDP
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from emulator.netstack.netfilter.conntrack import Connection
+    from emulator.netstack.netfilter.connection import (
+        Connection,
+    )
     from emulator.netstack.netfilter.netfilter import Netfilter
 
 VERSION: Final = "v1.4.7"

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Final
 
 from emulator.addr import format_ip
-from emulator.netstack.netfilter.conntrack import (
+from emulator.netstack.netfilter.connection import (
     ASSURED,
     CONFIRMED,
     DST_NAT,

@@ -12,14 +12,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from emulator.netstack.netfilter.conntrack import (
+from emulator.netstack.netfilter.connection import (
     DST_NAT,
     DST_NAT_DONE,
     NAT_MASK,
     SRC_NAT,
     SRC_NAT_DONE,
     Connection,
-    ConntrackTable,
     Tuple,
     is_icmp_error,
 )
@@ -28,6 +27,8 @@ from emulator.netstack.packet import ICMP, TCP, UDP, Drop, DropReason, Packet
 
 if TYPE_CHECKING:
     import random
+
+    from emulator.netstack.netfilter.conntrack import ConntrackTable
 
 # Ports tried before giving up a round; each further round halves it (NF_NAT_MAX_ATTEMPTS).
 MAX_ATTEMPTS: Final = 128

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, ClassVar, Final
 
 from emulator.addr import format_ip, parse_ip
 from emulator.errors import UsageError
-from emulator.netstack.netfilter.conntrack import UNTRACKED
+from emulator.netstack.netfilter.connection import (
+    UNTRACKED,
+)
 from emulator.netstack.netfilter.extension import (
     ACCEPT_VERDICT,
     Action,

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Final
 
-from emulator.netstack.netfilter.conntrack import UNTRACKED
+from emulator.netstack.netfilter.connection import (
+    UNTRACKED,
+)
 from emulator.netstack.netfilter.extension import (
     Action,
     Given,
