@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from agents.controllers.loops.daemonsets import add_daemonsets
 from agents.controllers.loops.garbage import add_garbage
+from agents.controllers.loops.jobs import add_jobs
 from agents.controllers.loops.namespaces import add_namespaces
 from agents.controllers.loops.nodes import add_nodes
 from agents.controllers.loops.services import add_services
@@ -51,6 +52,7 @@ async def run_controllers(config: ControllersConfig, env: RoleEnv) -> None:
         add_workloads(shell)
         add_services(shell)
         add_daemonsets(shell)
+        add_jobs(shell)
         add_nodes(
             shell,
             config.nodes,

@@ -22,6 +22,7 @@ from emulator.kubeclient.resource import (
     ENDPOINTS,
     ENDPOINTSLICES,
     EVENTS,
+    JOBS,
     LEASES,
     NAMESPACES,
     NODES,
@@ -272,6 +273,32 @@ async def test_daemon_set(world: World) -> None:
     await world.client.patch(DAEMONSETS, "default", "agent", image, "json")
     await until(lambda: everywhere("n:2"), "rolled")
     assert sorted(r["revision"] for r in await world.all(CONTROLLERREVISIONS)) == [1, 2]
+
+
+async def test_job(world: World) -> None:
+    container = {"name": "c", "image": "busybox"}
+    template = {"spec": {"containers": [container], "restartPolicy": "Never"}}
+    made = {"metadata": {"name": "pi", "namespace": "default"}, "spec": {"template": template}}
+    await world.client.create(JOBS, made)
+
+    async def succeed() -> bool:
+        for pod in await world.all(PODS):
+            done = {"status": {"phase": "Succeeded"}}
+            name = pod["metadata"]["name"]
+            if pod.get("status", {}).get("phase") == "Running":
+                await world.client.patch(PODS, "default", name, done, subresource="status")
+        job = await world.client.get(JOBS, "default", "pi")
+        types = [c["type"] for c in (job.get("status") or {}).get("conditions") or ()]
+        return "Complete" in types
+
+    await until(succeed, "complete")
+    assert len(await world.all(PODS)) == 1
+    await world.client.delete(JOBS, "default", "pi", propagation_policy="Background")
+
+    async def gone() -> bool:
+        return not await world.all(PODS)
+
+    await until(gone, "pods collected")
 
 
 async def test_kubectl_rolls_out_and_back(world: World) -> None:
