@@ -74,7 +74,9 @@ class _Merger:
         for key, order in orders.items():
             if key not in patch and isinstance(target.get(key), list):
                 known = shape.field(key) if shape is not None else None
-                target[key] = _reorder(target[key], order, known.merge_key if known else "")
+                merge_key = known.merge_key if known else ""
+                live = _identities(target[key], merge_key)
+                target[key] = _reorder(target[key], live, order, merge_key)
         return target
 
     @staticmethod
@@ -126,12 +128,13 @@ class _Merger:
             return cast("list[Any]", _clean([v for v in patch if not _is_directive(v)]))
         if not field.struct:
             merged = target + [v for v in patch if v not in target]
-            return _reorder(merged, order, "") if order is not None else merged
+            return merged if order is None else _reorder(merged, target, order, "")
         key = field.merge_key
         if any(isinstance(v, dict) and v.get(DIRECTIVE) == "replace" for v in patch):
             return cast("list[Any]", _clean([v for v in patch if not _is_directive(v)]))
+        live = _identities(target, key)
         merged = self._merge_items(list(target), patch, key, field)
-        return merged if order is None else _reorder(merged, order, key)
+        return merged if order is None else _reorder(merged, live, order, key)
 
     def _merge_items(
         self, target: list[Any], patch: list[Any], key: str, field: FieldShape
@@ -161,29 +164,27 @@ def _is_directive(value: Any) -> bool:
     return isinstance(value, dict) and DIRECTIVE in value
 
 
-def _reorder(merged: list[Any], order: list[Any], key: str) -> list[Any]:
-    """Put the items the patch names in its order; the others keep their place before them.
+def _identities(values: list[Any], key: str) -> list[Any]:
+    return [v.get(key) if key and isinstance(v, dict) else v for v in values]
 
-    Items of the live list that the order does not name stay relative to their neighbours, as
-    normalizeElementOrder does.
+
+def _reorder(merged: list[Any], live: list[Any], order: list[Any], key: str) -> list[Any]:
+    """Order a merged list: the patch's order, mixed with items only the live list has.
+
+    Two sorted lists are merged by where both items stood in ``live``; where one of them is new,
+    the live list's item goes first (upstream normalizeElementOrder, mergeSortedSlice).
     """
-
-    def identity(item: Any) -> Any:
-        return item.get(key) if key and isinstance(item, dict) else item
-
-    wanted = [identity(v) for v in order]
-    named = sorted(
-        (v for v in merged if identity(v) in wanted), key=lambda v: wanted.index(identity(v))
-    )
-    server_only = [(i, v) for i, v in enumerate(merged) if identity(v) not in wanted]
+    wanted = _identities(order, key)
+    keyed = list(zip(_identities(merged, key), merged, strict=True))
+    named = sorted((p for p in keyed if p[0] in wanted), key=lambda p: wanted.index(p[0]))
+    server_only = [p for p in keyed if p[0] not in wanted]
     out: list[Any] = []
-    position = {id(v): i for i, v in enumerate(merged)}
-    for item in named:
-        while server_only and server_only[0][0] < position[id(item)]:
-            out.append(server_only.pop(0)[1])
-        out.append(item)
-    out.extend(v for _, v in server_only)
-    return out
+    while named and server_only:
+        left, right = named[0][0], server_only[0][0]
+        both = left in live and right in live
+        first = named if both and live.index(left) < live.index(right) else server_only
+        out.append(first.pop(0)[1])
+    return out + [value for _, value in named + server_only]
 
 
 def _clean(value: Any) -> Any:
