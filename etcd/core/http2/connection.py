@@ -30,10 +30,12 @@ CONNECTION_WINDOW = 16 * 1024 * 1024
 MAX_STREAMS = 10_000
 # A block before decompression; what it holds is limited by hpack.MAX_LIST_BYTES.
 MAX_BLOCK_BYTES = MAX_LIST_BYTES
-# Frames that move nothing forward (PING, SETTINGS, empty DATA, resets ...): a burst and a rate far
-# above honest use (gRPC pings once a round trip at most while measuring bandwidth).
+# Frames that move nothing forward (PING, SETTINGS, empty DATA, resets ...): a burst, a rate, and
+# some more for every frame of real work in either direction, for gRPC pings once a round trip while
+# it measures bandwidth.
 IDLE_FRAME_BURST = 10_000
 IDLE_FRAMES_PER_S = 2_000
+IDLE_FRAMES_PER_WORK = 4.0
 
 
 class HeadersReceived(NamedTuple):
@@ -215,6 +217,7 @@ class Http2Connection:
         ):
             stream.send_window -= size
             self._send_window -= size
+            self._idle_tokens += IDLE_FRAMES_PER_WORK
             flags = f.END_STREAM if end_stream else 0
             self._out.append(f.frame(f.DATA, flags, stream_id, data))
             if end_stream:
@@ -250,6 +253,7 @@ class Http2Connection:
             and size <= self._peer_frame_bytes
         ):
             self._send_window -= size
+            self._idle_tokens += IDLE_FRAMES_PER_WORK
             pack = f.HEAD.pack
             self._out += (
                 pack(len(head) >> 8, len(head) & 255, 1, 4, stream_id),
@@ -321,6 +325,7 @@ class Http2Connection:
             stream.queued_bytes -= size
             stream.send_window -= size
             self._send_window -= size
+            self._idle_tokens += IDLE_FRAMES_PER_WORK
             self._out.append(f.frame(f.DATA, 0, stream_id, chunk))
         self._blocked.pop(stream_id, None)
         if stream.tail is not None:
@@ -538,7 +543,9 @@ class Http2Connection:
             return
         data = f.unpad(flags, payload, "DATA") if flags & f.PADDED else payload
         end_stream = bool(flags & f.END_STREAM)
-        if not data and not end_stream:
+        if data:
+            self._idle_tokens += IDLE_FRAMES_PER_WORK
+        elif not end_stream:
             self._spend(now)
         self._events.append(DataReceived(stream_id, data, size, end_stream))
         if end_stream:
@@ -622,7 +629,6 @@ class Http2Connection:
         if len(payload) != 4:
             raise _ConnectionError(ErrorCode.FRAME_SIZE_ERROR, "WINDOW_UPDATE is not 4 bytes")
         increment = int.from_bytes(payload, "big") & f.MAX_WINDOW
-        self._spend(now)
         if stream_id == 0:
             self._send_window += increment
             if not increment or self._send_window > f.MAX_WINDOW:
@@ -631,6 +637,7 @@ class Http2Connection:
             return
         stream = self._known(stream_id, "WINDOW_UPDATE")
         if stream is None:
+            self._spend(now)
             return
         stream.send_window += increment
         if not increment or stream.send_window > f.MAX_WINDOW:
