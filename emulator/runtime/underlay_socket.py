@@ -18,6 +18,8 @@ from typing import Final, NamedTuple
 SOL_UDP: Final = 17  # linux/udp.h; not all Python versions name these
 UDP_SEGMENT: Final = 103
 UDP_GRO: Final = 104
+IP_MTU_DISCOVER: Final = 10  # linux/in.h
+IP_PMTUDISC_DONT: Final = 0
 SO_SNDBUFFORCE: Final = 32  # asm-generic/socket.h, needs CAP_NET_ADMIN
 SO_RCVBUFFORCE: Final = 33
 
@@ -69,6 +71,9 @@ class UnderlaySocket:
             self._socket.setblocking(False)
             self._raise_buffer(SO_RCVBUFFORCE, socket.SO_RCVBUF, RECEIVE_BUFFER)
             self._raise_buffer(SO_SNDBUFFORCE, socket.SO_SNDBUF, SEND_BUFFER)
+            if sys.platform == "linux":
+                # The kernel's vxlan leaves DF clear too; what is too long is fragmented.
+                self._socket.setsockopt(socket.IPPROTO_IP, IP_MTU_DISCOVER, IP_PMTUDISC_DONT)
             self._socket.bind(address)
         except OSError as error:
             self._socket.close()

@@ -267,3 +267,26 @@ async def test_a_kernel_without_a_wire_runs_on_a_bare_driver() -> None:
     data = random.Random(4).randbytes(1_000_000)
     assert await echoed(StackNetwork(one), "10.0.0.2", data) == data
     driver.stop()
+
+
+async def test_both_nodes_see_the_same_outer_packet(cluster: Cluster) -> None:
+    seen: dict[str, list[bytes]] = {"a": [], "b": []}
+    handles = [
+        node.kernel.capture(
+            "root", "eth0", lambda _at, frame, _out, name=name: seen[name].append(frame)
+        )
+        for name, node in (("a", cluster.a), ("b", cluster.b))
+    ]
+    for _ in range(3):
+        assert await cluster.a.pod.ping(POD_B, timeout=5) is not None
+    for handle in handles:
+        handle.close()
+    first, last = cluster.a.driver.source_ports
+    requests = {
+        name: [frame for frame in frames if frame[26:30] == cluster.a.ip.to_bytes(4, "big")]
+        for name, frames in seen.items()
+    }
+    assert len(requests["a"]) == 3
+    # From the outer UDP header on they are byte for byte the same, source port included.
+    assert [frame[34:] for frame in requests["a"]] == [frame[34:] for frame in requests["b"]]
+    assert all(first <= int.from_bytes(f[34:36], "big") <= last for f in requests["b"])
