@@ -9,6 +9,8 @@ on entry and cut to 32 bits on exit.
 Further: RFC 5961 (challenge ACKs), RFC 7323 (window scale), RFC 2018/6675 (SACK), RFC 5681/6582
 (congestion), RFC 6298 (retransmission timer), RFC 1191 (PMTU), RFC 5927 (ICMP).  Not spoken:
 timestamps, urgent data, Fast Open, ECN.
+
+One long file: everything that may change the state of a connection is here, nothing else does.
 """
 
 from __future__ import annotations
