@@ -149,6 +149,8 @@ class Cache:
         self._buckets: dict[str, Bucket] = {}
         self._waiting: dict[asyncio.Future[None], int] = {}
         self._written = 0
+        # Every change after this revision has been seen.
+        self._complete_from = 0
         self._next_watcher = 0
         self.revision = 0
         self.loaded = asyncio.Event()
@@ -171,7 +173,7 @@ class Cache:
             for deliver in list(bucket.watchers.values()):
                 deliver(None)
         self._buckets = {}
-        self.revision = revision
+        self.revision = self._complete_from = revision
         for item in stored:
             self._take(item)
         for notify in self.on_change.values():
@@ -207,7 +209,7 @@ class Cache:
         """The bucket of a directory, made when first asked for."""
         found = self._buckets.get(directory)
         if found is None:
-            found = self._buckets[directory] = Bucket(self.revision)
+            found = self._buckets[directory] = Bucket(self._complete_from)
         return found
 
     def wrote(self, revision: int) -> None:
