@@ -157,7 +157,7 @@ class _Flanneld:
                 group.create_task(self._follow_leases(), name="flanneld.watch")
                 group.create_task(self._keep_lease(), name="flanneld.renew")
                 group.create_task(self._keep_kernel(), name="flanneld.repair")
-        except* LeaseRevokedError as errors:
+        except* PodwireError as errors:
             raise errors.exceptions[0] from None
 
     # Start

@@ -58,6 +58,8 @@ class FlannelKernel:
         self._ns = namespace
         # The rules of flannel's chains as they were after the last write.
         self._written: dict[str, tuple[RuleSpec, ...]] = {}
+        # A device somebody deleted comes back with the MAC that the lease has told everybody.
+        self._macs: dict[str, bytes] = {}
 
     # Reading
 
@@ -163,6 +165,7 @@ class FlannelKernel:
         self._ns.link_add(
             link.name,
             "vxlan",
+            mac=self._macs.get(link.name),
             mtu=link.mtu,
             vni=link.vni,
             local=link.local,
@@ -171,6 +174,7 @@ class FlannelKernel:
             learning=link.learning,
         )
         self._ns.link_set(link.name, up=True)
+        self._macs[link.name] = self.mac(link.name)
 
     # Rules
 

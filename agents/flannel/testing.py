@@ -37,8 +37,8 @@ class RememberingKernel:
     def invalidate_flows(self) -> None:
         pass
 
-    def link_add(self, name: str, kind: str, **attrs: Any) -> None:
-        mac = bytes((2, *self._rng.randbytes(5)))
+    def link_add(self, name: str, kind: str, *, mac: bytes | None = None, **attrs: Any) -> None:
+        mac = mac or bytes((2, *self._rng.randbytes(5)))
         self._links[name] = LinkInfo(3, name, kind, mac, up=False, running=True, **attrs)
 
     def link_del(self, name: str) -> None:

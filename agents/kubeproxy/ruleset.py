@@ -35,7 +35,7 @@ class NodeConfig:
     zone: str = ""
     profile: Profile = "modern"
     masquerade_all: bool = False
-    random_fully: bool = False
+    random_fully: bool = True
     localhost_node_ports: bool = True
     node_port_addresses: tuple[str, ...] = ()
 

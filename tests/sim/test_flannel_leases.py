@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from emulator.sim.host import SimHost
 
+ROOT = Path(__file__).parents[2]
 ETCD = "172.17.4.51"
 DAY_S = 86400.0
 SUBNETS = b"/coreos.com/network/subnets/"
@@ -354,11 +355,10 @@ async def eventful(world: World, folder: Path) -> str:
 
 
 def digest_of_a_process(hash_seed: str, seed: int, folder: Path) -> str:
-    environment = {**os.environ, "PYTHONHASHSEED": hash_seed}
+    environment = {**os.environ, "PYTHONHASHSEED": hash_seed, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         [sys.executable, __file__, str(seed), str(folder)],
         env=environment, capture_output=True, text=True, check=False, timeout=60,
-        cwd=Path(__file__).parents[2],
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()

@@ -28,6 +28,7 @@ from etcd.client import EtcdClient
 from etcd.server.config import EtcdConfig
 from etcd.server.daemon import run_etcd
 
+ROOT = Path(__file__).parents[2]
 ETCD = "172.17.4.51"
 LINK = Prefix.parse("172.17.4.0/24")
 
@@ -227,6 +228,31 @@ def test_a_rebooted_node_with_a_new_mac_is_reachable_again(tmp_path: Path) -> No
     in_cluster(scenario, tmp_path, nodes=3)
 
 
+@pytest.mark.parametrize("vandal", ["link", "address", "route", "neighbour", "fdb"])
+def test_what_somebody_removed_is_put_back(tmp_path: Path, vandal: str) -> None:
+    async def scenario(cluster: Cluster) -> tuple[int, int]:
+        one, two = cluster.nodes
+        root, peer = one.kernel.root, two.subnet.network
+        mac = root.link("flannel.1").mac
+        match vandal:
+            case "link":
+                root.link_del("flannel.1")
+            case "address":
+                root.addr_del("flannel.1", one.subnet.network, 32)
+            case "route":
+                root.route_del(Route(two.subnet))
+            case "neighbour":
+                root.neigh_del("flannel.1", peer)
+            case "fdb":
+                root.fdb_del("flannel.1", two.kernel.root.link("flannel.1").mac)
+        broken = await ping(one, two.pod_ip, namespace="")
+        await asyncio.sleep(601)
+        assert root.link("flannel.1").mac == mac
+        return broken, await ping(one, two.pod_ip, namespace="")
+
+    assert in_cluster(scenario, tmp_path) == (0, 63)
+
+
 def test_an_etcd_outage_stops_no_packet(tmp_path: Path) -> None:
     async def scenario(cluster: Cluster) -> None:
         await cluster.etcd.crash()
@@ -359,7 +385,7 @@ async def eventful(cluster: Cluster) -> str:
 def digest_of_a_process(hash_seed: str, seed: int, folder: Path) -> str:
     done = subprocess.run(
         [sys.executable, __file__, str(seed), str(folder)],
-        env={**os.environ, "PYTHONHASHSEED": hash_seed}, cwd=Path(__file__).parents[2],
+        env={**os.environ, "PYTHONHASHSEED": hash_seed, "PYTHONPATH": str(ROOT)},
         capture_output=True, text=True, check=False, timeout=60,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

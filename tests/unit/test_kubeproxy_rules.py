@@ -15,7 +15,7 @@ from agents.kubeproxy.ruleset import NodeConfig, Ruleset, missing_jumps
 from emulator.addr import Prefix
 
 GOLDEN = Path(__file__).parent / "golden"
-NODE = NodeConfig("node-a", "192.168.0.2", Prefix.parse("10.0.0.0/8"))
+NODE = NodeConfig("node-a", "192.168.0.2", Prefix.parse("10.0.0.0/8"), random_fully=False)
 NODE_2017 = NodeConfig("172.17.4.101", "172.17.4.101", Prefix.parse("10.2.0.0/16"), profile="2017")
 
 
@@ -128,6 +128,11 @@ def test_endpoint_chain_of_the_2017_tutorial() -> None:
 def test_six_services_give_the_complete_modern_text() -> None:
     text = rules(SIX_SERVICES, SIX_SLICES).restore_text()
     assert text == (GOLDEN / "kubeproxy_six_services.rules").read_text()
+
+
+def test_masquerade_takes_random_ports_where_iptables_knows_how() -> None:
+    text = desired_ruleset([], {}, NodeConfig("node-a", "192.168.0.2")).restore_text()
+    assert 'requiring SNAT" -j MASQUERADE --random-fully\n' in text
 
 
 def test_the_order_of_input_does_not_matter() -> None:
