@@ -187,7 +187,7 @@ class BridgePlugin:
         mac = hardware_addr(address.ip) if self._old else random_mac(self._rng)
         if self._old:
             # 0.5 made the pair inside the container and moved the host's end out.
-            pod.link_add(ifname, "veth", mac=mac, mtu=conf.mtu, peer=host_veth)
+            pod.link_add(ifname, "veth", mac=mac, mtu=conf.mtu, peer=host_veth, txqlen=0)
             pod.link_set(host_veth, netns=root)
         else:
             pod.link_add(ifname, "veth", mac=mac, mtu=conf.mtu, peer=host_veth, peer_ns=root)

@@ -9,7 +9,9 @@ from emulator.errors import UsageError
 from emulator.shell import text
 from emulator.shell.context import os_error_text
 from emulator.shell.curl import curl
+from emulator.shell.devices import arp, brctl, bridge, ifconfig, route, sysctl
 from emulator.shell.interpreter import Interpreter
+from emulator.shell.ip import ip
 from emulator.shell.iptables import conntrack, iptables, iptables_restore, iptables_save
 from emulator.shell.ping import ping
 from emulator.shell.sockets import nc, netstat, ss
@@ -143,6 +145,13 @@ COMMANDS: Final[Mapping[str, Command]] = {
     "ping": ping,
     "traceroute": traceroute,
     "tracepath": tracepath,
+    "ip": ip,
+    "bridge": bridge,
+    "brctl": brctl,
+    "ifconfig": ifconfig,
+    "route": route,
+    "arp": arp,
+    "sysctl": sysctl,
     "iptables": iptables,
     "iptables-nft": iptables,
     "iptables-legacy": iptables,

@@ -285,7 +285,11 @@ async def test_servers_that_misbehave(behaviour: str, code: int) -> None:
             sock = writer.get_extra_info("socket")
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
         writer.close()
+        with contextlib.suppress(OSError):
+            await writer.wait_closed()
+        done.set()
 
+    done = asyncio.Event()
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
     try:
         port = server.sockets[0].getsockname()[1]
@@ -294,6 +298,7 @@ async def test_servers_that_misbehave(behaviour: str, code: int) -> None:
         status, _, err = await pod.run("curl", "-m", limit, f"127.0.0.1:{port}")
         assert status == code
         assert err.startswith(f"curl: ({code}) ")
+        await done.wait()
     finally:
         server.close()
 

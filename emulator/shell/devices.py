@@ -1,0 +1,369 @@
+"""bridge, brctl, ifconfig, route, arp and sysctl: the older views of the same dumps."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from emulator.addr import format_ip, format_mac, mask_of, parse_ip, parse_mac
+from emulator.errors import UsageError
+from emulator.netstack.fib import RouteType
+from emulator.netstack.records import NeighState
+from emulator.shell.ip_show import link_flags
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from emulator.netstack.netns import NetNs
+    from emulator.netstack.records import AddrInfo, LinkInfo
+    from emulator.shell.context import ShellContext
+
+BRIDGE_USAGE = """Usage: bridge [ OPTIONS ] OBJECT { COMMAND | help }
+       bridge [ -force ] -batch filename
+where  OBJECT := { link | fdb | mdb | vlan | vni | monitor }
+       OPTIONS := { -V[ersion] | -s[tatistics] | -d[etails] |
+                    -o[neline] | -t[imestamp] | -n[etns] name |
+                    -com[pressvlans] -c[olor] -p[retty] -j[son] }
+"""
+BRCTL_USAGE = """Usage: brctl [commands]
+commands:
+\taddbr     \t<bridge>\t\tadd bridge
+\tdelbr     \t<bridge>\t\tdelete bridge
+\taddif     \t<bridge> <device>\tadd interface to bridge
+\tdelif     \t<bridge> <device>\tdelete interface from bridge
+\thairpin   \t<bridge> <port> {on|off}\tturn hairpin on/off
+\tshow      \t[ <bridge> ]\t\tshow a list of bridges
+\tshowmacs  \t<bridge>\t\tshow a list of mac addrs
+"""
+# IFF_* of linux/if.h by ifconfig's names, in its order.
+_IFF = (
+    ("UP", 0x1),
+    ("BROADCAST", 0x2),
+    ("LOOPBACK", 0x8),
+    ("RUNNING", 0x40),
+    ("NOARP", 0x80),
+    ("MULTICAST", 0x1000),
+)
+
+
+async def bridge(ctx: ShellContext, argv: Sequence[str]) -> int:
+    """bridge fdb [show|add|append|replace|del], bridge link."""
+    words = [word for word in argv[1:] if not word.startswith("-")]
+    if not words:
+        ctx.err(BRIDGE_USAGE)
+        return 255
+    obj, verb, rest = words[0], words[1] if len(words) > 1 else "show", words[2:]
+    try:
+        if "fdb".startswith(obj):
+            return _fdb(ctx, verb, rest)
+        if "link".startswith(obj):
+            ctx.out(_bridge_links(ctx.ns))
+            return 0
+    except UsageError as error:
+        ctx.err(f"{error}\n")
+        return 1 if str(error).startswith("Cannot find") else 2
+    ctx.err(f'Object "{obj}" is unknown, try "bridge help".\n')
+    return 255
+
+
+def _fdb(ctx: ShellContext, verb: str, words: list[str]) -> int:
+    dev = bridge_name = mac = dst = ""
+    rest = list(words)
+    while rest:
+        word = rest.pop(0)
+        if word in ("dev", "brport", "br", "dst") and rest:
+            value = rest.pop(0)
+            dev = value if word in ("dev", "brport") else dev
+            bridge_name = value if word == "br" else bridge_name
+            dst = value if word == "dst" else dst
+        elif ":" in word:
+            mac = word
+    if verb in ("show", "list", "lst", "s"):
+        for name in (dev, bridge_name):
+            if name:
+                ctx.ns.link(name)
+        ctx.out(render_fdb(ctx.ns, dev=dev, bridge_name=bridge_name))
+        return 0
+    if verb not in ("add", "append", "replace", "del", "delete"):
+        ctx.err(f'Command "{verb}" is unknown, try "bridge fdb help".\n')
+        return 255
+    if not dev or not mac:
+        ctx.err("Device and address are required arguments.\n")
+        return 255
+    if verb.startswith("del"):
+        ctx.ns.fdb_del(dev, parse_mac(mac))
+    elif verb == "add":
+        ctx.ns.fdb_add(dev, parse_mac(mac), parse_ip(dst) if dst else None)
+    else:
+        ctx.ns.fdb_replace(dev, parse_mac(mac), parse_ip(dst) if dst else None)
+    return 0
+
+
+def render_fdb(ns: NetNs, *, dev: str = "", bridge_name: str = "") -> str:
+    """``bridge fdb show``."""
+    lines = []
+    for entry in ns.fdb():
+        if (dev and entry.dev != dev) or (
+            bridge_name and bridge_name not in (entry.master, entry.dev)
+        ):
+            continue
+        text = f"{format_mac(entry.mac)} "
+        if not dev:
+            text += f"dev {entry.dev} "
+        if entry.dst is not None:
+            text += f"dst {format_ip(entry.dst)} "
+        if entry.self_:
+            text += "self "
+        if entry.master:
+            text += f"master {entry.master} "
+        lines.append(text + ("permanent\n" if entry.permanent else "\n"))
+    return "".join(lines)
+
+
+def _bridge_links(ns: NetNs) -> str:
+    lines = []
+    for link in ns.links():
+        if link.master:
+            peer = f"@{link.link_name}" if link.link_name else ""
+            peer = f"@if{link.link_index}" if link.link_index and not peer else peer
+            state = "forwarding" if link.up and link.running else "disabled"
+            lines.append(
+                f"{link.index}: {link.name}{peer}: <{','.join(link_flags(link))}> mtu {link.mtu} "
+                f"master {link.master} state {state} priority 32 cost 2 \n"
+            )
+    return "".join(lines)
+
+
+async def brctl(ctx: ShellContext, argv: Sequence[str]) -> int:
+    """brctl show, showmacs, addbr, delbr, addif, delif, hairpin."""
+    words = list(argv[1:])
+    ns = ctx.ns
+    try:
+        match words:
+            case ["show", *names]:
+                return _brctl_show(ctx, names)
+            case ["showmacs", name]:
+                ns.link(name)
+                ctx.out(_brctl_macs(ns, name))
+            case ["addbr", name]:
+                ns.link_add(name, "bridge")
+            case ["delbr", name]:
+                ns.link_del(name)
+            case ["addif", name, *ports]:
+                for port in ports:
+                    ns.link_set(port, master=name)
+            case ["delif", _, *ports]:
+                for port in ports:
+                    ns.link_set(port, master="")
+            case ["hairpin", _, port, value]:
+                ns.link_set(port, hairpin=value in ("on", "yes", "1"))
+            case []:
+                ctx.err(BRCTL_USAGE)
+                return 1
+            case _:
+                ctx.err(f"never heard of command [{words[0]}]\n{BRCTL_USAGE}")
+                return 1
+    except UsageError as error:
+        ctx.err(f"{error}\n")
+        return 1
+    return 0
+
+
+def _brctl_show(ctx: ShellContext, names: Sequence[str]) -> int:
+    links = ctx.ns.links()
+    bridges = [link for link in links if link.kind == "bridge"]
+    ctx.out("bridge name\tbridge id\t\tSTP enabled\tinterfaces\n")
+    for name in names:
+        if all(link.name != name for link in bridges):
+            ctx.err(f"bridge {name} does not exist!\n")
+            return 1
+    for link in sorted(bridges, key=lambda each: each.name):
+        if names and link.name not in names:
+            continue
+        ports = sorted(each.name for each in links if each.master == link.name)
+        # A bridge without ports has no address of its own in its id.
+        mac = link.mac.hex() if ports else "0" * 12
+        first = ports[0] if ports else ""
+        ctx.out(f"{link.name}\t\t8000.{mac}\tno\t\t{first}\n")
+        ctx.out("".join(f"\t\t\t\t\t\t\t{port}\n" for port in ports[1:]))
+    return 0
+
+
+def _brctl_macs(ns: NetNs, name: str) -> str:
+    ports = {link.name: number for number, link in enumerate(ns.links()) if link.master == name}
+    numbers = {port: index for index, port in enumerate(sorted(ports, key=ports.__getitem__), 1)}
+    lines = ["port no\tmac addr\t\tis local?\tageing timer\n"]
+    lines += [
+        f"{numbers[entry.dev]:3d}\t{format_mac(entry.mac)}\t"
+        f"{'yes' if entry.permanent else 'no'}\t\t{entry.age_s:7.2f}\n"
+        for entry in ns.fdb()
+        if entry.dev in numbers and not entry.self_
+    ]
+    return "".join(lines)
+
+
+async def ifconfig(ctx: ShellContext, argv: Sequence[str]) -> int:
+    """ifconfig [-a] [DEVICE]."""
+    every = "-a" in argv[1:]
+    names = [word for word in argv[1:] if not word.startswith("-")]
+    links = {link.name: link for link in ctx.ns.links()}
+    if names and names[0] not in links:
+        if ctx.style == "busybox":
+            ctx.err(f"ifconfig: {names[0]}: error fetching interface information: ")
+            ctx.err("Device not found\n")
+        else:
+            ctx.err(f"{names[0]}: error fetching interface information: Device not found\n")
+        return 1
+    render = _busybox_ifconfig if ctx.style == "busybox" else render_ifconfig
+    for link in links.values():
+        if link.name in names or (not names and (every or link.up)):
+            held = next((each for each in ctx.ns.addrs() if each.dev == link.name), None)
+            ctx.out(render(link, held))
+    return 0
+
+
+def _iff(link: LinkInfo) -> list[tuple[str, int]]:
+    names = set(link_flags(link))
+    if "LOWER_UP" in names:
+        names.add("RUNNING")
+    return [(name, bit) for name, bit in _IFF if name in names]
+
+
+def render_ifconfig(link: LinkInfo, address: AddrInfo | None) -> str:
+    """One device as net-tools 2.10 shows it."""
+    flags = _iff(link)
+    number = sum(bit for _, bit in flags)
+    lines = [f"{link.name}: flags={number}<{','.join(n for n, _ in flags)}>  mtu {link.mtu}"]
+    if address is not None:
+        text = f"        inet {format_ip(address.ip)}  netmask {format_ip(mask_of(address.length))}"
+        if link.kind not in ("lo", "ipip"):
+            text += f"  broadcast {format_ip(address.broadcast or 0)}"
+        lines.append(text)
+    if link.kind == "lo":
+        lines.append(f"        loop  txqueuelen {link.txqlen}  (Local Loopback)")
+    elif link.kind == "ipip":
+        lines.append(f"        tunnel   txqueuelen {link.txqlen}  (IPIP Tunnel)")
+    else:
+        mac = format_mac(link.mac)
+        lines.append(f"        ether {mac}  txqueuelen {link.txqlen}  (Ethernet)")
+    lines += [
+        f"        RX packets {link.rx_packets}  bytes {link.rx_bytes} ({_human(link.rx_bytes)})",
+        f"        RX errors 0  dropped {link.rx_dropped}  overruns 0  frame 0",
+        f"        TX packets {link.tx_packets}  bytes {link.tx_bytes} ({_human(link.tx_bytes)})",
+        f"        TX errors 0  dropped {link.tx_dropped} overruns 0  carrier 0  collisions 0",
+        "",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _busybox_ifconfig(link: LinkInfo, address: AddrInfo | None) -> str:
+    loop = link.kind == "lo"
+    encap = (
+        "Local Loopback  " if loop else "Ethernet  HWaddr " + format_mac(link.mac).upper() + "  "
+    )
+    lines = [f"{link.name:<9} Link encap:{encap}"]
+    if address is not None:
+        text = f"          inet addr:{format_ip(address.ip)}  "
+        if not loop:
+            text += f"Bcast:{format_ip(address.broadcast or 0)}  "
+        lines.append(f"{text}Mask:{format_ip(mask_of(address.length))}")
+    flags = " ".join(name for name, _ in _iff(link))
+    lines += [
+        f"          {flags}  MTU:{link.mtu}  Metric:1",
+        f"          RX packets:{link.rx_packets} errors:0 dropped:{link.rx_dropped} "
+        "overruns:0 frame:0",
+        f"          TX packets:{link.tx_packets} errors:0 dropped:{link.tx_dropped} "
+        "overruns:0 carrier:0",
+        f"          collisions:0 txqueuelen:{link.txqlen} ",
+        f"          RX bytes:{link.rx_bytes} ({_human(link.rx_bytes)})  "
+        f"TX bytes:{link.tx_bytes} ({_human(link.tx_bytes)})",
+        "",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _human(size: float) -> str:
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size < 1024:
+            return f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} TiB"
+
+
+async def route(ctx: ShellContext, argv: Sequence[str]) -> int:
+    """route [-n]."""
+    lines = [
+        "Kernel IP routing table\n",
+        "Destination     Gateway         Genmask         Flags Metric Ref    Use Iface\n",
+    ]
+    for each in ctx.ns.routes():
+        flags = "U" if each.type is RouteType.UNICAST else "!"
+        flags += "G" if each.gateway is not None else ""
+        flags += "H" if each.dst.length == 32 else ""
+        gateway = format_ip(each.gateway or 0)
+        mask = format_ip(mask_of(each.dst.length))
+        lines.append(
+            f"{format_ip(each.dst.network):<15} {gateway:<15} {mask:<15} {flags:<5} "
+            f"{each.metric:<6d} {0:<2d} {0:>7d} {each.dev or '*'}\n"
+        )
+    ctx.out("".join(lines))
+    return 0
+
+
+async def arp(ctx: ShellContext, argv: Sequence[str]) -> int:
+    """arp [-n] [-a]."""
+    entries = ctx.ns.neighs()
+    if "-a" in argv[1:]:
+        for entry in entries:
+            mac = format_mac(entry.mac) if entry.mac else "<incomplete>"
+            flag = " PERM" if entry.state is NeighState.PERMANENT else ""
+            ctx.out(f"? ({format_ip(entry.ip)}) at {mac} [ether]{flag} on {entry.dev}\n")
+        return 0
+    if entries:
+        ctx.out(
+            "Address                  HWtype  HWaddress           Flags Mask            Iface\n"
+        )
+    for entry in entries:
+        if entry.mac is None:
+            ctx.out(f"{format_ip(entry.ip):<24} {'':7} (incomplete){'':30} {entry.dev}\n")
+            continue
+        flag = "CM" if entry.state is NeighState.PERMANENT else "C"
+        ctx.out(
+            f"{format_ip(entry.ip):<24} ether   {format_mac(entry.mac):<19} {flag:<21} "
+            f"{entry.dev}\n"
+        )
+    return 0
+
+
+async def sysctl(ctx: ShellContext, argv: Sequence[str]) -> int:
+    """sysctl [-n] [-a] [-w] NAME[=VALUE]."""
+    words = [word for word in argv[1:] if not word.startswith("-")]
+    table = ctx.ns.sysctl
+    if "-a" in argv[1:]:
+        words = sorted(table)
+    status = 0
+    for word in words:
+        name, equals, value = word.partition("=")
+        name = name.strip().replace("/", ".")
+        if equals:
+            if not value.strip().lstrip("-").isdigit():
+                ctx.err(f'sysctl: setting key "{name}": Invalid argument\n')
+                status = 255
+                continue
+            table[name] = int(value)
+        if name not in table:
+            path = name.replace(".", "/")
+            ctx.err(f"sysctl: cannot stat /proc/sys/{path}: No such file or directory\n")
+            status = 255
+            continue
+        ctx.out(f"{table[name]}\n" if "-n" in argv[1:] else f"{name} = {table[name]}\n")
+    return status
+
+
+def proc_files(ns: NetNs) -> Mapping[str, Callable[[], bytes]]:
+    """Files of /proc that follow the namespace, for a context's file system."""
+
+    def setting(name: str) -> Callable[[], bytes]:
+        return lambda: f"{ns.sysctl.get(name, 0)}\n".encode()
+
+    names = ("net.ipv4.ip_forward", "net.bridge.bridge-nf-call-iptables")
+    return {f"/proc/sys/{name.replace('.', '/')}": setting(name) for name in names}
