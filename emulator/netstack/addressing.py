@@ -61,8 +61,11 @@ class Addressing:
         info = AddrInfo(device.index, dev, ip, length, scope, broadcast, secondary)
         position = len(present)
         if not secondary:
-            # inet_insert_ifa keeps primary addresses before secondary ones.
-            position = sum(not each.secondary for each in present)
+            # inet_insert_ifa: primary before secondary, wider scopes behind narrower ones.
+            position = 0
+            for index, each in enumerate(present):
+                if not each.secondary and _SCOPE_ORDER[scope] <= _SCOPE_ORDER[each.scope]:
+                    position = index + 1
         present.insert(position, info)
         self._routes_of(device, info, add=True)
         self._ns.kernel.invalidate_flows()
@@ -82,9 +85,9 @@ class Addressing:
                 for each in present
                 if each.secondary and each.length == length and each.ip in prefix
             ]
-        for each in doomed:
-            present.remove(each)
+        for each in reversed(doomed):
             self._routes_of(device, each, add=False)
+            present.remove(each)
             self._forget_source(each.ip)
         if not present:
             self._ns.main.remove_where(lambda route: route.dev == dev)
@@ -104,7 +107,15 @@ class Addressing:
         """fib_add_ifaddr and fib_del_ifaddr."""
         ns = self._ns
         prefix = Prefix.of(addr.ip, addr.length)
-        kernel = {"dev": device.name, "src": addr.ip, "protocol": "kernel"}
+        source = addr.ip
+        if addr.secondary:
+            # fib_add_ifaddr: the primary address of the prefix stands for its secondary ones.
+            source = next(
+                each.ip
+                for each in (*self._addrs.get(device.name, ()), addr)
+                if not each.secondary and each.length == addr.length and each.ip in prefix
+            )
+        kernel = {"dev": device.name, "src": source, "protocol": "kernel"}
         local: list[Route] = [
             Route(Prefix(addr.ip, 32), type=RouteType.LOCAL, table="local", scope="host", **kernel)  # type: ignore[arg-type]
         ]
@@ -234,8 +245,7 @@ class Addressing:
             return route
         if route.dev:
             ns.link_table.get(route.dev)
-        if ns.local_type(gateway) is not None:
-            raise UsageError("Error: Nexthop has invalid gateway.")
+        # fib_check_nh_v4_gw asks the main table alone: an address of our own passes, as in Linux.
         way = ns.main.lookup(gateway, route.dev)
         if way is None or way.type is not RouteType.UNICAST:
             if route.dev:

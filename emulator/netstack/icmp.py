@@ -151,6 +151,11 @@ class IcmpLayer:
             return None
         return found[0]
 
+    def path_mtu_expires_s(self, dst: int) -> int:
+        """Whole seconds a path MTU is still believed; 0 if there is none."""
+        found = self._path_mtus.get(dst)
+        return max(0, int(found[1] - self._clock())) if found is not None else 0
+
     # -- out -------------------------------------------------------------------------------------
 
     def send_error(self, packet: Packet, kind: int, code: int, mtu: int = 0) -> bool:

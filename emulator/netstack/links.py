@@ -349,6 +349,7 @@ class Links:
         if device.up == up:
             return
         device.up = up
+        device.ever_up = device.ever_up or up
         ns = self._ns
         if up:
             ns.addressing.device_up(device)

@@ -226,7 +226,7 @@ class NeighbourTable:
 
     def replace(self, dev: Device, ip: int, mac: bytes | None, state: NeighState) -> None:
         """``ip neigh replace``; UsageError without an address for a state that needs one."""
-        if mac is None and state in _VALID and state is not NeighState.NOARP:
+        if mac is None and state in _VALID:
             raise UsageError("Error: No link layer address given.")
         entry = self._entries.get((dev.index, ip)) or self._create(dev, ip)
         if entry is None:

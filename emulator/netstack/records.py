@@ -24,9 +24,11 @@ class NeighState(enum.StrEnum):
 class LinkInfo:
     """One network device.
 
-    ``running`` is LOWER_UP (a carrier); ``link_index`` the ifindex of a veth's peer, ``link_name``
-    its name if it is in the same namespace, else ``link_netnsid`` numbers its namespace.
-    ``vni local dev port learning srcport`` are a vxlan's, ``bridge_id`` a bridge's.
+    ``running`` is LOWER_UP (a carrier), ``operstate`` RFC 2863's word.  ``link_index`` is the
+    ifindex of a veth's peer, ``link_name`` its name if it is in the same namespace (``link_down``
+    if it is down there), else ``link_netnsid`` numbers its namespace.  ``vni local dev port
+    learning srcport ageing_s`` are a vxlan's, ``local remote`` a tunnel's; octet counters are
+    bytes.
     """
 
     index: int
@@ -36,6 +38,8 @@ class LinkInfo:
     mtu: int
     up: bool
     running: bool
+    operstate: str = "UNKNOWN"
+    qdisc: str = "noqueue"
     txqlen: int = 1000
     master: str = ""
     hairpin: bool = False
@@ -43,6 +47,7 @@ class LinkInfo:
     link_index: int = 0
     link_name: str = ""
     link_netnsid: int = -1
+    link_down: bool = False
     vni: int = 0
     local: int = 0
     remote: int = 0

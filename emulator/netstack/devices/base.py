@@ -36,6 +36,11 @@ class Device:
     # What RX bytes count beyond the payload: hardware and veth see the Ethernet header, the devices
     # that take it off themselves (bridge, vxlan) do not.
     rx_header: ClassVar[int] = HEADER_LEN
+    # Devices that know no carrier are in state UNKNOWN when up; no carrier is DOWN, or what a
+    # stacked device says.
+    reports_carrier: ClassVar[bool] = False
+    no_carrier_state: ClassVar[str] = "DOWN"
+    qdisc: ClassVar[str] = "noqueue"
 
     def __init__(self, ns: NetNs, name: str, mac: bytes) -> None:
         self.ns = ns
@@ -44,6 +49,7 @@ class Device:
         self.mac = mac
         self.mtu = self.default_mtu
         self.up = False
+        self.ever_up = False
         self.txqlen = 1000
         self.master: Bridge | None = None
         self.hairpin = False
@@ -79,6 +85,8 @@ class Device:
             "mtu": self.mtu,
             "up": self.up,
             "running": self.up and self.carrier,
+            "operstate": self._operstate(),
+            "qdisc": self.qdisc if self.ever_up else "noop",
             "txqlen": self.txqlen,
             "master": self.master.name if self.master is not None else "",
             "hairpin": self.hairpin,
@@ -90,6 +98,13 @@ class Device:
             "tx_bytes": self.tx.bytes,
             "tx_dropped": self.tx_dropped,
         }
+
+    def _operstate(self) -> str:
+        if not self.up:
+            return "DOWN"
+        if not self.carrier:
+            return self.no_carrier_state
+        return "UP" if self.reports_carrier else "UNKNOWN"
 
     # -- frames ----------------------------------------------------------------------------------
 

@@ -30,6 +30,7 @@ class Bridge(Device):
     """A bridge and its own port, the device itself."""
 
     kind: ClassVar[str] = "bridge"
+    reports_carrier: ClassVar[bool] = True
     rx_header: ClassVar[int] = 0
 
     def __init__(self, ns: NetNs, name: str, mac: bytes, *, mac_given: bool) -> None:
@@ -39,14 +40,22 @@ class Bridge(Device):
         self.ageing_s: float = AGEING_S
         self._mac_given = mac_given
         self._first_mac = mac
+        self._had_port = False
         self._ageing: Timer | None = None
 
     # -- ports -----------------------------------------------------------------------------------
 
     @property
     def carrier(self) -> bool:
-        """At least one port has a carrier."""
+        """At least one port has a carrier; a bridge that never had a port does not know."""
+        if not self._had_port:
+            return self.up
         return self.up and any(port.carrier for port in self.ports.values())
+
+    def _operstate(self) -> str:
+        if self.up and not self._had_port:
+            return "UNKNOWN"
+        return super()._operstate()
 
     def set_mac(self, mac: bytes) -> None:
         """An address given by hand stays whatever ports come."""
@@ -58,6 +67,7 @@ class Bridge(Device):
     def port_add(self, port: Device) -> None:
         """Make a device a port."""
         self.ports[port.name] = port
+        self._had_port = True
         port.master = self
         self.fdb.entries[port.mac] = FdbEntry(port.mac, port=port, local=True, permanent=True)
         self.port_changed()

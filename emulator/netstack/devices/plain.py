@@ -48,6 +48,8 @@ class Veth(Device):
     """One end of a pair; the other end may be in another namespace."""
 
     kind: ClassVar[str] = "veth"
+    reports_carrier: ClassVar[bool] = True
+    no_carrier_state: ClassVar[str] = "LOWERLAYERDOWN"
 
     def __init__(self, ns: NetNs, name: str, mac: bytes) -> None:
         super().__init__(ns, name, mac)
@@ -77,6 +79,7 @@ class Veth(Device):
             fields["link_index"] = peer.index
             if peer.ns is self.ns:
                 fields["link_name"] = peer.name
+                fields["link_down"] = not peer.up
             else:
                 fields["link_netnsid"] = self.ns.netnsid(peer.ns)
         return fields

@@ -43,6 +43,8 @@ class Underlay(Device):
     """The NIC.  Datagrams to ``vxlan_port`` travel as VXLAN, other ports' in whole packets."""
 
     kind: ClassVar[str] = "underlay"
+    reports_carrier: ClassVar[bool] = True
+    qdisc: ClassVar[str] = "fq_codel"
 
     def __init__(
         self, ns: NetNs, name: str, mac: bytes, *, vxlan_port: int = vxlan.PORT_LINUX
