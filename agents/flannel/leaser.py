@@ -75,7 +75,7 @@ class SubnetLeaser:
         self._rng = rng
 
     def propose(self, leases: Sequence[Lease]) -> Decision:
-        """Decide with this view of etcd; ExhaustedError("out of subnets") if nothing is free."""
+        """Decide with this view of etcd; ExhaustedError if nothing is free."""
         own_text = format_ip(self._public_ip)
         delete: list[Lease] = []
         notes: list[str] = []
@@ -131,5 +131,9 @@ class SubnetLeaser:
             if len(free) == MAX_CANDIDATES:
                 break
         if not free:
-            raise ExhaustedError("out of subnets")
+            raise ExhaustedError(
+                f"out of subnets: every /{config.subnet_len} from {format_ip(config.subnet_min)} to"
+                f" {format_ip(config.subnet_max)} is held; widen Network or raise SubnetLen in the"
+                " network config, or delete leases of nodes that are gone"
+            )
         return free[self._rng.randrange(len(free))]

@@ -111,15 +111,27 @@ class Fabric:
     def cut(self, host: SimHost) -> None:
         """The machine is gone: its sockets exist no more, nobody is told."""
         self.trace.record("down", host.name)
+        self._unbind(host)
+        for stream in self._streams_of(host):
+            stream.vanish()
+
+    def close_sockets(self, host: SimHost) -> None:
+        """The processes of a machine are gone: its kernel closes what they left open."""
+        self.trace.record("stopped", host.name)
+        self._unbind(host)
+        for stream in self._streams_of(host):
+            stream.close()
+
+    def _unbind(self, host: SimHost) -> None:
         for key, server in list(self._servers.items()):
             if server.host is host:
                 del self._servers[key]
         for address, endpoint in list(self._datagram.items()):
             if endpoint.host is host:
                 del self._datagram[address]
-        for stream in list(self._streams):
-            if stream.host is host:
-                stream.vanish()
+
+    def _streams_of(self, host: SimHost) -> list[SimStreamTransport]:
+        return [stream for stream in self._streams if stream.host is host]
 
     def resolve(self, name: str) -> str:
         """An address of a host name or literal; OSError as getaddrinfo's for unknown names."""

@@ -20,8 +20,9 @@ class SimHost:
     """One machine of a world.
 
     ``crash()`` is a power cut: the wire is cut first, then the tasks are cancelled, so that no
-    ``finally`` says goodbye to anybody.  ``stop()`` is SIGTERM: the tasks are cancelled with the
-    wire up.  After either, ``spawn`` starts the next life.
+    ``finally`` says goodbye to anybody.  ``stop()`` is SIGTERM to its processes: the machine stays
+    up, closes what they left open and refuses new connections.  After either, ``spawn`` starts the
+    next life.
     """
 
     def __init__(self, fabric: Fabric, name: str, addresses: tuple[str, ...]) -> None:
@@ -60,10 +61,9 @@ class SimHost:
         await self._end_tasks()
 
     async def stop(self) -> None:
-        """SIGTERM to everything: tasks end in their own way."""
+        """SIGTERM to everything: tasks end in their own way, their sockets are closed."""
         await self._end_tasks()
-        self._fabric.cut(self)
-        self.is_up = False
+        self._fabric.close_sockets(self)
 
     async def _end_tasks(self) -> None:
         tasks = list(self._tasks)

@@ -212,6 +212,38 @@ def test_a_crash_says_nothing_and_a_restart_resets() -> None:
     assert seen[2].startswith("reset after 3")
 
 
+def test_a_stopped_program_closes_its_connections_and_its_machine_refuses_new_ones() -> None:
+    async def main(world: World) -> list[str]:
+        a, b = two_hosts(world)
+        seen: list[str] = []
+
+        async def serve_farewell() -> None:
+            async def greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+                try:
+                    await reader.read()
+                finally:
+                    writer.write(b"farewell")
+
+            await (await asyncio.start_server(greet, "0.0.0.0", 7)).serve_forever()
+
+        async def client() -> None:
+            reader, writer = await asyncio.open_connection("b", 7)
+            seen.append((await reader.read()).decode())
+            writer.close()
+
+        b.spawn(serve_farewell(), name="serve")
+        await asyncio.sleep(0)
+        task = a.spawn(client(), name="client")
+        await asyncio.sleep(1)
+        await b.stop()
+        await task
+        with pytest.raises(ConnectionRefusedError):
+            await a.spawn(ask(b"x"), name="ask")
+        return seen
+
+    assert simulate(main) == ["farewell"]
+
+
 class Collector(asyncio.DatagramProtocol):
     def __init__(self) -> None:
         self.received: list[bytes] = []

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 
 from agents.flannel.config import parse_network_config
+from agents.flannel.gotime import format_duration
 from agents.flannel.lease import (
     Lease,
     LeaseAttrs,
@@ -135,7 +136,10 @@ def test_allocation_skips_what_overlaps_and_looks_at_no_more_than_100() -> None:
 
 
 def test_full_network_is_exhausted() -> None:
-    with pytest.raises(ExhaustedError, match=r"^out of subnets$"):
+    with pytest.raises(
+        ExhaustedError,
+        match=r"^out of subnets: every /24 from 10\.3\.1\.0 to 10\.3\.255\.0 is held",
+    ):
         leaser().propose([lease("10.3.0.0/16")])
 
 
@@ -180,3 +184,14 @@ def test_docker_options_of_the_tutorial() -> None:
     assert docker_options(env, individual=False, key="X") == (
         'X=" --bip=10.2.59.1/24 --ip-masq=false --mtu=1450"\n'
     )
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (82799.94, "22h59m59.9s"), (3600, "1h0m0s"), (60, "1m0s"), (0.25, "250ms"), (1.5, "1.5s"),
+        (0, "0s"), (-5, "-5s"),
+    ],
+)  # fmt: skip
+def test_durations_are_printed_as_go_prints_them(seconds: float, text: str) -> None:
+    assert format_duration(seconds) == text
