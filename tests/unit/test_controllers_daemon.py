@@ -116,6 +116,10 @@ class World:
                 return status
         return {}
 
+    def renewals(self, name: str) -> int:
+        leases = [o for o in self.api.objects(LEASES) if o["metadata"]["name"] == name]
+        return int(leases[0]["metadata"]["resourceVersion"]) if leases else 0
+
     def messages(self, reason: str) -> list[str]:
         return [e["message"] for e in self.api.objects(EVENTS) if e["reason"] == reason]
 
@@ -337,6 +341,28 @@ async def test_pods_leave_a_silent_node_after_their_toleration(world: World) -> 
         lambda: name not in [p["metadata"]["name"] for p in world.api.objects(PODS)],
         "pod of the removed node collected",
     )
+
+
+async def test_a_kubelet_that_is_back_speaks_for_its_pods_before_its_node_is_ready(
+    world: World,
+) -> None:
+    web = deployment("web", 3)
+    web["spec"]["template"]["spec"]["tolerations"] = [{"operator": "Exists"}]
+    await world.client.create(DEPLOYMENTS, web)
+    await until(lambda: world.status("web").get("availableReplicas") == 3, "3 available")
+    await world.client.patch(NODES, "", "node-1", {"metadata": {"labels": {"silent": "yes"}}})
+    await until(lambda: world.status("web").get("availableReplicas") == 2, "pod counted out")
+    await world.client.patch(NODES, "", "node-1", {"metadata": {"labels": {"silent": None}}})
+    for _ in range(2):
+        before = world.renewals("node-1")
+        await until(lambda seen=before: world.renewals("node-1") > seen, "a heartbeat")  # type: ignore[misc]
+    (pod,) = [p for p in world.running("web") if p["spec"]["nodeName"] == "node-1"]
+    name = pod["metadata"]["name"]
+    ready = {"status": {"conditions": [{"type": "Ready", "status": "True"}]}}
+    await world.client.patch(PODS, "default", name, ready, subresource="status")
+    await until(lambda: world.status("web").get("availableReplicas") == 3, "counted again")
+    not_ready = [e for e in world.api.objects(EVENTS) if e["message"] == "Node is not ready"]
+    assert [event["count"] for event in not_ready] == [1]
 
 
 async def test_a_daemon_set_follows_the_nodes_and_its_template(world: World) -> None:

@@ -132,7 +132,8 @@ class NodeLoop:
                 if other_status != "True" and other != name:
                     self._controller.queue.add(other)
         wait_s = await self._taint(node, monotonic)
-        if status == "Unknown" or (status == "False" and before == "True"):
+        # A kubelet that is back speaks for its own pods again, before its node is Ready.
+        if (status == "Unknown" and left_s <= 0) or (status == "False" and before == "True"):
             for action in pods_not_ready(self._pods.lister.by_index(NODE_INDEX, name), now):
                 await shell.do(action)
         return soonest(left_s if left_s > 0 else None, wait_s)
