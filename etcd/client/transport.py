@@ -36,6 +36,8 @@ class ClientStream:
         self.reader = grpc.MessageReader(MAX_RECEIVE_BYTES)
         # (message, flow-control bytes to acknowledge once it is taken)
         self._messages: deque[tuple[bytes, int]] = deque()
+        # Flow-control bytes of the unfinished message.
+        self._held = 0
         self._waiter: asyncio.Future[None] | None = None
         self._ended: EtcdError | bool = False
         self.status: tuple[Code, str] | None = None
@@ -66,14 +68,17 @@ class ClientStream:
         self._connection.cancel(self.id)
 
     def feed(self, data: bytes, flow_bytes: int) -> None:
+        self._held += flow_bytes
         messages = self.reader.feed(data) if data else []
-        if not messages:
-            # Part of a message larger than the window: nobody can take it before it is whole.
-            self._connection.acknowledge(self.id, flow_bytes)
-            return
-        self._messages.extend((message, 0) for message in messages[:-1])
-        self._messages.append((messages[-1], flow_bytes))
-        self._wake()
+        if messages:
+            self._messages.extend((message, 0) for message in messages[:-1])
+            self._messages.append((messages[-1], self._held))
+            self._held = 0
+            self._wake()
+        elif self._held >= h2.STREAM_WINDOW // 2:
+            # Part of a message as large as the window: nobody can take it before it is whole.
+            self._connection.acknowledge(self.id, self._held)
+            self._held = 0
 
     def end(self, error: EtcdError | None) -> None:
         if self._ended is False:
