@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 NO_REAL_ETCD = "no real etcd: install etcd-server or set PODWIRE_TEST_ETCD to the binary"
 START_TIMEOUT_S = 20.0
 
-# What `python -c` runs to serve: argv is data_dir, port, durability.
+# What `python -c` runs to serve: argv is data_dir, port, durability, snapshot_bytes.
 SERVE = """
 import asyncio, random, sys
 from emulator.runtime.clock import real_clock
@@ -36,7 +36,12 @@ from etcd.server import EtcdConfig, run_etcd
 def ready(info):
     print(info.rpartition("/")[2], flush=True)
 
-config = EtcdConfig(data_dir=sys.argv[1], listen_port=int(sys.argv[2]), durability=sys.argv[3])
+config = EtcdConfig(
+    data_dir=sys.argv[1],
+    listen_port=int(sys.argv[2]),
+    durability=sys.argv[3],
+    snapshot_bytes=int(sys.argv[4]),
+)
 env = RoleEnv(real_clock(), random.Random(1), on_ready=ready)
 asyncio.run(run_etcd(config, env))
 """
@@ -77,11 +82,17 @@ def free_port() -> int:
 
 @contextlib.asynccontextmanager
 async def process_etcd(
-    data_dir: Path, *, port: int = 0, durability: str = "fsync"
+    data_dir: Path,
+    *,
+    port: int = 0,
+    durability: str = "fsync",
+    snapshot_bytes: int = 64 * 1024**2,
 ) -> AsyncIterator[tuple[asyncio.subprocess.Process, str]]:
     """Run our server as a process; yield it and its endpoint.  It is killed at the end."""
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", SERVE, str(data_dir), str(port), durability, stdout=-1
+        *(sys.executable, "-c", SERVE),
+        *(str(data_dir), str(port), durability, str(snapshot_bytes)),
+        stdout=asyncio.subprocess.PIPE,
     )
     try:
         assert process.stdout is not None

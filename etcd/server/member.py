@@ -111,7 +111,10 @@ class Member:
 
     def answer(self, caller: Caller, call_id: int, payload: bytes, *, final: bool = True) -> None:
         """Send a response as soon as everything it may have seen is durable."""
-        if self.engine.dirty:
+        if self.failure.done():
+            # The disk failed: what memory holds may never become durable.
+            caller.refuse(call_id, self.stopped_error())
+        elif self.engine.dirty:
             self._waiting.append((caller, call_id, payload, final))
             self.schedule_flush()
         else:
@@ -204,11 +207,17 @@ class Member:
 
     async def run(self) -> None:
         """Expire leases, send progress, take snapshots; raises StorageError when the disk fails."""
-        async with asyncio.TaskGroup() as group:
-            group.create_task(self._expire_leases(), name="etcd.leases")
-            group.create_task(self._send_progress(), name="etcd.progress")
-            group.create_task(self._take_snapshots(), name="etcd.snapshots")
-            await asyncio.shield(self.failure)
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._expire_leases(), name="etcd.leases")
+                group.create_task(self._send_progress(), name="etcd.progress")
+                group.create_task(self._take_snapshots(), name="etcd.snapshots")
+                await asyncio.shield(self.failure)
+        except BaseExceptionGroup as group_error:
+            # A StorageError is for whoever runs us, not for a group's handler.
+            if len(group_error.exceptions) == 1:
+                raise group_error.exceptions[0] from None
+            raise
 
     async def _expire_leases(self) -> None:
         while True:

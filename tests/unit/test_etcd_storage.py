@@ -244,3 +244,27 @@ async def test_a_full_disk_raises_the_alarm_and_keeps_reads_and_acknowledged_wri
         assert sorted(kv.key for kv in found.kvs) == sorted(acknowledged)
         server.member.engine.set_alarm(server.member.engine.member_id, pb.NOSPACE, active=False)
         await client.put(b"again", b"x")
+
+
+async def test_a_failed_sync_stops_the_server_and_acknowledges_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with (
+        disk_etcd(tmp_path) as server,
+        EtcdClient([server.endpoint], timeout_s=0.5) as client,
+    ):
+        await client.put(b"a", b"1")
+
+        def broken(_: int) -> None:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+        monkeypatch.setattr(os, "fdatasync", broken)
+        with pytest.raises(EtcdError):
+            await client.put(b"b", b"2")
+        with pytest.raises(EtcdError):
+            await client.get(b"b")
+        with pytest.raises(StorageError, match="fsync failed"):
+            await server.failed()
+    monkeypatch.undo()
+    async with disk_etcd(tmp_path) as server, EtcdClient([server.endpoint]) as client:
+        assert (await client.get(b"a")).kvs[0].value == b"1"
