@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import logging
     from collections.abc import Awaitable, Callable
 
-    from agents.apiserver.rest import Rest
+    from agents.apiserver.objects import Objects
     from emulator.apimachinery.objects import Obj
     from emulator.apimachinery.resources import Registry
 
@@ -23,14 +23,14 @@ _LABELS: Final = {"component": "apiserver", "provider": "kubernetes"}
 
 
 async def run(
-    rest: Rest, registry: Registry, *, service_ip: str, advertise_ip: str, advertise_port: int
+    objects: Objects, registry: Registry, *, service_ip: str, advertise_ip: str, advertise_port: int
 ) -> None:
     """Create what is missing and correct the endpoints; safe to repeat."""
     for name in NAMESPACES:
-        await _ensure(rest, registry, "", "v1", "namespaces", "", {"metadata": {"name": name}})
+        await _ensure(objects, registry, "", "v1", "namespaces", "", {"metadata": {"name": name}})
     ipaddress.ip_address(advertise_ip)
     await _ensure(
-        rest,
+        objects,
         registry,
         "",
         "v1",
@@ -59,12 +59,12 @@ async def run(
         }
     ]
     await _ensure(
-        rest, registry, "", "v1", "endpoints", "default",
+        objects, registry, "", "v1", "endpoints", "default",
         {"metadata": {"name": "kubernetes", "labels": mark}, "subsets": subsets},
         own=("subsets",),
     )  # fmt: skip
     await _ensure(
-        rest,
+        objects,
         registry,
         "discovery.k8s.io",
         "v1",
@@ -94,7 +94,7 @@ async def keep(once: Callable[[], Awaitable[None]], log: logging.Logger) -> None
 
 
 async def _ensure(
-    rest: Rest,
+    objects: Objects,
     registry: Registry,
     group: str,
     version: str,
@@ -105,9 +105,9 @@ async def _ensure(
 ) -> None:
     resource = registry.get(group, version, plural)
     name = obj["metadata"]["name"]
-    if rest.peek(resource, namespace, name) is None:
+    if objects.peek(resource, namespace, name) is None:
         try:
-            await rest.create_object(resource, dict(obj), namespace)
+            await objects.create(resource, dict(obj), namespace)
         except StatusError as error:
             if error.reason != "AlreadyExists":
                 raise
@@ -119,4 +119,4 @@ async def _ensure(
                 old[key] = obj[key]
             return old
 
-        await rest.modify(resource, namespace, name, correct)
+        await objects.modify(resource, namespace, name, correct)

@@ -37,3 +37,8 @@ class Call:
     def field_manager(self) -> str:
         """``fieldManager``, "" where the client names none."""
         return str(self.query.get("fieldManager") or "")
+
+    @property
+    def user_agent(self) -> str:
+        """The program asking: the User-Agent up to its version."""
+        return self.request.headers.get("User-Agent", "").partition("/")[0] or "unknown"

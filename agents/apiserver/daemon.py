@@ -15,6 +15,7 @@ from agents.apiserver.cache import Cache
 from agents.apiserver.crds import Definitions
 from agents.apiserver.discovery import Discovery
 from agents.apiserver.nodeproxy import NodeProxy
+from agents.apiserver.objects import Objects
 from agents.apiserver.rest import Rest
 from agents.apiserver.server import ApiServer
 from agents.apiserver.services import ServiceAddresses
@@ -46,7 +47,8 @@ async def serve(config: ApiServerConfig, env: RoleEnv, store: Store) -> None:
     registry = Registry()
     cache = Cache(store, env.log)
     addresses = ServiceAddresses(config.service_cidr, config.node_port_range, env.rng)
-    rest = Rest(cache, store, addresses, env.clock.time, env.rng)
+    objects = Objects(cache, store, addresses, env.clock.time, env.rng)
+    rest = Rest(objects)
     definitions = Definitions(registry)
 
     def sync_definitions() -> None:
@@ -55,7 +57,7 @@ async def serve(config: ApiServerConfig, env: RoleEnv, store: Store) -> None:
 
     cache.on_change[crds.DIRECTORY] = sync_definitions
     address = f"{config.listen_host}:{config.listen_port}"
-    nodes = NodeProxy(rest, registry, config.kubelet_token, config.kubelet_ca, env.log)
+    nodes = NodeProxy(objects, registry, config.kubelet_token, config.kubelet_ca, env.log)
     handler = ApiServer(
         rest,
         registry,
@@ -76,7 +78,7 @@ async def serve(config: ApiServerConfig, env: RoleEnv, store: Store) -> None:
 
         async def bootstrap_once() -> None:
             await bootstrap.run(
-                rest,
+                objects,
                 registry,
                 service_ip=addresses.first_ip,
                 advertise_ip=config.advertise_ip,

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import logging
 
     from agents.apiserver.call import Call
-    from agents.apiserver.rest import Rest
+    from agents.apiserver.objects import Objects
     from emulator.apimachinery.objects import Obj
     from emulator.apimachinery.resources import Registry
 
@@ -45,9 +45,9 @@ class NodeProxy:
     """Speaks to kubelets with the cluster's token."""
 
     def __init__(
-        self, rest: Rest, registry: Registry, token: str, ca: str, log: logging.Logger
+        self, objects: Objects, registry: Registry, token: str, ca: str, log: logging.Logger
     ) -> None:
-        self._rest = rest
+        self._objects = objects
         self._registry = registry
         self._token = token
         self._ca = ca
@@ -76,7 +76,7 @@ class NodeProxy:
 
     async def serve(self, call: Call) -> web.StreamResponse:
         """Answer one of the streaming subresources of a pod."""
-        pod = await self._rest.current(call.resource, call.namespace, call.name)
+        pod = await self._objects.current(call.resource, call.namespace, call.name)
         if call.subresource == "log":
             return await self._log_of(call, self._target(call, pod))
         from agents.apiserver import streams
@@ -112,7 +112,7 @@ class NodeProxy:
         if not node_name:
             raise bad_request(f"pod {name} does not have a host assigned")
         nodes = self._registry.get("", "v1", "nodes")
-        node = self._rest.peek(nodes, "", node_name)
+        node = self._objects.peek(nodes, "", node_name)
         if node is None:
             raise StatusError(404, "NotFound", f'nodes "{node_name}" not found')
         host = dig(node, "metadata", "annotations", UNDERLAY)

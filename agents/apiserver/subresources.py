@@ -68,7 +68,7 @@ async def scale(rest: Rest, call: Call) -> web.StreamResponse:
     accepted(call.accept)
     request = call.request
     if request.method == "GET":
-        obj = await rest.current(call.resource, call.namespace, call.name)
+        obj = await rest.objects.current(call.resource, call.namespace, call.name)
         return respond(scale_of(obj))
     if request.method == "PUT":
         wanted = await _read(call, SCALE)
@@ -99,8 +99,13 @@ async def scale(rest: Rest, call: Call) -> web.StreamResponse:
         sub(old, "spec")["replicas"] = replicas
         return old
 
-    out = await rest.modify(
-        call.resource, call.namespace, call.name, set_replicas, dry_run=bodies.dry_run(call.query)
+    out = await rest.objects.modify(
+        call.resource,
+        call.namespace,
+        call.name,
+        set_replicas,
+        dry_run=bodies.dry_run(call.query),
+        call=call,
     )
     return respond(scale_of(out))
 
@@ -150,12 +155,12 @@ async def binding(rest: Rest, call: Call) -> web.StreamResponse:
                 "type": "PodScheduled",
                 "status": "True",
                 "lastProbeTime": None,
-                "lastTransitionTime": rfc3339(rest.now()),
+                "lastTransitionTime": rfc3339(rest.objects.now()),
             }
         )
         return pod
 
-    await rest.modify(
+    await rest.objects.modify(
         call.resource, call.namespace, call.name, bind,
         subresource="binding", dry_run=bodies.dry_run(call.query),
     )  # fmt: skip
@@ -167,8 +172,8 @@ async def eviction(rest: Rest, call: Call) -> web.StreamResponse:
     wanted = await _read(call, EVICTION)
     options = delete_options(wanted.get("deleteOptions"))
     dry = bodies.dry_run(call.query) or options.dry_run
-    await rest.current(call.resource, call.namespace, call.name)
-    await rest.delete_object(
+    await rest.objects.current(call.resource, call.namespace, call.name)
+    await rest.objects.delete(
         call.resource, call.namespace, call.name, options._replace(dry_run=dry)
     )
     return respond(errors.status_object("Success", code=201), status=201)
@@ -182,7 +187,7 @@ async def finalize(rest: Rest, call: Call) -> web.StreamResponse:
         sub(old, "spec")["finalizers"] = copy_json(items(wanted, "spec", "finalizers"))
         return old
 
-    out = await rest.modify(
+    out = await rest.objects.modify(
         call.resource, "", call.name, change, subresource="finalize",
         dry_run=bodies.dry_run(call.query),
     )  # fmt: skip

@@ -158,6 +158,8 @@ def prepare_update(resource: ResourceType, new: Obj, old: Obj, *, subresource: s
         raise errors.conflict(resource.plural, resource.group, name, errors.MODIFIED)
     out["kind"], out["apiVersion"] = resource.kind, resource.group_version
     meta.pop("selfLink", None)
+    if "managedFields" not in meta and "managedFields" in had:
+        meta["managedFields"] = copy_json(had["managedFields"])
     for key in (
         "name",
         "namespace",

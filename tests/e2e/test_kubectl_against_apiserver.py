@@ -371,3 +371,19 @@ async def test_other_kubectls_create_apply_and_delete(world: World, client: str)
     assert "deployment.apps/web" in await world.ok("get", "all")
     await world.ok("explain", "deploy.spec")
     await world.ok("delete", "deploy,svc", "web")
+
+
+async def test_server_side_apply_owns_removes_and_conflicts(world: World) -> None:
+    async def apply(text: str, *args: str) -> str:
+        return await world.ok("apply", "--server-side", *args, "-f", "-", stdin=text)
+
+    assert await apply(DEPLOYMENT) == "deployment.apps/web serverside-applied\n"
+    await world.ok("scale", "deploy", "web", "--replicas=5")
+    assert (
+        'Apply failed with 1 conflict: conflict with "kubectl" with subresource "scale" '
+        "using apps/v1: .spec.replicas"
+    ) in await world.fails("apply", "--server-side", "-f", "-", stdin=DEPLOYMENT)
+    without = DEPLOYMENT.replace("{name: A, value: b}, ", "")
+    await apply(without, "--force-conflicts")
+    path = "jsonpath={.spec.replicas} {.spec.template.spec.containers[0].env[*].name}"
+    assert await world.ok("get", "deploy", "web", "-o", path) == "3 C"
