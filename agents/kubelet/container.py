@@ -117,7 +117,9 @@ class Container:
         try:
             if native is not None:
                 return await native(self._context())
-            context = self.shell_context(self.stdin, self.stdout, self.stderr, asyncio.Event())
+            context = self.shell_context(
+                self.stdin, self.stdout, self.stderr, asyncio.Event(), tty=self.spec.tty
+            )
             return await run_command(context, self.argv)
         # A program is foreign code to the kubelet: its bug ends its own container only.
         except Exception:
@@ -151,6 +153,8 @@ class Container:
         stdout: ByteSink,
         stderr: ByteSink,
         interrupt: asyncio.Event,
+        *,
+        tty: bool = False,
     ) -> ShellContext:
         """A place to run commands in this container."""
         return ShellContext(
@@ -168,6 +172,7 @@ class Container:
             style=self.image.definition.style,
             era=self.era,
             interrupt=interrupt,
+            tty=tty,
             cwd=self.spec.working_dir or self.image.definition.working_dir,
         )
 
@@ -183,6 +188,8 @@ class Container:
         stdout: ByteSink,
         stderr: ByteSink,
         interrupt: asyncio.Event,
+        tty: bool = False,
     ) -> int:
         """Run one command beside the program; its exit code."""
-        return await run_command(self.shell_context(stdin, stdout, stderr, interrupt), argv)
+        context = self.shell_context(stdin, stdout, stderr, interrupt, tty=tty)
+        return await run_command(context, argv)

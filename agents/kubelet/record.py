@@ -99,7 +99,10 @@ class ContainerRecord:
 
 @dataclass(slots=True)
 class PodRecord:
-    """One pod as it runs here; ``ip`` is empty until its sandbox is wired."""
+    """One pod as it runs here.
+
+    ``ip`` is empty until the sandbox is wired and stays when ``sandbox_gone`` is set.
+    """
 
     uid: str
     start_time: float
@@ -107,7 +110,7 @@ class PodRecord:
     ip: str = ""
     containers: dict[str, ContainerRecord] = field(default_factory=dict)
     terminating: bool = False
-    sandbox_error_at: float = 0.0
+    sandbox_gone: bool = False
     condition_times: dict[str, tuple[str, float]] = field(default_factory=dict)
 
     def container(self, name: str) -> ContainerRecord:

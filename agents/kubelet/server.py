@@ -17,6 +17,7 @@ from agents.kubelet.logs import LogOptions, read_log
 from agents.kubelet.record import State
 from agents.kubelet.texts import exec_failed
 from emulator.errors import UsageError
+from emulator.kubeclient.meta import parse_time
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -122,7 +123,7 @@ class KubeletServer:
                 text=f'container "{name}" in pod "{pod.name}" is waiting to start: '
                 f"{_why(state.reason, state.message)}\n"
             )
-        options = _log_options(request.query)
+        options = _log_options(request.query, self._clock.time())
         response = web.StreamResponse(headers={"Content-Type": "text/plain"})
         await response.prepare(request)
         async for data in read_log(log, options, self._clock):
@@ -160,7 +161,12 @@ class KubeletServer:
         ) -> int:
             assert container is not None
             code = await container.execute(
-                command, stdin=reader, stdout=stdout, stderr=stderr, interrupt=interrupt
+                command,
+                stdin=reader,
+                stdout=stdout,
+                stderr=stderr,
+                interrupt=interrupt,
+                tty=tty,
             )
             return code & 255
 
@@ -215,7 +221,7 @@ def _on(query: Mapping[str, str], *names: str) -> bool:
     return any(query.get(name) in ("true", "1") for name in names)
 
 
-def _log_options(query: Mapping[str, str]) -> LogOptions:
+def _log_options(query: Mapping[str, str], now: float) -> LogOptions:
     def number(name: str) -> int | None:
         text = query.get(name)
         if text is None or text == "":
@@ -224,11 +230,14 @@ def _log_options(query: Mapping[str, str]) -> LogOptions:
             raise web.HTTPBadRequest(text=f"invalid {name}: {text!r}\n")
         return max(0, int(text)) if int(text) >= 0 else None
 
+    since_s = float(number("sinceSeconds") or 0)
+    if since_time := parse_time(query.get("sinceTime")):
+        since_s = max(0.001, now - since_time)
     return LogOptions(
         follow=_on(query, "follow"),
         timestamps=_on(query, "timestamps"),
         tail_lines=number("tailLines"),
-        since_s=float(number("sinceSeconds") or 0),
+        since_s=since_s,
         limit_bytes=number("limitBytes"),
     )
 

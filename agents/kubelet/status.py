@@ -116,7 +116,7 @@ def _conditions(
     not_ready = [each.name for each in pod.containers if not record.container(each.name).ready]
     wanted: list[tuple[str, bool, str, str]] = []
     if config.era != "2017":
-        alive = bool(record.sandbox_id) and not (record.terminating and phase != "Running")
+        alive = bool(record.sandbox_id) and not record.sandbox_gone
         wanted.append(("PodReadyToStartContainers", alive, "", ""))
     if phase == "Succeeded":
         wanted.append(("Initialized", True, "PodCompleted", ""))

@@ -363,6 +363,7 @@ class PodWorker:
         if self.sandbox is None:
             return
         sandbox, self.sandbox = self.sandbox, None
+        self.record.sandbox_gone = True
         try:
             delete_sandbox(sandbox, self._node.kernel, self._node.plugin)
         except PodwireError as error:

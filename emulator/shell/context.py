@@ -123,7 +123,8 @@ class ShellContext:
     """One place to run commands in.
 
     ``style`` is the flavour of the tools: "gnu" (a node, Debian images) or "busybox"; ``era``
-    ("2017" or "modern") chooses texts that changed over the years.  ``interrupt`` is SIGINT.
+    ("2017" or "modern") chooses texts that changed over the years.  ``interrupt`` is SIGINT;
+    with ``tty`` a shell prompts.
     """
 
     kernel: Kernel
@@ -143,6 +144,7 @@ class ShellContext:
     cwd: str = "/"
     status: int = 0
     depth: int = 0
+    tty: bool = False
 
     def out(self, text: str) -> None:
         """Write text to standard output."""

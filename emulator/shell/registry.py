@@ -52,12 +52,21 @@ async def shell(ctx: ShellContext, argv: Sequence[str]) -> int:
         return 0
     inner = ctx.subshell()
     interpreter = Interpreter(run_command, arguments=[argv[0]])
+    await _prompt(inner)
     async for line in text.input_lines(ctx, (), "sh"):
         inner.status = await interpreter.run_text(inner, line)
-        await ctx.stdout.drain()
+        # Ctrl-C ends the command, not the shell that asks for the next.
+        ctx.interrupt.clear()
         if line.split()[:1] == ["exit"]:
             break
+        await _prompt(inner)
     return inner.status
+
+
+async def _prompt(ctx: ShellContext) -> None:
+    if ctx.tty:
+        ctx.out(f"root@{ctx.hostname}:{ctx.cwd}# " if ctx.style == "gnu" else f"{ctx.cwd} # ")
+    await ctx.stdout.drain()
 
 
 async def nohup(ctx: ShellContext, argv: Sequence[str]) -> int:

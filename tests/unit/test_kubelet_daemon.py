@@ -496,6 +496,54 @@ async def test_exec_speaks_the_channels(tmp_path: Path) -> None:
         assert len(out) == 612
 
 
+async def test_a_terminal_has_prompt_echo_and_interrupt(tmp_path: Path) -> None:
+    async with node(tmp_path) as world:
+        world.create("web", NGINX)
+        await world.running("web")
+        query = [("command", "sh"), ("stdin", "true"), ("stdout", "true"), ("tty", "true")]
+        headers = {"Authorization": "Bearer secret"}
+        seen = b""
+        async with (
+            aiohttp.ClientSession(headers=headers) as session,
+            session.ws_connect(world.url("/exec/default/web/web"), params=query) as socket,
+        ):
+
+            async def until(wanted: bytes) -> None:
+                nonlocal seen
+                while wanted not in seen:
+                    seen += (await socket.receive_bytes(timeout=10))[1:]
+
+            await until(b"root@web:/# ")
+            await socket.send_bytes(b"\x00echo hx\x7fi\r")
+            await until(b"\r\nhi\r\n")
+            await socket.send_bytes(b"\x00sleep 60\r")
+            await until(b"sleep 60\r\n")
+            await socket.send_bytes(b"\x00\x03")
+            await until(b"^C\r\nroot@web:/# ")
+            await socket.send_bytes(b"\x00exit 4\r")
+            await until(b'"message":"4"')
+
+
+async def test_a_finished_pod_keeps_its_address_and_log(tmp_path: Path) -> None:
+    async with node(tmp_path) as world:
+        script = ["sh", "-c", "echo done"]
+        once = {"name": "c", "image": "busybox", "command": script}
+        world.create("once", once, restartPolicy="Never")
+        await world.api.until(lambda: world.status("once").get("phase") == "Succeeded")
+
+        def conditions() -> dict[str, str]:
+            found = world.status("once")["conditions"]
+            return {each["type"]: each["status"] for each in found}
+
+        await world.api.until(lambda: conditions()["PodReadyToStartContainers"] == "False")
+        assert world.status("once")["podIP"] == "10.2.59.2"
+        assert world.container("once")["state"]["terminated"]["reason"] == "Completed"
+        headers = {"Authorization": "Bearer secret"}
+        url = world.url("/containerLogs/default/once/c")
+        async with aiohttp.ClientSession(headers=headers) as session, session.get(url) as answer:
+            assert await answer.text() == "done\n"
+
+
 async def test_environment_and_service_account_reach_the_container(tmp_path: Path) -> None:
     async with node(tmp_path) as world:
         world.api.put(
