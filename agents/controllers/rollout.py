@@ -87,7 +87,7 @@ def proportional(
     """New sizes when a rollout in flight is scaled; ``sizes`` in upstream's order (see below).
 
     The caller sorts larger first (newer first when growing, older first when shrinking); rounding
-    leftovers go to the first.
+    leftovers go to the first that can take them.
     """
     allowed = wanted + surge if wanted > 0 else 0
     to_add = allowed - sum(rs.replicas for rs in sizes)
@@ -104,8 +104,11 @@ def proportional(
             step = 0
         added += step
         result.append(rs.replicas + step)
-    if result and to_add:
-        result[0] = max(0, result[0] + to_add - added)
+    left = to_add - added
+    for index, size in enumerate(result):
+        # Growth goes to the first whole; a shrink goes on where the first has nothing to give.
+        result[index] = max(0, size + left)
+        left -= result[index] - size
     return tuple(result)
 
 
