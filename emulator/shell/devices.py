@@ -8,13 +8,19 @@ from emulator.addr import format_ip, format_mac, mask_of, parse_ip, parse_mac
 from emulator.errors import UsageError
 from emulator.netstack.fib import RouteType
 from emulator.netstack.records import NeighState
-from emulator.shell.ip_show import link_flags
+from emulator.netstack.show.bridge import (
+    render_brctl_show,
+    render_bridge_fdb,
+    render_bridge_link,
+)
+from emulator.netstack.show.ifconfig import render_ifconfig
+from emulator.netstack.show.neigh import render_arp
+from emulator.shell import busybox_ip
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from emulator.netstack.netns import NetNs
-    from emulator.netstack.records import AddrInfo, LinkInfo
     from emulator.shell.context import ShellContext
 
 BRIDGE_USAGE = """Usage: bridge [ OPTIONS ] OBJECT { COMMAND | help }
@@ -34,15 +40,6 @@ commands:
 \tshow      \t[ <bridge> ]\t\tshow a list of bridges
 \tshowmacs  \t<bridge>\t\tshow a list of mac addrs
 """
-# IFF_* of linux/if.h by ifconfig's names, in its order.
-_IFF = (
-    ("UP", 0x1),
-    ("BROADCAST", 0x2),
-    ("LOOPBACK", 0x8),
-    ("RUNNING", 0x40),
-    ("NOARP", 0x80),
-    ("MULTICAST", 0x1000),
-)
 
 
 async def bridge(ctx: ShellContext, argv: Sequence[str]) -> int:
@@ -56,7 +53,7 @@ async def bridge(ctx: ShellContext, argv: Sequence[str]) -> int:
         if "fdb".startswith(obj):
             return _fdb(ctx, verb, rest)
         if "link".startswith(obj):
-            ctx.out(_bridge_links(ctx.ns))
+            ctx.out(render_bridge_link(ctx.ns.links()))
             return 0
     except UsageError as error:
         ctx.err(f"{error}\n")
@@ -81,7 +78,7 @@ def _fdb(ctx: ShellContext, verb: str, words: list[str]) -> int:
         for name in (dev, bridge_name):
             if name:
                 ctx.ns.link(name)
-        ctx.out(render_fdb(ctx.ns, dev=dev, bridge_name=bridge_name))
+        ctx.out(render_bridge_fdb(ctx.ns.fdb(), dev=dev, bridge=bridge_name))
         return 0
     if verb not in ("add", "append", "replace", "del", "delete"):
         ctx.err(f'Command "{verb}" is unknown, try "bridge fdb help".\n')
@@ -96,41 +93,6 @@ def _fdb(ctx: ShellContext, verb: str, words: list[str]) -> int:
     else:
         ctx.ns.fdb_replace(dev, parse_mac(mac), parse_ip(dst) if dst else None)
     return 0
-
-
-def render_fdb(ns: NetNs, *, dev: str = "", bridge_name: str = "") -> str:
-    """``bridge fdb show``."""
-    lines = []
-    for entry in ns.fdb():
-        if (dev and entry.dev != dev) or (
-            bridge_name and bridge_name not in (entry.master, entry.dev)
-        ):
-            continue
-        text = f"{format_mac(entry.mac)} "
-        if not dev:
-            text += f"dev {entry.dev} "
-        if entry.dst is not None:
-            text += f"dst {format_ip(entry.dst)} "
-        if entry.self_:
-            text += "self "
-        if entry.master:
-            text += f"master {entry.master} "
-        lines.append(text + ("permanent\n" if entry.permanent else "\n"))
-    return "".join(lines)
-
-
-def _bridge_links(ns: NetNs) -> str:
-    lines = []
-    for link in ns.links():
-        if link.master:
-            peer = f"@{link.link_name}" if link.link_name else ""
-            peer = f"@if{link.link_index}" if link.link_index and not peer else peer
-            state = "forwarding" if link.up and link.running else "disabled"
-            lines.append(
-                f"{link.index}: {link.name}{peer}: <{','.join(link_flags(link))}> mtu {link.mtu} "
-                f"master {link.master} state {state} priority 32 cost 2 \n"
-            )
-    return "".join(lines)
 
 
 async def brctl(ctx: ShellContext, argv: Sequence[str]) -> int:
@@ -170,21 +132,13 @@ async def brctl(ctx: ShellContext, argv: Sequence[str]) -> int:
 
 def _brctl_show(ctx: ShellContext, names: Sequence[str]) -> int:
     links = ctx.ns.links()
-    bridges = [link for link in links if link.kind == "bridge"]
-    ctx.out("bridge name\tbridge id\t\tSTP enabled\tinterfaces\n")
+    bridges = [link.name for link in links if link.kind == "bridge"]
     for name in names:
-        if all(link.name != name for link in bridges):
+        if name not in bridges:
             ctx.err(f"bridge {name} does not exist!\n")
             return 1
-    for link in sorted(bridges, key=lambda each: each.name):
-        if names and link.name not in names:
-            continue
-        ports = sorted(each.name for each in links if each.master == link.name)
-        # A bridge without ports has no address of its own in its id.
-        mac = link.mac.hex() if ports else "0" * 12
-        first = ports[0] if ports else ""
-        ctx.out(f"{link.name}\t\t8000.{mac}\tno\t\t{first}\n")
-        ctx.out("".join(f"\t\t\t\t\t\t\t{port}\n" for port in ports[1:]))
+    shown = [each for each in links if not names or each.name in names or each.master in names]
+    ctx.out(render_brctl_show(shown))
     return 0
 
 
@@ -213,80 +167,16 @@ async def ifconfig(ctx: ShellContext, argv: Sequence[str]) -> int:
         else:
             ctx.err(f"{names[0]}: error fetching interface information: Device not found\n")
         return 1
-    render = _busybox_ifconfig if ctx.style == "busybox" else render_ifconfig
-    for link in links.values():
-        if link.name in names or (not names and (every or link.up)):
-            held = next((each for each in ctx.ns.addrs() if each.dev == link.name), None)
-            ctx.out(render(link, held))
+    shown = [
+        link for link in links.values() if link.name in names or (not names and (every or link.up))
+    ]
+    if ctx.style != "busybox":
+        ctx.out(render_ifconfig(shown, ctx.ns.addrs(), everything=True))
+        return 0
+    for link in shown:
+        held = next((each for each in ctx.ns.addrs() if each.dev == link.name), None)
+        ctx.out(busybox_ip.render_ifconfig(link, held))
     return 0
-
-
-def _iff(link: LinkInfo) -> list[tuple[str, int]]:
-    names = set(link_flags(link))
-    if "LOWER_UP" in names:
-        names.add("RUNNING")
-    return [(name, bit) for name, bit in _IFF if name in names]
-
-
-def render_ifconfig(link: LinkInfo, address: AddrInfo | None) -> str:
-    """One device as net-tools 2.10 shows it."""
-    flags = _iff(link)
-    number = sum(bit for _, bit in flags)
-    lines = [f"{link.name}: flags={number}<{','.join(n for n, _ in flags)}>  mtu {link.mtu}"]
-    if address is not None:
-        text = f"        inet {format_ip(address.ip)}  netmask {format_ip(mask_of(address.length))}"
-        if link.kind not in ("lo", "ipip"):
-            text += f"  broadcast {format_ip(address.broadcast or 0)}"
-        lines.append(text)
-    if link.kind == "lo":
-        lines.append(f"        loop  txqueuelen {link.txqlen}  (Local Loopback)")
-    elif link.kind == "ipip":
-        lines.append(f"        tunnel   txqueuelen {link.txqlen}  (IPIP Tunnel)")
-    else:
-        mac = format_mac(link.mac)
-        lines.append(f"        ether {mac}  txqueuelen {link.txqlen}  (Ethernet)")
-    lines += [
-        f"        RX packets {link.rx_packets}  bytes {link.rx_bytes} ({_human(link.rx_bytes)})",
-        f"        RX errors 0  dropped {link.rx_dropped}  overruns 0  frame 0",
-        f"        TX packets {link.tx_packets}  bytes {link.tx_bytes} ({_human(link.tx_bytes)})",
-        f"        TX errors 0  dropped {link.tx_dropped} overruns 0  carrier 0  collisions 0",
-        "",
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def _busybox_ifconfig(link: LinkInfo, address: AddrInfo | None) -> str:
-    loop = link.kind == "lo"
-    encap = (
-        "Local Loopback  " if loop else "Ethernet  HWaddr " + format_mac(link.mac).upper() + "  "
-    )
-    lines = [f"{link.name:<9} Link encap:{encap}"]
-    if address is not None:
-        text = f"          inet addr:{format_ip(address.ip)}  "
-        if not loop:
-            text += f"Bcast:{format_ip(address.broadcast or 0)}  "
-        lines.append(f"{text}Mask:{format_ip(mask_of(address.length))}")
-    flags = " ".join(name for name, _ in _iff(link))
-    lines += [
-        f"          {flags}  MTU:{link.mtu}  Metric:1",
-        f"          RX packets:{link.rx_packets} errors:0 dropped:{link.rx_dropped} "
-        "overruns:0 frame:0",
-        f"          TX packets:{link.tx_packets} errors:0 dropped:{link.tx_dropped} "
-        "overruns:0 carrier:0",
-        f"          collisions:0 txqueuelen:{link.txqlen} ",
-        f"          RX bytes:{link.rx_bytes} ({_human(link.rx_bytes)})  "
-        f"TX bytes:{link.tx_bytes} ({_human(link.tx_bytes)})",
-        "",
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def _human(size: float) -> str:
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if size < 1024:
-            return f"{size:.1f} {unit}"
-        size /= 1024
-    return f"{size:.1f} TiB"
 
 
 async def route(ctx: ShellContext, argv: Sequence[str]) -> int:
@@ -318,19 +208,7 @@ async def arp(ctx: ShellContext, argv: Sequence[str]) -> int:
             flag = " PERM" if entry.state is NeighState.PERMANENT else ""
             ctx.out(f"? ({format_ip(entry.ip)}) at {mac} [ether]{flag} on {entry.dev}\n")
         return 0
-    if entries:
-        ctx.out(
-            "Address                  HWtype  HWaddress           Flags Mask            Iface\n"
-        )
-    for entry in entries:
-        if entry.mac is None:
-            ctx.out(f"{format_ip(entry.ip):<24} {'':7} (incomplete){'':30} {entry.dev}\n")
-            continue
-        flag = "CM" if entry.state is NeighState.PERMANENT else "C"
-        ctx.out(
-            f"{format_ip(entry.ip):<24} ether   {format_mac(entry.mac):<19} {flag:<21} "
-            f"{entry.dev}\n"
-        )
+    ctx.out(render_arp(entries) if entries else "")
     return 0
 
 

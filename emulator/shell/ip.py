@@ -5,15 +5,25 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
-from emulator.addr import Prefix, format_ip, parse_ip, parse_mac
+from emulator.addr import Prefix, parse_ip, parse_mac
 from emulator.errors import UsageError
 from emulator.netstack.fib import Route, RouteType
-from emulator.shell.ip_show import show_addresses, show_links, show_neighbours, show_routes
+from emulator.netstack.show.link import (
+    render_ip_addr,
+    render_ip_addr_brief,
+    render_ip_addr_oneline,
+    render_ip_link,
+    render_ip_link_brief,
+)
+from emulator.netstack.show.neigh import render_ip_neigh
+from emulator.netstack.show.route import render_ip_route, render_route_get
+from emulator.shell import busybox_ip
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from emulator.netstack.netns import NetNs
+    from emulator.netstack.show.route import Style
     from emulator.shell.context import ShellContext
 
 USAGE = """Usage: ip [ OPTIONS ] OBJECT { COMMAND | help }
@@ -153,6 +163,10 @@ async def ip(ctx: ShellContext, argv: Sequence[str]) -> int:
     return 0
 
 
+def _style(ctx: ShellContext) -> Style:
+    return "modern" if ctx.era == "modern" else "2017"
+
+
 def _is(verb: str, *names: str) -> bool:
     """iproute2 takes any prefix of a command."""
     return any(name.startswith(verb) for name in names)
@@ -209,19 +223,27 @@ def _link(request: _Request) -> None:
             dev = dev or rest[0]
         if dev:
             _device(request.ns, dev)
-        request.ctx.out(
-            show_links(
-                request.ns,
-                dev=dev,
-                kind=kind,
-                master=master,
-                brief=request.options.brief,
-                statistics=request.options.statistics,
-                details=request.options.details,
-                oneline=request.options.oneline,
-                busybox=request.ctx.style == "busybox",
+        links = [
+            link
+            for link in request.ns.links()
+            if (not dev or link.name == dev)
+            and (not kind or link.kind == kind)
+            and (not master or link.master == master)
+        ]
+        options = request.options
+        if request.ctx.style == "busybox":
+            text = busybox_ip.render_links(links)
+        elif options.brief:
+            text = render_ip_link_brief(links)
+        else:
+            text = render_ip_link(
+                links,
+                style=_style(request.ctx),
+                statistics=options.statistics,
+                details=options.details,
+                oneline=options.oneline,
             )
-        )
+        request.ctx.out(text)
     elif _is(verb, "set"):
         _link_set(request)
     elif _is(verb, "add"):
@@ -341,17 +363,7 @@ def _address(request: _Request) -> None:
             dev = rest[0]
         if dev:
             _device(request.ns, dev)
-        request.ctx.out(
-            show_addresses(
-                request.ns,
-                dev=dev,
-                family=request.options.family,
-                brief=request.options.brief,
-                statistics=request.options.statistics,
-                oneline=request.options.oneline,
-                busybox=request.ctx.style == "busybox",
-            )
-        )
+        request.ctx.out(_addresses(request, dev))
     elif _is(verb, "add", "replace", "change"):
         _address_change(request, remove=False)
     elif _is(verb, "delete"):
@@ -365,6 +377,27 @@ def _address(request: _Request) -> None:
             request.ns.addr_del(dev, each.ip, each.length)
     else:
         raise _unknown(request, "address")
+
+
+def _addresses(request: _Request, dev: str) -> str:
+    ns, options = request.ns, request.options
+    if options.family == "inet6":
+        return ""
+    links = [link for link in ns.links() if not dev or link.name == dev]
+    addrs = [each for each in ns.addrs() if not dev or each.dev == dev]
+    if request.ctx.style == "busybox":
+        return busybox_ip.render_links(links, addrs)
+    if options.brief:
+        return render_ip_addr_brief(links, addrs)
+    if options.oneline:
+        return render_ip_addr_oneline(addrs)
+    return render_ip_addr(
+        links,
+        addrs,
+        style=_style(request.ctx),
+        statistics=options.statistics,
+        inet_only=options.family == "inet",
+    )
 
 
 def _address_change(request: _Request, *, remove: bool) -> None:
@@ -454,22 +487,20 @@ def _route_show(request: _Request) -> None:
     tables = ("main", "local") if table == "all" else (table,)
     for each in tables:
         routes = request.ns.routes(each)
-        if dev:
-            routes = tuple(route for route in routes if route.dev == dev)
-        if protocol:
-            routes = tuple(route for route in routes if route.protocol == protocol)
         if wanted:
             prefix = _prefix(wanted)
             routes = tuple(route for route in routes if route.dst == prefix)
-        request.ctx.out(
-            show_routes(
+        if request.ctx.style == "busybox":
+            text = busybox_ip.render_routes(routes)
+        else:
+            text = render_ip_route(
                 routes,
-                era=request.ctx.era,
-                busybox=request.ctx.style == "busybox",
-                table=each if table == "all" else "",
-                hide_dev=bool(dev),
+                style=_style(request.ctx),
+                dev=dev,
+                proto=protocol,
+                show_table=table == "all",
             )
-        )
+        request.ctx.out(text)
 
 
 def _link_exists(ns: NetNs, dev: str) -> None:
@@ -495,30 +526,12 @@ def _route_get(request: _Request) -> None:
         raise _CommandError(
             f'Error: any valid prefix is expected rather than "{target}".', 1
         ) from None
-    ns = request.ns
-    route = ns.route_output(dst, oif)
-    if route is None:
-        raise UsageError("RTNETLINK answers: Network is unreachable")
-    if route.type is RouteType.BLACKHOLE:
-        raise UsageError("RTNETLINK answers: Invalid argument")
-    if route.type is RouteType.UNREACHABLE:
-        raise UsageError("RTNETLINK answers: No route to host")
-    if route.type is RouteType.PROHIBIT:
-        raise UsageError("RTNETLINK answers: Permission denied")
-    found = ns.source_address(dst)
-    prefix = "local " if route.type is RouteType.LOCAL else ""
-    prefix = "broadcast " if route.type is RouteType.BROADCAST else prefix
-    dev = "lo" if route.type is RouteType.LOCAL else route.dev
-    text = f"{prefix}{format_ip(dst)} "
-    if source:
-        text += f"from {source} "
-    if route.gateway is not None:
-        text += f"via {format_ip(route.gateway)} "
-    text += f"dev {dev} "
-    if found is not None and not source:
-        text += f"src {format_ip(found)} "
-    cache = "    cache <local> \n" if route.type is RouteType.LOCAL else "    cache \n"
-    request.ctx.out(f"{text}uid 0 \n{cache}")
+    output, failure = render_route_get(
+        request.ns, dst, src=_ip(source) if source else None, oif=oif, style=_style(request.ctx)
+    )
+    if failure:
+        raise UsageError(failure)
+    request.ctx.out(output)
 
 
 def _parse_route(words: Sequence[str]) -> Route:
@@ -582,9 +595,14 @@ def _neighbour(request: _Request) -> None:
         if rest and rest[0] not in ("nud", "to", "proxy"):
             wanted = rest[0]
         wanted = pairs.get("to", wanted)
-        request.ctx.out(
-            show_neighbours(request.ns, dev=dev, to=wanted, nud=state, era=request.ctx.era)
-        )
+        within = Prefix.parse(wanted, strict=False) if wanted else None
+        entries = [
+            entry
+            for entry in request.ns.neighs()
+            if (within is None or entry.ip in within)
+            and (not state or state == "all" or entry.state.lower() == state.lower())
+        ]
+        request.ctx.out(render_ip_neigh(entries, dev=dev))
         return
     if not _is(verb, "add", "replace", "change", "delete", "flush"):
         raise _unknown(request, "neighbour")

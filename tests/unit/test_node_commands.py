@@ -168,7 +168,7 @@ async def test_links_and_addresses_of_a_pod_in_2017(tmp_path: Path) -> None:
         assert re.sub(r"@if\d+", "@ifN", text.split("\n", 4)[4]) == (
             "3: eth0@ifN: <BROADCAST,MULTICAST,UP,LOWER_UP> mtu 1450 qdisc noqueue state UP "
             "group default \n"
-            "    link/ether 0a:58:0a:02:3b:02 brd ff:ff:ff:ff:ff:ff link-netnsid 0\n"
+            "    link/ether 0a:58:0a:02:3b:02 brd ff:ff:ff:ff:ff:ff\n"
             "    inet 10.2.59.2/24 scope global eth0\n"
             "       valid_lft forever preferred_lft forever\n"
         )
