@@ -48,6 +48,12 @@ class Backoff:
         await asyncio.sleep(pause)
 
 
+def _look_at(task: asyncio.Task[ClientConnection]) -> None:
+    """Count a failed dial as seen: those who waited for it may all have given up."""
+    if not task.cancelled():
+        task.exception()
+
+
 def _split(endpoint: str) -> tuple[str, int, bool]:
     """Return (host, port, https) of ``host:port`` or an http(s) URL."""
     scheme, _, rest = endpoint.rpartition("://")
@@ -102,6 +108,7 @@ class Channel:
             return self._connection
         if self._dialing is None or self._dialing.done():
             self._dialing = asyncio.create_task(self._dial(), name="etcd.client.dial")
+            self._dialing.add_done_callback(_look_at)
         return await asyncio.shield(self._dialing)
 
     async def _dial(self) -> ClientConnection:

@@ -103,7 +103,8 @@ class EtcdServer:
     @property
     def endpoint(self) -> str:
         """The address clients dial, ``host:port``."""
-        return f"{self.config.listen_host}:{self.port}"
+        host = self.config.listen_host
+        return f"[{host}]:{self.port}" if ":" in host else f"{host}:{self.port}"
 
     async def start(self) -> None:
         """Recover and listen; UsageError for a bad directory or a taken port."""

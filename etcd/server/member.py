@@ -188,7 +188,8 @@ class Member:
         self.hub.rebase(engine.store)
         for caller, call_id, _, _ in waiting:
             caller.refuse(call_id, EtcdError(*NO_SPACE))
-            caller.flush()
+            self.touch(caller)
+        self.schedule_flush()
 
     # Watches that lag ------------------------------------------------------------------------
 

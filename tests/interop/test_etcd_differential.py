@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from etcd.client import EtcdClient, EtcdError
+from etcd.client import CompactedError, EtcdClient, EtcdError, Event
 from etcd.core.pb import rpc_pb2 as pb
 from tests.etcd_servers import NO_REAL_ETCD, memory_etcd, real_etcd, real_etcd_binary
 
@@ -28,6 +28,7 @@ OPERATIONS = int(os.environ.get("PODWIRE_DIFF_OPS", "1500"))
 KEYS = (b"a", b"b", b"b\0", b"ba", b"bb", b"c", b"\xff", b"\xff\xff", b"\0", b"d/1")
 ENDS = (b"", b"", b"", b"c", b"bb", b"\0", b"a", b"\xff\xff", b"e")
 HASH_TIMEOUT_S = 5.0
+WATCHES = 30
 LEASES = (0, 0, 0, 7, 8, 9)
 
 
@@ -225,6 +226,41 @@ async def _same_hash(ours: EtcdClient, theirs: EtcdClient, what: str) -> None:
         pytest.fail(f"HashKV differs: ours {want}, theirs {await theirs.hash_kv()}\n{what}")
 
 
+async def _events(client: EtcdClient, upto: int, **watch: Any) -> list[Event] | int:
+    """Return the events of a watch up to a revision, or the revision that was compacted."""
+    events: list[Event] = []
+    try:
+        async with asyncio.timeout(HASH_TIMEOUT_S), client.watch(**watch) as batches:
+            async for batch in batches:
+                events += batch.events
+                if batch.revision >= upto:
+                    return events
+    except CompactedError as error:
+        return error.compact_revision
+    raise AssertionError("a watch ends only by an error")
+
+
+async def _same_events(
+    ours: EtcdClient, theirs: EtcdClient, generator: Generator, seed: str
+) -> None:
+    rng = generator.rng
+    filters = rng.choice(((), ("NOPUT",), ("NODELETE",)))
+    watch = {
+        "key": rng.choice(KEYS),
+        "range_end": rng.choice((b"", b"\0")),
+        "start_revision": rng.randint(1, generator.revision),
+        "prev_kv": rng.random() < 0.5,
+        "filters": filters,
+    }
+    # The last events: one that any of the filters lets through.
+    for client in (ours, theirs):
+        upto = (await client.put(watch["key"], b"end")).revision
+        if filters != ("NODELETE",):
+            upto = (await client.delete(watch["key"])).revision
+    got, want = await _events(ours, upto, **watch), await _events(theirs, upto, **watch)
+    assert got == want, f"{watch}\n{seed}"
+
+
 async def test_random_operations_answer_as_a_real_etcd(tmp_path: Path) -> None:
     seed = int(os.environ.get("PODWIRE_SEED") or random.randrange(2**32))
     print(f"replay with PODWIRE_SEED={seed}")
@@ -254,3 +290,5 @@ async def test_random_operations_answer_as_a_real_etcd(tmp_path: Path) -> None:
                 generator.revision = max(generator.revision, answer.header.revision)
             if number % 100 == 99:
                 await _same_hash(ours, theirs, what)
+        for _ in range(WATCHES):
+            await _same_events(ours, theirs, generator, f"seed {seed}")
