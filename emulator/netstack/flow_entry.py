@@ -103,8 +103,9 @@ class Entry:
             (counter, length - base)
             for counter, length in zip(flow.counters, flow.lengths, strict=True)
         )
-        self._connections: tuple[tuple[Connection, bool, int], ...] = tuple(
-            (connection, reply, connection.status) for connection, reply in flow.connections
+        self._connections: tuple[tuple[Connection, bool, int, int], ...] = tuple(
+            (connection, reply, connection.status, length - base)
+            for connection, reply, length in flow.connections
         )
         self._stations: tuple[Station, ...] = tuple(flow.stations)
         self._max_length = flow.max_length
@@ -126,17 +127,18 @@ class Entry:
 
     def _account(self, packets: int, octets: int, now: float) -> bool:
         """Count what goes the short way; False if a connection wants the long one."""
-        for connection, reply, status in self._connections:
+        for connection, reply, status, extra in self._connections:
             if connection.status != status:
                 return False
+            seen = octets + extra * packets
             if connection.steady:
-                if not connection.refresh(now, packets, octets, reply):
+                if not connection.refresh(now, packets, seen, reply):
                     return False
             else:
                 # Datagrams nobody answers keep their entry alive and change nothing else.
                 connection.expire_at = now + connection.timeout_s
                 connection.packets[0] += packets
-                connection.octets[0] += octets
+                connection.octets[0] += seen
         for counter, extra in self._counters:
             counter.packets += packets
             counter.bytes += octets + extra * packets
@@ -147,7 +149,7 @@ class Entry:
     def _ready(self, now: float) -> bool:
         return all(
             connection.status == status and now < connection.expire_at
-            for connection, _, status in self._connections
+            for connection, _, status, _ in self._connections
         )
 
     # -- batches ---------------------------------------------------------------------------------

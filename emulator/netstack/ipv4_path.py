@@ -47,8 +47,8 @@ class Ipv4Path:
         if flow is not None:
             flow.settle(len(packet.data))
             connection = packet.ct
-            if connection is not None and all(c is not connection for c, _ in flow.connections):
-                flow.connections.append((connection, packet.ct_reply))
+            if connection is not None and all(c is not connection for c, *_ in flow.connections):
+                flow.connections.append((connection, packet.ct_reply, len(packet.data)))
         return drop
 
     # -- in --------------------------------------------------------------------------------------

@@ -98,9 +98,9 @@ class FlowLog:
     ``cacheable`` to False.
 
     The path adds what a repetition needs beyond that: ``lengths`` holds, for each counter, the
-    bytes it was given; ``connections`` what conntrack must refresh; ``stations`` the bridge FDB
-    entries the packet taught; ``max_length`` the longest packet (at the entry) every device takes
-    whole; ``ends`` where the packet went, one Terminal for each copy.
+    bytes it was given; ``connections`` what conntrack must refresh (connection, reply, bytes);
+    ``stations`` the bridge FDB entries the packet taught; ``max_length`` the longest packet (at
+    the entry) every device takes whole; ``ends`` where the packet went, a Terminal for each copy.
     """
 
     __slots__ = (
@@ -120,7 +120,7 @@ class FlowLog:
         self.cacheable = True
         self.counters: list[Counter] = []
         self.lengths: list[int] = []
-        self.connections: list[tuple[Connection, bool]] = []
+        self.connections: list[tuple[Connection, bool, int]] = []
         self.stations: list[Station] = []
         self.max_length = 0xFFFF
         self.ends: list[Terminal] = []
