@@ -6,7 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING, Final
 
 from emulator.errors import UsageError
-from emulator.shell import text
+from emulator.shell import system, text
 from emulator.shell.context import os_error_text
 from emulator.shell.curl import curl
 from emulator.shell.devices import arp, brctl, bridge, ifconfig, route, sysctl
@@ -132,25 +132,25 @@ COMMANDS: Final[Mapping[str, Command]] = {
     "wc": text.wc,
     "sort": text.sort,
     "uniq": text.uniq,
-    "xargs": text.xargs,
-    "sleep": text.sleep,
-    "date": text.date,
-    "uname": text.uname,
-    "id": text.whoami,
-    "whoami": text.whoami,
-    "hostname": text.hostname,
-    "env": text.env,
-    "printenv": text.env,
-    "ls": text.ls,
-    "touch": text.file_verbs,
-    "mkdir": text.file_verbs,
-    "rm": text.file_verbs,
-    "test": text.test,
-    "[": text.test,
-    "seq": text.seq,
-    "true": text.true,
-    "false": text.false,
-    "pwd": text.pwd,
+    "xargs": system.xargs,
+    "sleep": system.sleep,
+    "date": system.date,
+    "uname": system.uname,
+    "id": system.whoami,
+    "whoami": system.whoami,
+    "hostname": system.hostname,
+    "env": system.env,
+    "printenv": system.env,
+    "ls": system.ls,
+    "touch": system.file_verbs,
+    "mkdir": system.file_verbs,
+    "rm": system.file_verbs,
+    "test": system.test,
+    "[": system.test,
+    "seq": system.seq,
+    "true": system.true,
+    "false": system.false,
+    "pwd": system.pwd,
     "ping": ping,
     "traceroute": traceroute,
     "tracepath": tracepath,
