@@ -20,6 +20,8 @@ WATCH_RING: Final = 1024
 MAX_WATCH_BACKLOG: Final = 10_000
 # Between two bookmarks of an idle watch (cacher bookmarkFrequency).
 BOOKMARK_PERIOD_S: Final = 60.0
+# How often a silent watch looks whether its client is still there.
+WATCH_LIVENESS_S: Final = 15.0
 # A watch without timeoutSeconds lasts this long to twice this long (--min-request-timeout).
 MIN_WATCH_S: Final = 1800.0
 # Consistent lists kept for their next page; each holds references only.

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import ssl
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import aiohttp
 from aiohttp import web
 
+from agents.apiserver.config import WATCH_LIVENESS_S
 from emulator.apimachinery.objects import dig, items
 from emulator.apimachinery.status import StatusError, bad_request, internal
 
@@ -143,12 +145,23 @@ class NodeProxy:
             response.headers["Content-Type"] = "text/plain"
             response.enable_chunked_encoding()
             await response.prepare(call.request)
-            async for chunk in upstream.content.iter_any():
+            while (chunk := await _next_chunk(upstream, call)) is not None:
                 await response.write(chunk)
             await response.write_eof()
             return response
-        except aiohttp.ClientError as error:
+        except (aiohttp.ClientError, ConnectionError) as error:
             self._log.info("log of %s/%s ended: %s", target.namespace, target.pod, error)
             return response
         finally:
             upstream.close()
+
+
+async def _next_chunk(upstream: aiohttp.ClientResponse, call: Call) -> bytes | None:
+    """More of a log; None at its end or when nobody reads it any more."""
+    while True:
+        try:
+            async with asyncio.timeout(WATCH_LIVENESS_S):
+                return await upstream.content.readany() or None
+        except TimeoutError:
+            if call.request.transport is None:
+                return None

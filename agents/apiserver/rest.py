@@ -85,9 +85,8 @@ class Rest:
         form = Form(call.resource, wanted, call.query, self.objects.now)
         asked = watching.WatchRequest(call.query, self.objects.rng)
         selection = Selection.of(call)
-        bucket = self.objects.bucket(call.resource)
         return await watching.serve(
-            call.request, self._cache, bucket, asked, form, selection.matches
+            call.request, self._cache, call.resource.directory, asked, form, selection.matches
         )
 
     async def read_object(self, call: Call) -> tuple[Obj, list[str]]:

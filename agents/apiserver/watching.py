@@ -8,7 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 
-from agents.apiserver.config import BOOKMARK_PERIOD_S, MAX_WATCH_BACKLOG, MIN_WATCH_S
+from agents.apiserver.config import (
+    BOOKMARK_PERIOD_S,
+    MAX_WATCH_BACKLOG,
+    MIN_WATCH_S,
+    WATCH_LIVENESS_S,
+)
 from emulator.apimachinery.objects import dump_json
 from emulator.apimachinery.status import StatusError, bad_request, expired
 
@@ -16,7 +21,7 @@ if TYPE_CHECKING:
     import random
     from collections.abc import Callable
 
-    from agents.apiserver.cache import Bucket, Cache, Entry, Event
+    from agents.apiserver.cache import Cache, Entry, Event
     from agents.apiserver.forms import Form
 
 INITIAL_END = "k8s.io/initial-events-end"
@@ -98,7 +103,7 @@ def parse_revision(query: Any) -> int | None:
 async def serve(
     request: web.BaseRequest,
     cache: Cache,
-    bucket: Bucket,
+    directory: str,
     asked: WatchRequest,
     form: Form,
     matches: Callable[[Entry], bool],
@@ -109,6 +114,8 @@ async def serve(
         await cache.reach(asked.revision)
     else:
         await cache.fresh()
+    # A reload of the cache makes new buckets, so this one is looked up after the waiting.
+    bucket = cache.bucket(directory)
     too_old: StatusError | None = None
     opening: list[bytes] = []
     revision = cache.revision
@@ -126,8 +133,8 @@ async def serve(
         except StatusError as error:
             too_old = error
     number = cache.subscribe(bucket, watcher.deliver)
+    response = web.StreamResponse(headers={"Cache-Control": "no-cache, private"})
     try:
-        response = web.StreamResponse(headers={"Cache-Control": "no-cache, private"})
         response.headers["Content-Type"] = form.stream_type
         response.enable_chunked_encoding()
         await response.prepare(request)
@@ -136,14 +143,18 @@ async def serve(
         else:
             if opening:
                 await response.write(b"".join(opening))
-            await _pump(response, watcher, cache, asked, form)
+            await _pump(request, response, watcher, cache, asked, form)
         await response.write_eof()
+        return response
+    except ConnectionError:
+        # The client left; there is nobody to tell.
         return response
     finally:
         bucket.watchers.pop(number, None)
 
 
 async def _pump(
+    request: web.BaseRequest,
     response: web.StreamResponse,
     watcher: Watcher,
     cache: Cache,
@@ -163,11 +174,14 @@ async def _pump(
             return
         watcher.wake.clear()
         try:
-            async with asyncio.timeout_at(min(deadline, bookmark_at)):
+            look_at = loop.time() + WATCH_LIVENESS_S
+            async with asyncio.timeout_at(min(deadline, bookmark_at, look_at)):
                 await watcher.wake.wait()
         except TimeoutError:
+            if request.transport is None:
+                return
             now = loop.time()
-            if asked.bookmarks:
+            if asked.bookmarks and now >= bookmark_at:
                 await response.write(form.bookmark(cache.revision, None))
                 bookmark_at = now + BOOKMARK_PERIOD_S
             if now >= deadline:
