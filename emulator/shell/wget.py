@@ -280,7 +280,7 @@ def _dots(size: int, took: float) -> str:
         tail = f"{percent:3d}% {_short_rate(size / took):>5}"
         last = done >= size
         start = (done - row) // 1024
-        lines.append(f"{start:6d}K {groups:<54} {tail}{'=' if last else ' '}")
+        lines.append(f"{start:6d}K {groups:<54}{tail}{'=' if last else ' 0s'}")
         if last:
             return "\n".join(lines) + f"{_seconds(took)}\n\n"
 
@@ -294,17 +294,23 @@ def _seconds(took: float) -> str:
 def _short_rate(rate: float) -> str:
     for unit in ("", "K", "M"):
         if rate < 1024:
-            return f"{rate:.0f}{unit}" if rate >= 99.95 or not unit else f"{rate:.1f}{unit}"
+            return f"{_three_digits(rate)}{unit}" if unit else f"{rate:.0f}"
         rate /= 1024
-    return f"{rate:.1f}G"
+    return f"{_three_digits(rate)}G"
+
+
+def _three_digits(value: float) -> str:
+    if value >= 99.95:
+        return f"{value:.0f}"
+    return f"{value:.1f}" if value >= 9.995 else f"{value:.2f}"
 
 
 def _rate(rate: float) -> str:
     for unit in ("B/s", "KB/s", "MB/s"):
         if rate < 1024:
-            return f"{rate:.0f} {unit}" if rate >= 99.95 else f"{rate:.1f} {unit}"
+            return f"{_three_digits(rate)} {unit}"
         rate /= 1024
-    return f"{rate:.1f} GB/s"
+    return f"{_three_digits(rate)} GB/s"
 
 
 def _human(size: int) -> str:

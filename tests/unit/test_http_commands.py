@@ -227,6 +227,7 @@ async def test_wget_speaks_gnu_and_busybox() -> None:
             "Length: 612 [text/html]",
             "Saving to: ‘index.html’",
         ]
+        assert re.fullmatch(r"     0K {55}100% {1,2}\S+=\S+s", err.splitlines()[6])
         assert err.splitlines()[-2].endswith("‘index.html’ saved [612/612]")
         assert nginx.files.read("/index.html") == nginx.files.read(
             "/usr/share/nginx/html/index.html"
