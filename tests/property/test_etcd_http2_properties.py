@@ -19,11 +19,13 @@ BLOCK = hpack.encode([(b":path", b"/x"), (b"content-type", b"application/grpc")]
 SETTINGS = f.frame(f.SETTINGS, 0, 0)
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=200))
 def test_huffman_round_trip(data: bytes) -> None:
     assert huffman.decode(huffman.encode(data)) == data
 
 
+@settings(deadline=None)
 @given(HEADERS)
 def test_header_blocks_round_trip(headers: list[tuple[bytes, bytes]]) -> None:
     decoder = hpack.Decoder()
@@ -31,6 +33,7 @@ def test_header_blocks_round_trip(headers: list[tuple[bytes, bytes]]) -> None:
     assert decoder.decode(hpack.encode(headers)) == headers
 
 
+@settings(deadline=None)
 @given(st.lists(st.binary(max_size=80), max_size=5))
 def test_any_header_block_parses_or_is_a_wire_error(blocks: list[bytes]) -> None:
     decoder = hpack.Decoder()
@@ -48,6 +51,7 @@ def _literal_indexed(name: bytes, value: bytes) -> bytes:
     return b"".join(parts)
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(NAMES, st.binary(max_size=2000)), min_size=1, max_size=12))
 def test_the_dynamic_table_remembers_the_newest_first(
     headers: list[tuple[bytes, bytes]],
@@ -150,6 +154,7 @@ def test_any_frames_are_events_or_one_protocol_error(parts: list[bytes], client:
     assert failures <= 1
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=60))
 def test_any_first_bytes_are_a_preface_or_a_failure(data: bytes) -> None:
     connection = h2.Http2Connection(client=False)
@@ -157,6 +162,7 @@ def test_any_first_bytes_are_a_preface_or_a_failure(data: bytes) -> None:
     assert connection.failed or f.PREFACE.startswith(data[: len(f.PREFACE)])
 
 
+@settings(deadline=None)
 @given(st.lists(st.binary(max_size=300), max_size=8), st.integers(1, 50))
 def test_messages_are_cut_out_of_any_pieces(messages: list[bytes], piece: int) -> None:
     reader = grpc.MessageReader(1000)
@@ -168,6 +174,7 @@ def test_messages_are_cut_out_of_any_pieces(messages: list[bytes], piece: int) -
     assert not reader.partial
 
 
+@settings(deadline=None)
 @given(st.lists(st.binary(max_size=50), max_size=10))
 def test_any_message_bytes_are_messages_or_an_error(pieces: list[bytes]) -> None:
     reader = grpc.MessageReader(20)

@@ -88,6 +88,7 @@ def _run(steps: Sequence[tuple[str, object, object]]) -> tuple[Store, Model]:
     return store, model
 
 
+@settings(deadline=None)
 @given(STEPS, KEYS, ENDS)
 def test_every_readable_revision_reads_as_it_was(
     steps: list[tuple[str, object, object]], key: bytes, end: bytes
@@ -105,6 +106,7 @@ def test_every_readable_revision_reads_as_it_was(
     assert store.range(key, end, limit=1).total == len(model.range(key, end, 0))
 
 
+@settings(deadline=None)
 @given(STEPS)
 def test_a_snapshot_restores_the_same_store(steps: list[tuple[str, object, object]]) -> None:
     engine = Engine(1, 2)
@@ -121,6 +123,7 @@ def test_a_snapshot_restores_the_same_store(steps: list[tuple[str, object, objec
     assert again.store.size == engine.store.size
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.booleans(), st.binary(max_size=2)), max_size=200), KEYS, ENDS)
 def test_sorted_keys_are_a_sorted_set(
     steps: list[tuple[bool, bytes]], lo: bytes, hi: bytes
@@ -212,6 +215,7 @@ def test_every_watcher_sees_every_event_once_in_order(
         assert all(m.header.revision >= e.kv.mod_revision for m in mine for e in m.events)
 
 
+@settings(deadline=None)
 @given(st.lists(st.binary(max_size=50), max_size=6), st.binary(max_size=80), st.integers(0, 400))
 def test_a_log_with_any_end_gives_its_intact_beginning(
     payloads: list[bytes], tail: bytes, cut: int
@@ -226,6 +230,7 @@ def test_a_log_with_any_end_gives_its_intact_beginning(
         assert len(got) == len(payloads)
 
 
+@settings(deadline=None)
 @given(st.lists(st.binary(min_size=1, max_size=50), min_size=3, max_size=6), st.data())
 def test_a_flipped_bit_before_the_last_frame_is_named(
     payloads: list[bytes], data: st.DataObject
