@@ -78,6 +78,8 @@ class FlannelConfig:
     forward_rules: bool = True
     rules_resync_s: float = 5.0
     profile: Profile = "modern"
+    # (0, 0) is the kernel's own choice; a node names the ports its real sockets have.
+    vxlan_source_ports: tuple[int, int] = (0, 0)
     username: str | None = None
     password: str | None = None
 
@@ -118,7 +120,7 @@ class _Flanneld:
         self._env = env
         self._log = env.log
         self._client = client
-        self._kernel = FlannelKernel(kernel.root)
+        self._kernel = FlannelKernel(kernel.root, config.vxlan_source_ports)
         self._registry = LeaseRegistry(
             client,
             config.prefix,

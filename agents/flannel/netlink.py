@@ -54,8 +54,10 @@ class NodeNamespace(Protocol):
 class FlannelKernel:
     """One node's root namespace, in flannel's terms."""
 
-    def __init__(self, namespace: NodeNamespace) -> None:
+    def __init__(self, namespace: NodeNamespace, source_ports: tuple[int, int] = (0, 0)) -> None:
+        """``source_ports`` is the range VXLAN leaves from (``srcport`` of ip-link(8))."""
         self._ns = namespace
+        self._source_ports = source_ports
         # The rules of flannel's chains as they were after the last write.
         self._written: dict[str, tuple[RuleSpec, ...]] = {}
         # A device somebody deleted comes back with the MAC that the lease has told everybody.
@@ -172,6 +174,7 @@ class FlannelKernel:
             dev=link.dev,
             port=link.port,
             learning=link.learning,
+            srcport=self._source_ports,
         )
         self._ns.link_set(link.name, up=True)
         self._macs[link.name] = self.mac(link.name)

@@ -57,6 +57,11 @@ async def run_node(config: NodeConfig, env: RoleEnv) -> None:
         await node.close()
 
 
+def mac_of(ip: int) -> bytes:
+    """The MAC of a node's NIC."""
+    return b"\x02\x42" + ip.to_bytes(4, "big")
+
+
 class _Node:
     def __init__(self, config: NodeConfig, env: RoleEnv) -> None:
         self._config = config
@@ -64,7 +69,9 @@ class _Node:
         loop = asyncio.get_running_loop()
         self._kernel = Kernel(config.name, clock=env.clock.monotonic, rng=env.rng)
         root = self._kernel.root
-        root.link_add(NIC, "underlay")
+        # A MAC of its own that a restart does not change: neighbours would keep the old one for a
+        # minute.  02:42 and the address is what Docker gives a container.
+        root.link_add(NIC, "underlay", mac=mac_of(config.ip))
         root.addr_add(NIC, config.ip, config.network.length)
         root.link_set(NIC, up=True)
         eth0 = root.device(NIC)
@@ -154,7 +161,9 @@ class _Node:
             etcd_endpoints=config.etcd_endpoints,
             node_ip=format_ip(config.ip),
             subnet_file=str(config.root / SUBNET_FILE),
+            docker_opts_file=str(config.root / "run/flannel/flannel_docker_opts.env"),
             iface=NIC,
+            vxlan_source_ports=self._driver.source_ports,
         )
         while True:
             try:
