@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+from agents.cni import masquerade
 from agents.cni.bridge import BridgeConf, BridgePlugin, container_routes
 from agents.cni.conf import NetworkConf, default_conf, load_conf
 from agents.cni.delegate import render_delegate
@@ -16,6 +17,7 @@ from agents.cni.errors import GENERIC, IO_FAILURE, UNKNOWN_CONTAINER, CniError
 from agents.cni.hostlocal import HostLocal
 from agents.cni.result import AddressConf, CniResult
 from agents.cni.subnetenv import SUBNET_FILE, SubnetEnv, missing_file, parse_subnet_env
+from emulator.addr import format_ip
 
 if TYPE_CHECKING:
     import random
@@ -66,6 +68,10 @@ class NodeCni:
             address = AddressConf(lease.ip, lease.range.subnet.length, lease.range.gateway, 2)
             routes = container_routes(bridge, delegate["ipam"], address.gateway)
             result = self._bridge.add(bridge, address, routes, netns=netns, ifname=ifname)
+            if delegate.get("ipMasq"):
+                subnet = str(lease.range.subnet)
+                root = self._kernel.root
+                masquerade.set_up(root, delegate["name"], container_id, result.ip, subnet)
         except CniError:
             ipam.delete(container_id, ifname)
             self._path(f"var/lib/cni/flannel/{container_id}").unlink(missing_ok=True)
@@ -81,7 +87,10 @@ class NodeCni:
             return
         delegate = json.loads(saved.read_text())
         self._bridge.delete(netns=netns, ifname=ifname)
-        self._ipam(delegate).delete(container_id, ifname)
+        held = self._ipam(delegate).delete(container_id, ifname)
+        for ip in held if delegate.get("ipMasq") else ():
+            root = self._kernel.root
+            masquerade.tear_down(root, delegate["name"], container_id, format_ip(ip))
         saved.unlink(missing_ok=True)
         self._result_path(conf.name, container_id, ifname).unlink(missing_ok=True)
 

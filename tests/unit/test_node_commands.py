@@ -374,3 +374,26 @@ async def test_a_changed_subnet_is_refused_as_the_real_plugin_does(tmp_path: Pat
             node.cni.add("p3", "cni-p3")
         networks = tmp_path / "var/lib/cni/networks/cbr0"
         assert not (networks / "10.2.60.2").exists()
+
+
+async def test_without_flannel_s_masquerade_the_bridge_plugin_brings_its_own(
+    tmp_path: Path,
+) -> None:
+    with a_node(tmp_path) as node:
+        env = SUBNET_ENV.replace("IPMASQ=true", "IPMASQ=false")
+        (tmp_path / "run/flannel/subnet.env").write_text(env)
+        node.kernel.netns_add("cni-p3")
+        node.cni.add("p3", "cni-p3")
+        rules = await node.out("iptables-save -t nat | grep CNI-")
+        chain = re.search(r"^:(CNI-[0-9a-f]{24}) - ", rules)
+        assert chain is not None
+        assert rules.splitlines()[1:] == [
+            f'-A POSTROUTING -s 10.2.59.4/32 -m comment --comment "name: \\"cbr0\\" id: \\"p3\\""'
+            f" -j {chain[1]}",
+            f"-A {chain[1]} -d 10.2.59.0/24 -m comment --comment "
+            '"name: \\"cbr0\\" id: \\"p3\\"" -j ACCEPT',
+            f"-A {chain[1]} ! -d 224.0.0.0/4 -m comment --comment "
+            '"name: \\"cbr0\\" id: \\"p3\\"" -j MASQUERADE',
+        ]
+        node.cni.delete("p3", "cni-p3")
+        assert (await node.run("iptables-save -t nat | grep CNI-"))[1] == ""
