@@ -44,9 +44,11 @@ class Ipv4Path:
         """Ask netfilter; what it counted and tracked goes into the flow log."""
         drop: Drop | None = self._ns.netfilter.hook(hook, packet, in_dev, out_dev)
         flow = packet.flow
+        connection = packet.ct
+        if connection is not None:
+            self._ns.sweep_later()
         if flow is not None:
             flow.settle(len(packet.data))
-            connection = packet.ct
             if connection is not None and all(c is not connection for c, *_ in flow.connections):
                 flow.connections.append((connection, packet.ct_reply, len(packet.data)))
         return drop

@@ -65,7 +65,8 @@ class Kernel:
         self.clock = clock
         self.rng = rng
         self.on_work: Callable[[], None] = _nothing
-        self.timers = Timers()
+        self._woken = False
+        self.timers = Timers(self.wake)
         self.flows = FlowCache(self)
         self.generation = 0
         self.tracer: TraceBuffer | None = None
@@ -75,7 +76,6 @@ class Kernel:
         self._backlog: deque[tuple[Device, Skb]] = deque()
         self._depth = 0
         self.draining = False
-        self._woken = False
         self._dirty: dict[str, NetNs] = {}
         self._ns_timers: dict[str, float] = {}
         self._taps = 0
@@ -235,28 +235,12 @@ class Kernel:
 
     def _run(self, name: str, ns: NetNs) -> None:
         ns.sockets.handle_timer()
-        self.drain_now()
-        times = []
+        self.drain()
         at = ns.sockets.get_timer()
         if at is not None:
-            times.append(at)
-        table_timer = getattr(ns.netfilter, "get_timer", None)
-        if table_timer is not None:
-            due = table_timer()
-            if due is not None and due <= self.clock():
-                ns.netfilter.handle_timer()
-                due = table_timer()
-            if due is not None:
-                times.append(due)
-        if times:
-            self._ns_timers[name] = min(times)
+            self._ns_timers[name] = at
         else:
             self._ns_timers.pop(name, None)
-
-    def drain_now(self) -> None:
-        """Move the frames between devices in the middle of a longer call."""
-        if self._backlog:
-            self.drain()
 
     # -- observing -------------------------------------------------------------------------------
 

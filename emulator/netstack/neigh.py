@@ -146,7 +146,6 @@ class NeighbourTable:
         if timeout_s is not None:
             when = self._kernel.clock() + timeout_s
             entry.timer = self._kernel.timers.at(when, lambda: self._expire(entry))
-            self._kernel.wake()
 
     def _reachable_s(self) -> float:
         return BASE_REACHABLE_S * (0.5 + self._kernel.rng.random())

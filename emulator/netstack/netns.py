@@ -23,7 +23,10 @@ if TYPE_CHECKING:
     from emulator.netstack.devices.tunnel import Ipip, Vxlan
     from emulator.netstack.kernel import Kernel
     from emulator.netstack.records import AddrInfo, FdbInfo, LinkInfo, NeighInfo
+    from emulator.netstack.timers import Timer
 
+# Expired connections answer no lookup; freeing them more often than this gains nothing.
+MIN_SWEEP_S = 1.0
 _ADDRESS_TYPES = {
     RouteType.UNICAST: AddressType.UNICAST,
     RouteType.LOCAL: AddressType.LOCAL,
@@ -65,6 +68,7 @@ class NetNs:
         self.tunnels: list[Ipip] = []
         self._netnsids: dict[str, int] = {}
         self._ident = kernel.rng.getrandbits(16)
+        self._sweep: Timer | None = None
         self.neigh = NeighbourTable(self)
         self.arp = ArpLayer(self)
         self.icmp = IcmpLayer(self)
@@ -325,6 +329,20 @@ class NetNs:
         """The identification of the next packet the kernel makes."""
         self._ident = (self._ident + 1) & 0xFFFF
         return self._ident
+
+    def sweep_later(self) -> None:
+        """Connections are tracked: have netfilter free the expired ones in time."""
+        if self._sweep is None:
+            at = self.netfilter.get_timer()
+            now = self.kernel.clock()
+            at = now + MIN_SWEEP_S if at is None else max(at, now + MIN_SWEEP_S)
+            self._sweep = self.kernel.timers.at(at, self._sweep_now)
+
+    def _sweep_now(self) -> None:
+        self._sweep = None
+        self.netfilter.handle_timer()
+        if self.netfilter.get_timer() is not None:
+            self.sweep_later()
 
     def route_text(self, route: Route, dst: int) -> str:
         """A route in one line, for traces."""

@@ -54,7 +54,6 @@ class Reassembler:
         if queue is None:
             kernel = self._ns.kernel
             timer = kernel.timers.at(kernel.clock() + TIMEOUT_S, lambda: self._expire(key))
-            kernel.wake()
             queue = self._queues[key] = _Queue(timer)
         frag = data[6] << 8 | data[7]
         offset = (frag & ipv4.OFFSET_MASK) * 8

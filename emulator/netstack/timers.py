@@ -26,17 +26,21 @@ class Timer:
 class Timers:
     """Timers in order of (time, arming)."""
 
-    __slots__ = ("_count", "_heap")
+    __slots__ = ("_count", "_heap", "_on_earlier")
 
-    def __init__(self) -> None:
+    def __init__(self, on_earlier: Callable[[], None]) -> None:
+        """``on_earlier`` is called when a timer is armed that is due before all others."""
         self._heap: list[tuple[float, int, Timer]] = []
         self._count = 0
+        self._on_earlier = on_earlier
 
     def at(self, when: float, call: Callable[[], None]) -> Timer:
         """Arm ``call`` for the instant ``when`` of the kernel's clock."""
         timer = Timer(when, call)
         self._count += 1
         heapq.heappush(self._heap, (when, self._count, timer))
+        if self._heap[0][2] is timer:
+            self._on_earlier()
         return timer
 
     def next_at(self) -> float | None:

@@ -168,3 +168,14 @@ def test_conntrack_entries_of_cached_flows_do_not_expire() -> None:
     flows = [c for c in root.netfilter.conntrack if c.original.dport == 53]
     assert [c.packets[0] for c in flows] == [100]
     assert net.kernels[1].flows.hits > 0
+
+
+def test_expired_connections_are_freed_without_traffic() -> None:
+    net = Segment()
+    a = net.pod(0, 2)
+    root = net.kernels[0].root
+    root.netfilter.restore("*nat\n-A POSTROUTING -s 10.9.9.9/32 -j MASQUERADE\nCOMMIT\n")
+    net.ping(a, "10.2.1.1")
+    assert len(root.netfilter.conntrack) == 1
+    net.advance(40)
+    assert len(root.netfilter.conntrack) == 0
