@@ -153,6 +153,8 @@ BUILTIN: Final[tuple[ResourceType, ...]] = (
         "selfsubjectrulesreviews", namespaced=False, verbs=CREATE_ONLY),
     _in("autoscaling", "autoscaling", "v2", "HorizontalPodAutoscaler", "horizontalpodautoscalers",
         "hpa", categories=_ALL, subresources=(_status("HorizontalPodAutoscaler"),)),
+    _in("autoscaling", "autoscaling", "v1", "HorizontalPodAutoscaler", "horizontalpodautoscalers",
+        "hpa", categories=_ALL, subresources=(_status("HorizontalPodAutoscaler"),)),
     _in("batch", "batch", "v1", "CronJob", "cronjobs", "cj", categories=_ALL,
         subresources=(_status("CronJob"),)),
     _in("batch", "batch", "v1", "Job", "jobs", categories=_ALL, subresources=(_status("Job"),)),

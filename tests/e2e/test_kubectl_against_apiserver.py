@@ -310,6 +310,8 @@ async def test_describe_explain_wait_and_small_commands(world: World) -> None:
     async with asyncio.timeout(20):
         out, _ = await waiting.communicate()
     assert out == b"deployment.apps/web condition met\n"
+    await world.ok("autoscale", "deploy", "web", "--max=5", "--cpu-percent=50")
+    assert "cpu: <unknown>/50%" in await world.ok("get", "hpa")
     assert await world.ok("get", "--raw", "/readyz") == "ok"
     assert await world.fails("get", "nosuch") == (
         'error: the server doesn\'t have a resource type "nosuch"\n'

@@ -25,10 +25,13 @@ async def test_deployment_is_created_exposed_scaled_and_deleted(tmp_path: Path) 
         await world.ok("expose", "deployment", "web", "--port=80", "--type=NodePort")
         await world.ok("scale", "deployment", "web", "--replicas=5")
         table = await world.ok("get", "deployment", "web", "-o", "wide")
-        assert table.split() == (
-            "NAME READY UP-TO-DATE AVAILABLE AGE CONTAINERS IMAGES SELECTOR "
-            f"web 0/5 0 0 {table.split()[12]} nginx nginx app=web"
-        ).split()
+        assert (
+            table.split()
+            == (
+                "NAME READY UP-TO-DATE AVAILABLE AGE CONTAINERS IMAGES SELECTOR "
+                f"web 0/5 0 0 {table.split()[12]} nginx nginx app=web"
+            ).split()
+        )
         everything = await world.ok("get", "all")
         assert "service/kubernetes" in everything
         assert "deployment.apps/web" in everything
