@@ -84,6 +84,17 @@ def test_a_big_ping_without_df_is_cut_and_put_together() -> None:
     assert (answer.icmp_type, answer.size) == (0, 5008)
 
 
+def test_fragments_cross_a_bridge_that_tracks_connections() -> None:
+    net = Segment()
+    pod = net.pod(0, 2)
+    net.pod(0, 3)
+    net.kernels[0].root.netfilter.restore(
+        "*nat\n-A PREROUTING -d 10.3.0.1/32 -j DNAT --to-destination 10.2.1.3\nCOMMIT\n"
+    )
+    assert net.ping(pod, "10.2.1.3", size=5000, df=False).size == 5008
+    assert net.ping(pod, "10.3.0.1", size=5000, df=False).size == 5008
+
+
 def test_a_missing_fragment_times_out_with_an_error_about_the_first() -> None:
     net = Segment()
     pod = net.pod(0, 2)

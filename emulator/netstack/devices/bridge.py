@@ -140,35 +140,38 @@ class Bridge(Device):
             self.ns.count_drop(Drop(DropReason.DEVICE_DOWN, f"dev {self.name} is down"), skb)
             return
         self._learn(port, skb)
-        if skb.ethertype == ETHERTYPE_IPV4 and self.ns.sysctl.get(CALL_IPTABLES):
-            drop = self._prerouting(port, skb)
-            if drop is not None:
-                return
+        called = skb.ethertype == ETHERTYPE_IPV4 and self.ns.sysctl.get(CALL_IPTABLES)
+        if called and not self._prerouting(port, skb):
+            return
         self._forward(port, skb)
 
-    def _prerouting(self, port: Device, skb: Skb) -> Drop | None:
-        """br_nf_pre_routing: the hook, and a new destination MAC after destination NAT."""
+    def _prerouting(self, port: Device, skb: Skb) -> bool:
+        """br_nf_pre_routing: the hook, and a new destination MAC after destination NAT.
+
+        False if the frame ended here or waits for its other fragments.
+        """
         ns = self.ns
         if not skb.gso_size:
             try:
                 skb.data = ipv4.validate(skb.data)
             except WireError as error:
-                return ns.count_drop(Drop(DropReason.BAD_HEADER, str(error)), skb)
+                ns.count_drop(Drop(DropReason.BAD_HEADER, str(error)), skb)
+                return False
         packet = skb.as_packet(self.name)
         packet.physdev_in = port.name
         whole = ns.ip.defragment(packet)
         if whole is None:
-            return Drop(DropReason.REASSEMBLY_TIMEOUT)
+            return False
         packet = whole
         before = packet.dst
         drop = ns.ip.hook(Hook.PREROUTING, packet, self.name, "")
         if drop is not None:
             ns.end(packet, drop)
-            return drop
+            return False
         skb.packet, skb.prerouted, skb.data = packet, True, packet.data
         if packet.dst != before:
             self._redirect(packet, skb)
-        return None
+        return True
 
     def _redirect(self, packet: Packet, skb: Skb) -> None:
         """The destination was translated: to a station of this bridge, or up to be routed."""
@@ -251,6 +254,13 @@ class Bridge(Device):
                 return
             skb.data = packet.data
         if len(skb.data) > out.mtu and not skb.gso_size:
+            if skb.packet is not None and not skb.data[6] & 0x40:
+                # br_nf_dev_queue_xmit: what connection tracking put together is cut again.
+                for piece in ipv4.fragment(skb.data, out.mtu):
+                    part = skb.copy()
+                    part.data = piece
+                    out.transmit(part)
+                return
             # is_skb_forwardable: a bridge says nothing, it is not a router.
             detail = f"{len(skb.data)} bytes, {out.name} has mtu {out.mtu}"
             self.ns.count_drop(Drop(DropReason.TOO_BIG, detail), skb)
