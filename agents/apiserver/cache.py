@@ -14,6 +14,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any, Final
 
 from agents.apiserver.config import FRESH_TIMEOUT_S, WATCH_RING
+from emulator.apimachinery.behaviour import selectable_fields
 from emulator.apimachinery.objects import dump_json
 from emulator.apimachinery.status import expired, too_large_revision, unavailable
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
     from agents.apiserver.store import Change, Store, Stored
     from emulator.apimachinery.objects import Obj
+    from emulator.apimachinery.resources import ResourceType
 
     Encoder = Callable[["Entry"], Obj]
 
@@ -33,7 +35,7 @@ RETRY_S: Final = 0.2
 class Entry:
     """One version of one object; decoded when first needed, encoded once per API version."""
 
-    __slots__ = ("_bodies", "_obj", "key", "revision", "value")
+    __slots__ = ("_bodies", "_fields", "_obj", "key", "revision", "value")
 
     def __init__(self, key: str, value: bytes, revision: int) -> None:
         self.key = key
@@ -41,6 +43,7 @@ class Entry:
         self.revision = revision
         self._obj: Obj | None = None
         self._bodies: dict[str, bytes] = {}
+        self._fields: dict[str, str] | None = None
 
     @property
     def obj(self) -> Obj:
@@ -50,6 +53,12 @@ class Entry:
             obj.setdefault("metadata", {})["resourceVersion"] = str(self.revision)
             self._obj = obj
         return self._obj
+
+    def fields(self, resource: ResourceType) -> dict[str, str]:
+        """The fields a field selector may name."""
+        if self._fields is None:
+            self._fields = selectable_fields(resource, self.obj)
+        return self._fields
 
     def body(self, form: str, convert: Callable[[Obj], Obj]) -> bytes:
         """JSON of the members after kind and apiVersion, without braces."""

@@ -60,9 +60,7 @@ class Selection(NamedTuple):
             dig(entry.obj, "metadata", "labels")
         ):
             return False
-        return not self.fields.terms or self.fields.matches(
-            selectable_fields(self.resource, entry.obj)
-        )
+        return not self.fields.terms or self.fields.matches(entry.fields(self.resource))
 
     @property
     def selects(self) -> bool:

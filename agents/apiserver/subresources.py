@@ -168,7 +168,10 @@ async def binding(rest: Rest, call: Call) -> web.StreamResponse:
 
 
 async def eviction(rest: Rest, call: Call) -> web.StreamResponse:
-    """POST of ``pods/N/eviction``; disruption budgets are respected."""
+    """POST of ``pods/N/eviction``: a graceful delete.
+
+    Budgets do not hold it back, because no controller keeps their ``disruptionsAllowed``.
+    """
     wanted = await _read(call, EVICTION)
     options = delete_options(wanted.get("deleteOptions"))
     dry = bodies.dry_run(call.query) or options.dry_run

@@ -117,6 +117,20 @@ def _write(path: Path, data: bytes) -> str:
     return str(path)
 
 
+def _usage(*, ca: bool) -> x509.KeyUsage:
+    return x509.KeyUsage(
+        digital_signature=True,
+        key_cert_sign=ca,
+        crl_sign=ca,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        encipher_only=False,
+        decipher_only=False,
+    )
+
+
 def make_pki(folder: Path) -> Pki:
     """A CA, a server certificate for 127.0.0.1 and a client certificate of an administrator."""
     now = datetime.datetime.now(datetime.UTC)
@@ -133,6 +147,14 @@ def make_pki(folder: Path) -> Pki:
             .not_valid_before(now - datetime.timedelta(hours=1))
             .not_valid_after(now + datetime.timedelta(days=1))
             .add_extension(x509.BasicConstraints(ca=ca, path_length=None), critical=True)
+            .add_extension(
+                x509.AuthorityKeyIdentifier.from_issuer_public_key(ca_key.public_key()),
+                critical=False,
+            )
+            .add_extension(
+                x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False
+            )
+            .add_extension(_usage(ca=ca), critical=True)
         )
         if san:
             names = [x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
