@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import aiohttp
 import pytest
 
+from agents.apiserver import bootstrap
 from agents.apiserver.config import MAX_BODY_BYTES
 from agents.apiserver.testing import TOKEN, api_server
 
@@ -355,3 +356,27 @@ async def test_scale_reads_and_writes_replicas(client: Client) -> None:
         'Scale.autoscaling "w" is invalid: spec.replicas: Invalid value: -1: '
         "must be greater than or equal to 0",
     )
+
+
+async def test_the_kubernetes_service_comes_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bootstrap, "PERIOD_S", 0.05)
+    path = "/api/v1/namespaces/default/services"
+    async with api_server(tmp_path) as world:
+        context = ssl.create_default_context(cafile=world.pki.ca)
+        async with aiohttp.ClientSession(
+            world.url,
+            connector=aiohttp.TCPConnector(ssl=context),
+            headers={"Authorization": f"Bearer {TOKEN}"},
+        ) as session:
+            client = Client(world, session)
+            _, first = await client.json("GET", f"{path}/kubernetes")
+            await client.json("DELETE", f"{path}/kubernetes")
+            query = {"fieldSelector": "metadata.name=kubernetes"}
+            async with client.watch(path, **query) as stream:
+                _, again = await stream.next()
+            assert again["metadata"]["uid"] != first["metadata"]["uid"]
+            assert again["spec"]["clusterIP"] == "10.96.0.1"
+            _, ends = await client.json("GET", "/api/v1/namespaces/default/endpoints/kubernetes")
+            assert ends["subsets"][0]["addresses"] == [{"ip": "172.17.4.101"}]
