@@ -86,7 +86,7 @@ class Links:
                 return self._add_veth(name, address, mtu, attrs)
             case "bridge":
                 device = Bridge(self._ns, name, address, mac_given=mac is not None)
-                device.ageing_s = _int(attrs, "ageing_s", AGEING_S)
+                device.fdb.ageing_s = _int(attrs, "ageing_s", AGEING_S)
                 device.fdb.entries[address] = FdbEntry(address, local=True)
             case "vxlan":
                 device = self._make_vxlan(name, address, attrs)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, ClassVar, Final
 
 from emulator.errors import WireError
 from emulator.netstack.devices.base import Device
-from emulator.netstack.devices.fdb import AGEING_S, MAX_LEARNED, Fdb, FdbEntry
+from emulator.netstack.devices.fdb import Fdb, FdbEntry
 from emulator.netstack.packet import Drop, DropReason, Hook
 from emulator.wire import ipv4
 from emulator.wire.ethernet import ETHERTYPE_IPV4
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from emulator.netstack.netns import NetNs
     from emulator.netstack.packet import Packet
     from emulator.netstack.skb import Skb
-    from emulator.netstack.timers import Timer
 
 MAX_PORTS: Final = 1023  # BR_MAX_PORTS less one
 CALL_IPTABLES: Final = "net.bridge.bridge-nf-call-iptables"
@@ -36,12 +35,10 @@ class Bridge(Device):
     def __init__(self, ns: NetNs, name: str, mac: bytes, *, mac_given: bool) -> None:
         super().__init__(ns, name, mac)
         self.ports: dict[str, Device] = {}
-        self.fdb = Fdb()
-        self.ageing_s: float = AGEING_S
+        self.fdb = Fdb(ns.kernel)
         self._mac_given = mac_given
         self._first_mac = mac
         self._had_port = False
-        self._ageing: Timer | None = None
 
     # -- ports -----------------------------------------------------------------------------------
 
@@ -92,45 +89,12 @@ class Bridge(Device):
         """Free the ports."""
         for port in list(self.ports.values()):
             self.port_del(port)
-        if self._ageing is not None:
-            self._ageing.cancel()
+        self.fdb.close()
 
     def _forget_local(self, mac: bytes) -> None:
         entry = self.fdb.entries.get(mac)
         if entry is not None and entry.local and entry.port is None:
             del self.fdb.entries[mac]
-
-    # -- learning --------------------------------------------------------------------------------
-
-    def _learn(self, port: Device, skb: Skb) -> None:
-        src = skb.src
-        if src[0] & 1:
-            return
-        now = self.ns.kernel.clock()
-        entry = self.fdb.entries.get(src)
-        if entry is None:
-            if len(self.fdb.entries) >= MAX_LEARNED:
-                return
-            entry = self.fdb.entries[src] = FdbEntry(src, port=port, now=now)
-            self.ns.kernel.invalidate_flows()
-            if self._ageing is None:
-                self._ageing = self.ns.kernel.timers.at(now + self.ageing_s, self._age)
-        elif entry.port is not port and not entry.local and not entry.permanent:
-            entry.port = port
-            self.ns.kernel.invalidate_flows()
-        entry.updated_at = now
-        if skb.flow is not None:
-            skb.flow.stations.append(entry)
-
-    def _age(self) -> None:
-        kernel = self.ns.kernel
-        now = kernel.clock()
-        if self.fdb.expire(now, self.ageing_s):
-            kernel.invalidate_flows()
-        oldest = self.fdb.oldest()
-        self._ageing = None
-        if oldest is not None:
-            self._ageing = kernel.timers.at(oldest + self.ageing_s, self._age)
 
     # -- frames ----------------------------------------------------------------------------------
 
@@ -139,7 +103,7 @@ class Bridge(Device):
         if not self.up:
             self.ns.count_drop(Drop(DropReason.DEVICE_DOWN, f"dev {self.name} is down"), skb)
             return
-        self._learn(port, skb)
+        self.fdb.learn(skb, port=port)
         called = skb.ethertype == ETHERTYPE_IPV4 and self.ns.sysctl.get(CALL_IPTABLES)
         if called and not self._prerouting(port, skb):
             return

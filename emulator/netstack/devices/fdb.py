@@ -6,6 +6,9 @@ from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from emulator.netstack.devices.base import Device
+    from emulator.netstack.kernel import Kernel
+    from emulator.netstack.skb import Skb
+    from emulator.netstack.timers import Timer
 
 # Entries learnt by one device; more are not learnt, their frames are flooded.  Linux has no bound
 # by default (fdb_max_learned, vxlan maxaddr); a node has 110 pods.
@@ -40,27 +43,54 @@ class FdbEntry:
 
 
 class Fdb:
-    """One device's entries by MAC."""
+    """One device's entries by MAC: learnt ones age, permanent and local ones stay."""
 
-    __slots__ = ("entries",)
+    __slots__ = ("_kernel", "_timer", "ageing_s", "entries")
 
-    def __init__(self) -> None:
+    def __init__(self, kernel: Kernel) -> None:
+        self._kernel = kernel
+        self._timer: Timer | None = None
+        self.ageing_s: float = AGEING_S
         self.entries: dict[bytes, FdbEntry] = {}
 
-    def expire(self, now: float, ageing_s: float) -> bool:
-        """Forget what has not been seen for ``ageing_s``; True if something was."""
-        old = [
-            mac
-            for mac, entry in self.entries.items()
-            if not entry.permanent and not entry.local and entry.updated_at + ageing_s <= now
-        ]
-        for mac in old:
-            del self.entries[mac]
-        return bool(old)
+    def learn(self, skb: Skb, *, port: Device | None = None, dst: int = 0) -> None:
+        """The sender of a frame is behind ``port`` or the VTEP ``dst``."""
+        mac = skb.src
+        if mac[0] & 1:
+            return
+        kernel = self._kernel
+        now = kernel.clock()
+        entry = self.entries.get(mac)
+        if entry is None:
+            if len(self.entries) >= MAX_LEARNED:
+                return
+            entry = self.entries[mac] = FdbEntry(mac, port=port, dst=dst, now=now)
+            kernel.invalidate_flows()
+            if self._timer is None:
+                self._timer = kernel.timers.at(now + self.ageing_s, self._age)
+        elif not (entry.local or entry.permanent) and (entry.port is not port or entry.dst != dst):
+            entry.port, entry.dst = port, dst
+            kernel.invalidate_flows()
+        entry.updated_at = now
+        if skb.flow is not None:
+            skb.flow.stations.append(entry)
 
-    def oldest(self) -> float | None:
-        """When the learnt entry longest unseen was seen; None without one."""
-        return min(
-            (e.updated_at for e in self.entries.values() if not e.permanent and not e.local),
-            default=None,
-        )
+    def _age(self) -> None:
+        """Forget what has not been seen for ``ageing_s``."""
+        now = self._kernel.clock()
+        learnt = [e for e in self.entries.values() if not e.permanent and not e.local]
+        seen_at = None
+        for entry in learnt:
+            if entry.updated_at + self.ageing_s <= now:
+                del self.entries[entry.mac]
+                self._kernel.invalidate_flows()
+            elif seen_at is None or entry.updated_at < seen_at:
+                seen_at = entry.updated_at
+        self._timer = None
+        if seen_at is not None:
+            self._timer = self._kernel.timers.at(seen_at + self.ageing_s, self._age)
+
+    def close(self) -> None:
+        """The device is gone."""
+        if self._timer is not None:
+            self._timer.cancel()

@@ -12,7 +12,7 @@ from emulator.addr import ZERO_MAC, format_ip, format_mac
 from emulator.errors import WireError
 from emulator.netstack import gso
 from emulator.netstack.devices.base import Device
-from emulator.netstack.devices.fdb import AGEING_S, MAX_LEARNED, Fdb, FdbEntry
+from emulator.netstack.devices.fdb import AGEING_S, Fdb
 from emulator.netstack.packet import Drop, DropReason, Packet
 from emulator.netstack.skb import Skb
 from emulator.wire import ethernet, ipip, ipv4, vxlan
@@ -20,7 +20,6 @@ from emulator.wire.ethernet import ETHERTYPE_IPV4
 
 if TYPE_CHECKING:
     from emulator.netstack.netns import NetNs
-    from emulator.netstack.timers import Timer
 
 # udp_flow_src_port with no range given takes net.ipv4.ip_local_port_range.
 DEFAULT_SOURCE_PORTS: Final = (32768, 60999)
@@ -70,19 +69,17 @@ class Vxlan(Device):
         self.learning = learning
         self.srcport = srcport
         self.ttl = ttl
-        self.ageing_s = ageing_s
-        self.fdb = Fdb()
+        self.fdb = Fdb(ns.kernel)
+        self.fdb.ageing_s = ageing_s
         self._header = vxlan.header(vni)
         self._ident = 0
-        self._ageing: Timer | None = None
         # The namespace a tunnel was made in carries its packets, wherever the device is moved.
         self.carrier_ns = ns
 
     def destroy(self) -> None:
         """Close the receiving end."""
         self.carrier_ns.vteps.pop((self.port, self.vni), None)
-        if self._ageing is not None:
-            self._ageing.cancel()
+        self.fdb.close()
 
     def _fields(self) -> dict[str, object]:
         fields = super()._fields()
@@ -93,7 +90,7 @@ class Vxlan(Device):
             "port": self.port,
             "learning": self.learning,
             "srcport": self.srcport,
-            "ageing_s": self.ageing_s,
+            "ageing_s": int(self.fdb.ageing_s),
         }
         return fields
 
@@ -144,41 +141,12 @@ class Vxlan(Device):
             return
         skb = Skb(dst, src, ethertype, data, gso_size=packet.gso_size)
         skb.flow, skb.trace = packet.flow, packet.trace
-        if self.learning and not src[0] & 1:
-            self._learn(skb, packet.src)
+        if self.learning:
+            self.fdb.learn(skb, dst=packet.src)
         if skb.trace is not None:
             detail = f"{self.name}: vni {self.vni} from {format_ip(packet.src)}"
             self.trace(skb, "decap", detail)
         self.receive(skb)
-
-    def _learn(self, skb: Skb, vtep: int) -> None:
-        kernel = self.ns.kernel
-        mac = skb.src
-        now = kernel.clock()
-        entry = self.fdb.entries.get(mac)
-        if entry is None:
-            if len(self.fdb.entries) >= MAX_LEARNED:
-                return
-            entry = self.fdb.entries[mac] = FdbEntry(mac, dst=vtep, now=now)
-            kernel.invalidate_flows()
-            if self._ageing is None:
-                self._ageing = kernel.timers.at(now + self.ageing_s, self._age)
-        elif entry.dst != vtep and not entry.permanent:
-            entry.dst = vtep
-            kernel.invalidate_flows()
-        entry.updated_at = now
-        if skb.flow is not None:
-            skb.flow.stations.append(entry)
-
-    def _age(self) -> None:
-        kernel = self.ns.kernel
-        now = kernel.clock()
-        if self.fdb.expire(now, self.ageing_s):
-            kernel.invalidate_flows()
-        oldest = self.fdb.oldest()
-        self._ageing = None
-        if oldest is not None:
-            self._ageing = kernel.timers.at(oldest + self.ageing_s, self._age)
 
 
 class Ipip(Device):
