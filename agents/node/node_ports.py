@@ -12,7 +12,7 @@ import functools
 from typing import TYPE_CHECKING, Final
 
 from emulator.errors import UsageError
-from emulator.runtime.relay import relay
+from emulator.runtime.relay import kept, relay
 
 if TYPE_CHECKING:
     import logging
@@ -41,6 +41,8 @@ class NodePorts:
         self._wanted: tuple[tuple[str, int], ...] = ()
         self._changed = asyncio.Event()
         self._open: dict[tuple[str, int], Listener] = {}
+        # asyncio holds tasks weakly, and a relay whose client has gone is known to nobody else.
+        self._relays: set[asyncio.Task[None]] = set()
 
     def want(self, ports: Iterable[tuple[str, int]]) -> None:
         """Set the wanted (protocol "tcp" or "udp", port) pairs; takes effect in ``run``."""
@@ -57,6 +59,8 @@ class NodePorts:
         finally:
             for listener in self._open.values():
                 listener.close()
+            for task in self._relays:
+                task.cancel()
 
     async def _apply(self) -> None:
         for key in [key for key in self._open if key not in self._wanted]:
@@ -94,7 +98,8 @@ class NodePorts:
         self, port: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
         dial = functools.partial(self._outside.open_connection, self._node_ip, port)
-        await relay(reader, writer, dial)
+        with kept(self._relays):
+            await relay(reader, writer, dial)
 
 
 class _UdpPort(asyncio.DatagramProtocol):

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from emulator.addr import format_ip
 from emulator.netstack.devices.underlay import Underlay
 from emulator.netstack.kernel import Kernel
-from emulator.runtime.relay import relay
+from emulator.runtime.relay import kept, relay
 from emulator.runtime.stack import StackNetwork
 from emulator.runtime.underlay import KernelDriver
 
@@ -34,6 +34,7 @@ class Outside:
         """``node_mac`` is ``eth0``'s, the only neighbour here."""
         self._relays = config.relays
         self._servers: list[asyncio.AbstractServer] = []
+        self._serving: set[asyncio.Task[None]] = set()
         self._driver: KernelDriver | None = None
         self._kernel = Kernel("outside", clock=env.clock.monotonic, rng=env.rng)
         root = self._kernel.root
@@ -60,7 +61,7 @@ class Outside:
         assert self._driver is not None, "connect() first"
         self._driver.start()
         for target in self._relays:
-            serve = functools.partial(_relay_out, target)
+            serve = functools.partial(self._relay_out, target)
             server = await self.network.start_server(serve, format_ip(target.ip), target.port)
             self._servers.append(server)
 
@@ -68,12 +69,14 @@ class Outside:
         """Stop serving."""
         for server in self._servers:
             server.close()
+        for task in self._serving:
+            task.cancel()
         if self._driver is not None:
             self._driver.stop()
 
-
-async def _relay_out(
-    target: Relay, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
-) -> None:
-    dial = functools.partial(asyncio.open_connection, target.host, target.host_port)
-    await relay(reader, writer, dial)
+    async def _relay_out(
+        self, target: Relay, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        dial = functools.partial(asyncio.open_connection, target.host, target.host_port)
+        with kept(self._serving):
+            await relay(reader, writer, dial)

@@ -67,19 +67,16 @@ class Reflector:
         """The newest revision seen: of the list, of an event, or of a bookmark."""
         self.relists = 0
         """Lists made so far, the first included."""
+        self._failing = False
 
     async def run(self) -> None:
         """Never returns; failures to reach the server are logged and tried again."""
         listed = False
-        failing = False
         while True:
             try:
                 if not listed:
                     await self._list()
                     listed = True
-                if failing:
-                    self._log.info("watch of %s works again", self._resource.qualified)
-                    failing = False
                 if await self._watch():
                     self._backoff.reset()
                     continue
@@ -88,16 +85,15 @@ class Reflector:
                     self._log.info("watch of %s: %s; listing", self._resource.qualified, error)
                     listed = False
                 else:
-                    self._report(error, failing)
-                    failing = True
+                    self._report(error)
             except ApiUnreachableError as error:
-                self._report(error, failing)
-                failing = True
+                self._report(error)
             await asyncio.sleep(self._backoff.next_delay_s())
 
-    def _report(self, error: Exception, failing: bool) -> None:
+    def _report(self, error: Exception) -> None:
         # One line when it breaks, one when it works again; the tries between are for debugging.
-        level = logging.DEBUG if failing else logging.WARNING
+        level = logging.DEBUG if self._failing else logging.WARNING
+        self._failing = True
         self._log.log(
             level, "list/watch of %s failed, trying again: %s", self._resource.qualified, error
         )
@@ -127,6 +123,9 @@ class Reflector:
             field_selector=self._field_selector,
         ) as batches:
             self._backoff.reset()
+            if self._failing:
+                self._failing = False
+                self._log.info("watch of %s works again", self._resource.qualified)
             async for batch in batches:
                 seen = True
                 changes = [event for event in batch if event.type != "BOOKMARK"]

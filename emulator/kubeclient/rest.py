@@ -405,7 +405,10 @@ class RestClient:
     def _unreachable(
         self, method: str, path: str, error: BaseException, *, sent: bool
     ) -> ApiUnreachableError:
-        what = str(error) or type(error).__name__
+        if isinstance(error, aiohttp.ClientPayloadError):
+            what = "the connection ended in the middle of the answer"
+        else:
+            what = str(error) or type(error).__name__
         return ApiUnreachableError(
             f"API server {self.config.server}: {method} {path}: {what}", sent=sent
         )

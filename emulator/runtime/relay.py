@@ -13,12 +13,28 @@ import struct
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Iterator
 
     Dial = Callable[[], Awaitable[tuple[asyncio.StreamReader, asyncio.StreamWriter]]]
 
 # One read of a fast peer: as much as a super-segment of the emulated TCP carries.
 CHUNK_BYTES: Final = 64 * 1024
+
+
+@contextlib.contextmanager
+def kept(tasks: set[asyncio.Task[None]]) -> Iterator[None]:
+    """Hold the running task in ``tasks`` meanwhile.
+
+    asyncio itself holds a task only by what it waits for.  A relay waits for sockets that only the
+    relay knows, so without this the garbage collector may end it in the middle.
+    """
+    task = asyncio.current_task()
+    assert task is not None
+    tasks.add(task)
+    try:
+        yield
+    finally:
+        tasks.discard(task)
 
 
 async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, dial: Dial) -> None:

@@ -34,8 +34,15 @@ class _Protocol(web.RequestHandler):
 
     def eof_received(self) -> bool:  # type: ignore[override]  # asyncio takes a bool here
         """A client that half-closes still gets its answers, as from nginx."""
-        self._loop.call_later(HALF_CLOSE_S, self.close)
+        self._loop.call_later(HALF_CLOSE_S, self._no_more_requests)
         return True
+
+    def _no_more_requests(self) -> None:
+        """Close now if idle (where ``close`` would only end the task), else after the answers."""
+        if self._waiter is not None:
+            self.force_close()
+        else:
+            self.close()
 
     def handle_error(
         self,

@@ -161,6 +161,16 @@ async def test_nginx_errors_have_its_own_pages() -> None:
         )
 
 
+async def test_an_idle_client_that_half_closes_is_closed_too() -> None:
+    async with running("nginx:1.22.1") as nginx:
+        reader, writer = await asyncio.open_connection("127.0.0.1", nginx.port())
+        writer.write(b"HEAD / HTTP/1.1\r\nHost: x\r\n\r\n")
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write_eof()
+        assert await reader.read() == b""
+        writer.close()
+
+
 async def test_nginx_serves_ranges_conditions_and_changed_files() -> None:
     async with running("nginx:1.22.1") as nginx:
         part = await raw(
