@@ -10,6 +10,7 @@ from agents.kubelet.content import PodContent
 from agents.kubelet.node import (
     LEASE_NAMESPACE,
     UNDERLAY_ANNOTATION,
+    conditions_differ,
     new_node,
     node_labels,
     node_lease,
@@ -24,7 +25,7 @@ from emulator.kubeclient.config import KubeConfig
 from emulator.kubeclient.errors import ApiError, ApiUnreachableError
 from emulator.kubeclient.events import EventRecorder
 from emulator.kubeclient.informer import Informer
-from emulator.kubeclient.meta import key_of
+from emulator.kubeclient.meta import key_of, resource_version
 from emulator.kubeclient.resource import LEASES, NODES, PODS, SERVICES
 from emulator.kubeclient.rest import RestClient
 from emulator.workloads.images import default_registry
@@ -48,6 +49,8 @@ STATUS_REPORT_S = 300.0
 READY_POLL_S = 0.02
 READY_CHECK_S = 1.0
 API_RETRY_S = 0.2
+# backOffPeriod of the real kubelet: a pod whose sync failed is looked at again after this.
+SYNC_RETRY_S = 10.0
 
 
 class Kubelet:
@@ -75,6 +78,9 @@ class Kubelet:
             log=role.log,
         )
         self._services = Informer(client, SERVICES, log=role.log)
+        self._nodes = Informer(
+            client, NODES, field_selector=f"metadata.name={config.node_name}", log=role.log
+        )
         self._recorder = EventRecorder(
             client, role.clock, "kubelet", host=config.node_name, log=role.log
         )
@@ -111,10 +117,12 @@ class Kubelet:
         try:
             async with asyncio.TaskGroup() as group:
                 self._pods.add_handler(self._note)
+                self._nodes.add_handler(self._note_node)
                 group.create_task(self._recorder.run(), name="kubelet.events")
                 group.create_task(self._services.run(), name="kubelet.services")
                 await self._register()
                 group.create_task(self._renew_lease(), name="kubelet.lease")
+                group.create_task(self._nodes.run(), name="kubelet.node")
                 group.create_task(self._report_node(), name="kubelet.status")
                 group.create_task(self._pods.run(), name="kubelet.pods")
                 await self._services.synced.wait()
@@ -141,7 +149,12 @@ class Kubelet:
                 continue
             if obj is None:
                 continue
-            pod = PodSpec.parse(obj)
+            try:
+                pod = PodSpec.parse(obj)
+            except (AttributeError, KeyError, TypeError, ValueError) as error:
+                # Only an API server that checks less than the real one lets such a pod pass.
+                self._sync_failed(key, obj, error)
+                continue
             if worker is not None:
                 worker.update(pod)
                 continue
@@ -153,10 +166,23 @@ class Kubelet:
     async def _work(self, key: str, worker: PodWorker) -> None:
         try:
             await worker.run()
+        # A fault in one pod's handling must not end the other pods of the node.
+        except Exception as error:
+            self._sync_failed(key, worker.pod.obj, error)
+            worker.abandon()
+            await asyncio.sleep(SYNC_RETRY_S)
         finally:
             del self.workers[key]
             # A pod of the same name may have come while this one went.
             self._changed.put_nowait(key)
+
+    def _sync_failed(self, key: str, obj: Mapping[str, Any], error: Exception) -> None:
+        self._role.log.error("pod %s cannot be synced", key, exc_info=error)
+        inner: BaseException = error
+        while isinstance(inner, BaseExceptionGroup):
+            inner = inner.exceptions[0]
+        text = f"Error syncing pod, skipping: {type(inner).__name__}: {inner}"
+        self._recorder.event(obj, PODS, "Warning", "FailedSync", text)
 
     # The node
 
@@ -189,6 +215,11 @@ class Kubelet:
             NODES, "", name, {"status": self._status()}, "merge", subresource="status"
         )
 
+    def _note_node(self, event: str, old: Object | None, new: Object | None) -> None:
+        """Follow the Node as others change it; what is older than our last write is no news."""
+        if new is not None and resource_version(new) > resource_version(self._node):
+            self._node = new
+
     def _status(self) -> Object:
         return node_status(
             self.config,
@@ -200,12 +231,17 @@ class Kubelet:
         )
 
     async def _report_node(self) -> None:
-        """Report every five minutes, and at once when readiness changes."""
+        """Report every five minutes, and at once when readiness changes or others deny it.
+
+        Others: the node lifecycle controller writes Unknown over the conditions of a kubelet it
+        has not heard of for a while.
+        """
         reported: str | None = "never"
         due_at = 0.0
         while True:
             complaint, now = self._plugin.ready(), self._role.clock.monotonic()
-            if complaint != reported or now >= due_at:
+            denied = conditions_differ(self._node, complaint)
+            if complaint != reported or denied or now >= due_at:
                 try:
                     await self._send_node_status()
                 except (ApiError, ApiUnreachableError) as error:

@@ -107,7 +107,8 @@ def node_status(
     }
 
 
-def _conditions(not_ready: str | None, known: Mapping[str, Any] | None, now: float) -> list[Object]:
+def _wanted(not_ready: str | None) -> list[tuple[str, str, str, str]]:
+    """(type, status, reason, message) of this kubelet's conditions."""
     wanted = [
         (
             "MemoryPressure",
@@ -130,6 +131,20 @@ def _conditions(not_ready: str | None, known: Mapping[str, Any] | None, now: flo
         wanted.insert(
             0, ("NetworkUnavailable", "False", "FlannelIsUp", "Flannel is running on this node")
         )
+    return wanted
+
+
+def conditions_differ(known: Mapping[str, Any] | None, not_ready: str | None) -> bool:
+    """Whether the Node as last seen says other than this kubelet about its own conditions."""
+    if known is None:
+        return True
+    conditions = (known.get("status") or {}).get("conditions") or ()
+    said = {each["type"]: (each.get("status"), each.get("reason")) for each in conditions}
+    return any(said.get(kind) != (status, reason) for kind, status, reason, _ in _wanted(not_ready))
+
+
+def _conditions(not_ready: str | None, known: Mapping[str, Any] | None, now: float) -> list[Object]:
+    wanted = _wanted(not_ready)
     before = {
         each["type"]: each for each in ((known or {}).get("status") or {}).get("conditions") or ()
     }

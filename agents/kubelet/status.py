@@ -88,6 +88,13 @@ def build_status(pod: PodSpec, record: PodRecord, config: KubeletConfig, now: fl
     return status
 
 
+def own_status(status: Object) -> Object:
+    """The parts of a stored status that only a kubelet may write, to compare two of them."""
+    mine = [each for each in status.get("conditions") or () if each["type"] in _OWN]
+    fields = ("phase", "podIP", "hostIP", "startTime", "containerStatuses")
+    return {"conditions": mine, **{field: status.get(field) for field in fields}}
+
+
 def qos_class(pod: PodSpec) -> str:
     """Guaranteed, Burstable or BestEffort, from cpu and memory alone."""
     burstable = guaranteed = False

@@ -19,10 +19,11 @@ from agents.kubelet.probe_state import ProbeTracker
 from agents.kubelet.probes import run_probe
 from agents.kubelet.record import PodRecord, State
 from agents.kubelet.sandbox import create_sandbox, delete_sandbox
-from agents.kubelet.status import build_status
+from agents.kubelet.status import build_status, own_status
 from agents.kubelet.volumes import VolumeError
 from emulator.errors import PodwireError, UsageError
 from emulator.kubeclient.errors import ApiError, ApiUnreachableError
+from emulator.kubeclient.meta import resource_version
 from emulator.kubeclient.resource import PODS
 from emulator.workloads.context import EXIT_SIGKILL
 from emulator.workloads.registry import ImageNotFoundError
@@ -83,6 +84,9 @@ class PodWorker:
         self._wake = asyncio.Event()
         self._status_due = asyncio.Event()
         self._status_sent: dict[str, Any] | None = None
+        # What the API server made of it, and when.
+        self._status_stored: dict[str, Any] = {}
+        self._stored_version = 0
         self._removed = False
         self._tasks: dict[str, asyncio.Task[int]] = {}
         self._probes: dict[str, asyncio.Task[None]] = {}
@@ -90,6 +94,7 @@ class PodWorker:
     def update(self, pod: PodSpec) -> None:
         """The object has changed."""
         self.pod = pod
+        self._claim_status()
         self._wake.set()
 
     def remove(self) -> None:
@@ -125,7 +130,7 @@ class PodWorker:
         now = self._now()
         actions = compute_actions(self.pod, self.record, now)
         if actions.finished:
-            await self._release()
+            self._release()
             return None
         if actions.create_sandbox:
             if not await self._create_sandbox():
@@ -354,9 +359,13 @@ class PodWorker:
         while self._tasks:
             self._wake.clear()
             await self._wake.wait()
-        await self._release()
+        self._release()
 
-    async def _release(self) -> None:
+    def abandon(self) -> None:
+        """Give back what a worker that failed still holds; its programs are cancelled already."""
+        self._release()
+
+    def _release(self) -> None:
         """Give the sandbox back; the record keeps the address it had."""
         for task in list(self._probes.values()):
             task.cancel()
@@ -410,6 +419,18 @@ class PodWorker:
             except ApiUnreachableError:
                 await self._status_later()
 
+    def _claim_status(self) -> None:
+        """Send the status again where somebody wrote another after us.
+
+        The node lifecycle controller does: Ready=False on the pods of a node it does not hear.
+        """
+        if resource_version(self.pod.obj) <= self._stored_version or self._status_sent is None:
+            return
+        if own_status(self.pod.obj.get("status") or {}) != own_status(self._status_stored):
+            self._status_sent = None
+            self.record.condition_times.clear()
+            self._status_due.set()
+
     async def _status_later(self) -> None:
         await asyncio.sleep(API_RETRY_S)
         self._status_due.set()
@@ -421,10 +442,14 @@ class PodWorker:
         pod = self.pod
         # The uid keeps the status off a later pod of the same name.
         body = {"metadata": {"uid": pod.uid}, "status": status}
-        await self._node.client.patch(
+        stored = await self._node.client.patch(
             PODS, pod.namespace, pod.name, body, "merge", subresource="status"
         )
         self._status_sent = status
+        self._status_stored = stored.get("status") or {}
+        self._stored_version = resource_version(stored)
+        if resource_version(self.pod.obj) > self._stored_version:
+            self._claim_status()
 
     def _event(
         self, kind: str, reason: str, message: str, spec: ContainerSpec | None = None

@@ -31,6 +31,15 @@ def uid_of(obj: Mapping[str, Any]) -> str:
     return uid
 
 
+def resource_version(obj: Mapping[str, Any] | None) -> int:
+    """``metadata.resourceVersion`` as a number, 0 where there is none.
+
+    Versions of one collection are ordered: they are etcd revisions.
+    """
+    text = (obj or {}).get("metadata", {}).get("resourceVersion") or "0"
+    return int(text) if text.isdigit() else 0
+
+
 def labels_of(obj: Mapping[str, Any]) -> Mapping[str, str]:
     """``metadata.labels``, never None."""
     return obj["metadata"].get("labels") or {}

@@ -78,7 +78,7 @@ class FakeApi:
             if path in self.objects:
                 return web.json_response(self.objects[path])
             plural = path.rpartition("/")[2]
-            if plural in ("pods", "services"):
+            if plural in ("pods", "services", "nodes"):
                 found = [o for p, o in self.objects.items() if f"/{plural}/" in p]
                 meta = {"resourceVersion": str(self.version)}
                 return web.json_response({"metadata": meta, "items": found})
@@ -328,6 +328,46 @@ async def test_the_node_is_not_ready_until_flannel_has_written_its_file(tmp_path
             "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases/node-0"
         ]
         assert lease["spec"]["leaseDurationSeconds"] == 40
+
+
+async def test_what_others_say_of_the_node_is_put_right(tmp_path: Path) -> None:
+    async with node(tmp_path) as world:
+        path = "/api/v1/nodes/node-0"
+
+        def ready() -> dict[str, Any]:
+            conditions = world.api.objects[path]["status"]["conditions"]
+            found: dict[str, Any] = next(each for each in conditions if each["type"] == "Ready")
+            return found
+
+        await world.api.until(lambda: ready()["status"] == "True")
+        obj = json.loads(json.dumps(world.api.objects[path]))
+        for each in obj["status"]["conditions"]:
+            each |= {"status": "Unknown", "reason": "NodeStatusUnknown"}
+        world.api.put(path, obj)
+        await world.api.until(lambda: ready()["reason"] == "KubeletReady")
+
+
+async def test_what_others_say_of_a_pod_is_put_right(tmp_path: Path) -> None:
+    async with node(tmp_path) as world:
+        world.create("web", NGINX)
+        await world.running("web")
+        obj = json.loads(json.dumps(world.pod("web")))
+        for each in obj["status"]["conditions"]:
+            if each["type"] == "Ready":
+                each["status"] = "False"
+        world.api.put("/api/v1/namespaces/default/pods/web", obj)
+        assert not world.ready("web")
+        await world.running("web")
+
+
+async def test_a_pod_no_kubelet_can_read_does_not_harm_the_others(tmp_path: Path) -> None:
+    async with node(tmp_path) as world:
+        world.create("odd", {"image": "nginx"})
+        world.create("worse", NGINX, volumes=[{"configMap": {}}])
+        world.create("web", NGINX)
+        await world.running("web")
+        await world.api.until(lambda: "FailedSync" in world.reasons("odd"))
+        await world.api.until(lambda: "FailedSync" in world.reasons("worse"))
 
 
 async def test_a_deleted_pod_stops_gives_its_address_back_and_is_removed(tmp_path: Path) -> None:
