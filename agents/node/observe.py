@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from agents.node import probes
 from agents.node.probes import Probe
-from emulator.addr import parse_ip
+from emulator.addr import format_ip, parse_ip
 from emulator.errors import UsageError
 from emulator.wire import pcapng
 
@@ -39,6 +39,7 @@ class Observer:
         """Method → handler, for the control server."""
         return {
             "capture": self.capture,
+            "netns": self.netns,
             "probe_plan": self.probe_plan,
             "trace_arm": self.trace_arm,
             "probe": self.probe,
@@ -91,6 +92,21 @@ class Observer:
             handle.close()
             if lost:
                 self._env.log.warning("capture of %s lost %d frames", device, lost)
+
+    async def netns(self, call: Call) -> list[dict[str, Any]]:
+        """Every namespace as ``{"name", "addresses", "devices"}``; the first is the node's own."""
+        kernel = self._kernel
+        spaces = [kernel.root] + [
+            kernel.netns(name) for name in kernel.netns_names() if name != kernel.root.name
+        ]
+        return [
+            {
+                "name": ns.name,
+                "addresses": [format_ip(info.ip) for info in ns.addrs()],
+                "devices": [info.name for info in ns.links()],
+            }
+            for ns in spaces
+        ]
 
     async def probe_plan(self, call: Call) -> dict[str, Any]:
         """``{"src", "dst", "port", "udp"}``: what will recognize the probe; a ping's port is 0."""

@@ -1,7 +1,7 @@
 """Probes: one real packet sent on purpose, so that every node can write down what it did with it.
 
 The three kinds differ in what no NAT changes and a trace can recognize: a TCP connection's first
-sequence number, a ping's identifier and number, a token in a UDP payload.
+sequence number, a ping's number and a token in it, a token in a UDP payload.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 KINDS: Final = ("tcp", "icmp", "udp")
 TOKEN_BYTES: Final = 16
+# What ping sends by default.
+PING_BYTES: Final = 56
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +62,7 @@ class Probe:
         if self.kind == "tcp":
             return TraceFilter.tcp(self.number)
         if self.kind == "icmp":
-            return TraceFilter.icmp(self.ident, self.number)
+            return TraceFilter.icmp(self.ident, self.number, self.token)
         return TraceFilter.udp(self.token)
 
     @property
@@ -72,10 +74,11 @@ class Probe:
 
 
 class Answer(NamedTuple):
-    """What came of a probe."""
+    """What came of a probe; an error is an answer too."""
 
     ok: bool
     text: str
+    answered: bool
 
 
 def plan(request: Mapping[str, Any], rng: random.Random, ping: PingSocket | None) -> Probe:
@@ -109,22 +112,22 @@ async def send_tcp(ns: NetNs, probe: Probe, timeout_s: float) -> Answer:
             Endpoint(parse_ip(probe.dst), probe.port), iss=probe.number
         )
     except OSError as error:
-        return Answer(False, f"not sent: {error.strerror}")
+        return Answer(False, f"not sent: {error.strerror}", answered=False)
     changed = asyncio.Event()
     connection.notify = changed.set
     try:
         async with asyncio.timeout(timeout_s):
             await changed.wait()
     except TimeoutError:
-        return Answer(False, f"no answer within {timeout_s:g} s")
+        return Answer(False, f"no answer within {timeout_s:g} s", answered=False)
     finally:
         closed, error_number = connection.state is State.CLOSED, connection.error
         connection.notify = _ignore
         if not closed:
             connection.abort()
     if closed:
-        return Answer(False, os.strerror(error_number) if error_number else "closed")
-    return Answer(True, f"answer: SYN,ACK; {probe.dst}:{probe.port} is open")
+        return Answer(False, f"answer: {os.strerror(error_number)}", answered=True)
+    return Answer(True, f"answer: SYN,ACK; {probe.dst}:{probe.port} is open", answered=True)
 
 
 async def send_ping(sock: PingSocket, probe: Probe, timeout_s: float) -> Answer:
@@ -132,23 +135,40 @@ async def send_ping(sock: PingSocket, probe: Probe, timeout_s: float) -> Answer:
     arrived = asyncio.Event()
     sock.notify = arrived.set
     try:
-        sock.send(parse_ip(probe.dst), probe.number, bytes(48))
+        sock.send(parse_ip(probe.dst), probe.number, probe.token.ljust(PING_BYTES, b"\0"))
         async with asyncio.timeout(timeout_s):
             while (answer := sock.receive()) is None:
                 arrived.clear()
                 await arrived.wait()
     except TimeoutError:
-        return Answer(False, f"no answer within {timeout_s:g} s")
+        return Answer(False, f"no answer within {timeout_s:g} s", answered=False)
     except OSError as error:
-        return Answer(False, f"not sent: {error.strerror}")
+        return Answer(False, f"not sent: {error.strerror}", answered=False)
     return _ping_answer(answer)
 
 
 def _ping_answer(answer: EchoAnswer) -> Answer:
     source = format_ip(answer.source)
     if answer.icmp_type == icmpv4.ECHO_REPLY:
-        return Answer(True, f"answer: echo reply from {source}, ttl {answer.ttl}")
-    return Answer(False, f"ICMP error type {answer.icmp_type} code {answer.code} from {source}")
+        return Answer(True, f"answer: echo reply from {source}, ttl {answer.ttl}", answered=True)
+    return Answer(False, f"answer: {_icmp_text(answer)} from {source}", answered=True)
+
+
+def _icmp_text(answer: EchoAnswer) -> str:
+    if answer.icmp_type == icmpv4.TIME_EXCEEDED:
+        return "time exceeded"
+    if answer.icmp_type == icmpv4.UNREACHABLE:
+        return _UNREACHABLE.get(answer.code, f"unreachable (code {answer.code})")
+    return f"ICMP error type {answer.icmp_type} code {answer.code}"
+
+
+_UNREACHABLE: Final = {
+    icmpv4.NET: "net unreachable",
+    icmpv4.HOST: "host unreachable",
+    icmpv4.PROTOCOL: "protocol unreachable",
+    icmpv4.PORT: "port unreachable",
+    icmpv4.FRAG_NEEDED: "fragmentation needed",
+}
 
 
 async def send_udp(ns: NetNs, probe: Probe, timeout_s: float) -> Answer:
@@ -161,12 +181,14 @@ async def send_udp(ns: NetNs, probe: Probe, timeout_s: float) -> Answer:
         async with asyncio.timeout(timeout_s):
             await arrived.wait()
         if error := sock.take_error():
-            return Answer(False, os.strerror(error))
-        return Answer(True, "answer: a datagram came back")
+            return Answer(False, f"answer: {os.strerror(error)}", answered=True)
+        return Answer(True, "answer: a datagram came back", answered=True)
     except TimeoutError:
-        return Answer(True, f"sent; no answer within {timeout_s:g} s (UDP need not answer)")
+        return Answer(
+            True, f"sent; no answer within {timeout_s:g} s (UDP need not answer)", answered=False
+        )
     except OSError as error:
-        return Answer(False, f"not sent: {error.strerror}")
+        return Answer(False, f"not sent: {error.strerror}", answered=False)
     finally:
         sock.close()
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from emulator.addr import parse_ip
 from emulator.cli.running import add_name, fetch_status, run_async
-from emulator.errors import UsageError
+from emulator.cli.trace_text import last_seen, render
+from emulator.errors import PodwireError, UsageError
 from emulator.kubeclient.config import KubeConfig
 from emulator.kubeclient.errors import ApiError
 from emulator.kubeclient.resource import PODS, SERVICES
@@ -17,9 +19,7 @@ from emulator.runtime.control import ControlClient
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Sequence
-
-# A probe across two nodes takes about a millisecond; TCP's first retransmission comes after 1 s.
+# A probe across two nodes takes about a millisecond; a TCP SYN is sent again after 1 s.
 DEFAULT_TIMEOUT_S: Final = 1.0
 
 
@@ -44,6 +44,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--udp", action="store_true", help="send UDP rather than a TCP SYN")
     parser.add_argument("-n", "--namespace", default="default", help="of pods and services")
     parser.add_argument("--timeout", type=float, default=DEFAULT_TIMEOUT_S, metavar="S")
+    parser.add_argument("-o", "--output", choices=("text", "json"), default="text")
+    parser.add_argument("-v", "--verbose", action="store_true", help="every rule, all of a packet")
     parser.add_argument("source", metavar="FROM", help="a node or a pod")
     parser.add_argument(
         "target",
@@ -57,11 +59,14 @@ def run(args: argparse.Namespace) -> int:
 
 
 async def _run(args: argparse.Namespace) -> int:
+    if not args.timeout > 0:
+        raise UsageError(f"--timeout: {args.timeout:g} is not a time to wait, in seconds")
     status = await fetch_status(args)
     config = KubeConfig.from_file(status["kubeconfig"])
     async with RestClient(config, user_agent="podwire-trace") as client:
         source = await _source(client, status, args)
         target = await _target(client, status, args)
+        names = await _pod_names(client)
     async with contextlib.AsyncExitStack() as stack:
         nodes = {
             node["name"]: await stack.enter_async_context(ControlClient(node["control"]))
@@ -78,29 +83,32 @@ async def _run(args: argparse.Namespace) -> int:
         collected = await asyncio.gather(
             *(node.call("trace_collect", probe=probe) for node in nodes.values())
         )
+        spaces = await asyncio.gather(*(node.call("netns") for node in nodes.values()))
+    pods = {
+        space["name"]: names[ip]
+        for part in spaces
+        for space in part
+        for ip in space["addresses"]
+        if space["name"] != "root" and ip in names
+    }
     steps = sorted((step for part in collected for step in part), key=lambda step: step["at"])
-    print(f"{probe['description']}  ({source.label} → {target.label})")
-    print(render(steps))
-    print(answer["text"])
+    if args.output == "json":
+        print(_as_json(probe, steps, pods, answer))
+    else:
+        print(f"{probe['description']}  ({source.label} → {target.label})")
+        print(render(steps, pods, verbose=args.verbose))
+        seen = "" if answer["answered"] else f"; {last_seen(steps, pods)}"
+        print(answer["text"] + seen)
     return 0 if answer["ok"] else 1
 
 
-def render(steps: Sequence[dict[str, Any]]) -> str:
-    """The steps as indented lines: a node, a packet as tcpdump prints it, what happened to it."""
-    lines: list[str] = []
-    place: tuple[str, str] | None = None
-    packet = ""
-    for step in steps:
-        here = (step["node"], step["netns"])
-        if here != place:
-            lines.append("")
-            lines.append(f"{step['node']}" + (f" netns {step['netns']}" if step["netns"] else ""))
-            place, packet = here, ""
-        if step["packet"] != packet:
-            packet = step["packet"]
-            lines.append(f"    {packet}")
-        lines.append(f"  {step['stage']:>8}  {step['detail']}")
-    return "\n".join(lines) + "\n"
+def _as_json(
+    probe: dict[str, Any], steps: list[dict[str, Any]], pods: dict[str, str], answer: dict[str, Any]
+) -> str:
+    """``{"probe", "steps", "answer"}``; each step also names its pod, "" outside of pods."""
+    shown = {key: value for key, value in probe.items() if key != "token"}
+    told = [{**step, "pod": pods.get(step["netns"], "")} for step in steps]
+    return json.dumps({"probe": shown, "steps": told, "answer": answer}, indent=2)
 
 
 async def _source(client: RestClient, status: dict[str, Any], args: argparse.Namespace) -> Source:
@@ -146,3 +154,16 @@ async def _pod(client: RestClient, name: str, namespace: str) -> dict[str, Any] 
         if error.status != 404:
             raise
         return None
+
+
+async def _pod_names(client: RestClient) -> dict[str, str]:
+    """Address → name of the pods that have a network of their own."""
+    try:
+        pods = await client.list(PODS)
+    except (PodwireError, OSError):
+        return {}  # the packets' way is told even while the API server is away
+    return {
+        pod["status"]["podIP"]: pod["metadata"]["name"]
+        for pod in pods.items
+        if pod.get("status", {}).get("podIP") and not pod["spec"].get("hostNetwork")
+    }

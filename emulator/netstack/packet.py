@@ -82,6 +82,7 @@ class TraceStep(NamedTuple):
     stage: str  # device | hook | nat | route | neigh | fdb | encap | decap | deliver | drop
     detail: str
     packet: str  # the packet as tcpdump would print it at this point
+    ttl: int  # of the outermost IPv4 header at this point
 
 
 class Trace(Protocol):

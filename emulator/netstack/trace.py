@@ -31,13 +31,13 @@ class TraceFilter(NamedTuple):
 
     @classmethod
     def tcp(cls, seq: int) -> TraceFilter:
-        """The SYN with this sequence number, its SYN,ACK or RST, and the ACK after it."""
+        """The SYN with this sequence number, and what acknowledges it: SYN,ACK or RST."""
         return cls(TCP, number=seq & 0xFFFFFFFF)
 
     @classmethod
-    def icmp(cls, ident: int, seq: int) -> TraceFilter:
-        """An echo request and its reply."""
-        return cls(ICMP, number=seq, ident=ident)
+    def icmp(cls, ident: int, seq: int, token: bytes = b"") -> TraceFilter:
+        """An echo request and its reply; NAT may change the identifier, but no ``token`` in it."""
+        return cls(ICMP, number=seq, ident=ident, token=token)
 
     @classmethod
     def udp(cls, token: bytes) -> TraceFilter:
@@ -75,13 +75,16 @@ class TraceFilter(NamedTuple):
             # A quoted segment may be cut after the sequence number.
             ack = int.from_bytes(body[8:12], "big") if len(body) >= 14 else None
             acknowledges = ack == after and bool(body[13] & 0x10) if ack is not None else False
-            return seq in (self.number, after) or acknowledges
+            return seq == self.number or acknowledges
         if self.proto == ICMP:
             return (
                 len(body) >= 8
                 and body[0] in (icmpv4.ECHO_REQUEST, icmpv4.ECHO_REPLY)
-                and int.from_bytes(body[4:6], "big") == self.ident
                 and int.from_bytes(body[6:8], "big") == self.number
+                and (
+                    int.from_bytes(body[4:6], "big") == self.ident
+                    or (self.token != b"" and self.token in body[8:])
+                )
             )
         return self.token in body[8:]
 
@@ -104,9 +107,11 @@ class TraceBuffer:
         if len(self.steps) >= MAX_STEPS:
             self.lost += 1
             return
-        kernel = self._kernel
-        text = describe_packet(packet.data)
-        self.steps.append(TraceStep(kernel.clock(), kernel.hostname, netns, stage, detail, text))
+        kernel, data = self._kernel, packet.data
+        text = describe_packet(data)
+        self.steps.append(
+            TraceStep(kernel.clock(), kernel.hostname, netns, stage, detail, text, data[8])
+        )
 
     def take(self) -> list[TraceStep]:
         """Return and forget the steps."""

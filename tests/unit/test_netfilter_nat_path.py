@@ -549,7 +549,7 @@ def test_a_trace_tells_rules_state_and_translation() -> None:
         '"kubernetes service portals" -j KUBE-SERVICES'
     )
     assert steps[-2][2].startswith("nat KUBE-SEP-A rule 1: -A KUBE-SEP-A -p tcp -m tcp -j DNAT")
-    assert steps[-1] == ("w1", "nat", "PREROUTING rewrote the destination")
+    assert steps[-1] == ("w1", "nat", "PREROUTING DNAT 10.3.0.10:80 → 10.2.59.13:8080")
 
 
 def test_every_change_of_rules_voids_cached_flows() -> None:

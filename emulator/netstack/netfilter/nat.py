@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from emulator.addr import format_ip
 from emulator.netstack.netfilter.connection import (
     DST_NAT,
     DST_NAT_DONE,
@@ -22,7 +23,12 @@ from emulator.netstack.netfilter.connection import (
     Tuple,
     is_icmp_error,
 )
-from emulator.netstack.netfilter.rewrite import rewrite_bytes, rewrite_icmp_error_payload
+from emulator.netstack.netfilter.rewrite import (
+    ICMP_QUERY_REPLY,
+    ICMP_REPLY_QUERY,
+    rewrite_bytes,
+    rewrite_icmp_error_payload,
+)
 from emulator.netstack.packet import ICMP, TCP, UDP, Drop, DropReason, Packet
 
 if TYPE_CHECKING:
@@ -213,6 +219,31 @@ class Nat:
                 return tried
             attempts //= 2
             offset = self._rng.getrandbits(16)
+
+
+def describe_nat(before: bytes, packet: Packet, *, source: bool) -> str:
+    """Name what ``Nat.apply`` did to a packet, e.g. ``DNAT 10.3.0.1:80 → 10.2.7.3:80``."""
+    kind = "SNAT" if source is not packet.ct_reply else "DNAT"
+    if packet.ct_reply:
+        kind += " undone:"
+    old, new = _end(before, source=source), _end(packet.data, source=source)
+    if old == new:
+        return f"{kind} inside the quoted packet"
+    return f"{kind} {old} → {new}"
+
+
+def _end(data: bytes, *, source: bool) -> str:
+    """One end of a packet: its address, and its port or echo identifier if it has one."""
+    at, start = (12 if source else 16), (data[0] & 15) * 4
+    ip = format_ip(int.from_bytes(data[at : at + 4], "big"))
+    if (data[6] & 0x1F) or data[7] or len(data) < start + 8:
+        return ip
+    if data[9] in (TCP, UDP):
+        port = start if source else start + 2
+        return f"{ip}:{int.from_bytes(data[port : port + 2], 'big')}"
+    if data[9] == ICMP and data[start] in ICMP_QUERY_REPLY.keys() | ICMP_REPLY_QUERY.keys():
+        return f"{ip} id {int.from_bytes(data[start + 4 : start + 6], 'big')}"
+    return ip
 
 
 def _quotes_enough(packet: Packet) -> bool:

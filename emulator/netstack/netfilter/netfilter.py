@@ -26,7 +26,7 @@ from emulator.netstack.netfilter.connection import (
     is_plain,
 )
 from emulator.netstack.netfilter.conntrack import NF_CONNTRACK_MAX, ConntrackTable
-from emulator.netstack.netfilter.nat import Nat
+from emulator.netstack.netfilter.nat import Nat, describe_nat
 from emulator.netstack.netfilter.recent import RecentLists
 from emulator.netstack.netfilter.restore import restore
 from emulator.netstack.netfilter.rules import TABLES, Chain, RuleSpec, Table
@@ -191,8 +191,8 @@ class Netfilter:
         before = packet.data
         drop = self.nat.apply(packet, source=source)
         if packet.data != before:
-            end = "source" if source else "destination"
-            packet.trace.step(self.netns, "nat", f"{_HOOK_NAMES[hook]} rewrote the {end}", packet)
+            detail = f"{_HOOK_NAMES[hook]} {describe_nat(before, packet, source=source)}"
+            packet.trace.step(self.netns, "nat", detail, packet)
         return drop
 
     # -- tables ----------------------------------------------------------------------------------
