@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import os
 from typing import TYPE_CHECKING, Any, Final
 
 from agents.cni.plugin import NodeCni
@@ -237,6 +238,11 @@ class _Node:
             "name": self._config.name,
             "ip": format_ip(self._config.ip),
             "underlay": self._config.host,
+            "vxlan_port": self._driver.vxlan_port,
+            "carrier_port": self._driver.carrier_port,
+            "kubelet_port": self._config.kubelet_port,
+            "etcd_endpoints": list(self._config.etcd_endpoints),
+            "pid": os.getpid(),
             "ready": self._ready,
             "waiting_for": sorted(self._waiting),
             "counters": self._driver.counters()._asdict(),

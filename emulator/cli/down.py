@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 from emulator.cli.running import add_name, run_async
 from emulator.cluster.spec import check_cluster_name
 from emulator.cluster.state import ClusterDirectory
-from emulator.errors import PodwireError
+from emulator.errors import PodwireError, UsageError
 from emulator.runtime.control import ControlClient
 
 if TYPE_CHECKING:
@@ -27,6 +27,11 @@ def run(args: argparse.Namespace) -> int:
     check_cluster_name(args.name)
     directory = ClusterDirectory(args.name)
     if directory.is_running():
+        if not (directory.path / "run" / "supervisor.sock").exists():
+            raise UsageError(
+                f"the roles of cluster {args.name!r} were started one by one; end each where it "
+                "was started (Ctrl-C), then 'podwire down' removes what they left"
+            )
         run_async(_stop(str(directory.path / "run" / "supervisor.sock")))
         deadline = time.monotonic() + DOWN_TIMEOUT_S
         while directory.is_running():

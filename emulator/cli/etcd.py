@@ -24,16 +24,27 @@ def run(args: argparse.Namespace) -> int:
     from etcd.server.config import EtcdConfig
     from etcd.server.daemon import run_etcd
 
-    url = urlsplit(args.listen_client_urls)
-    if url.scheme != "http" or not url.hostname or url.port is None:
-        raise UsageError(
-            f"--listen-client-urls: {args.listen_client_urls!r} is not one http://HOST:PORT"
-        )
+    host, port = _address("--listen-client-urls", args.listen_client_urls)
+    advertised = tuple(filter(None, (args.advertise_client_urls or "").split(",")))
+    for url in advertised:
+        _address("--advertise-client-urls", url)
     config = EtcdConfig(
         name=args.name,
         data_dir=args.data_dir or f"{args.name}.etcd",
-        listen_host=url.hostname,
-        listen_port=url.port,
-        advertise_client_urls=tuple(filter(None, (args.advertise_client_urls or "").split(","))),
+        listen_host=host,
+        listen_port=port,
+        advertise_client_urls=advertised,
     )
     return run_here(functools.partial(run_etcd, config), "etcd")
+
+
+def _address(flag: str, text: str) -> tuple[str, int]:
+    """(host, port) of an http URL; UsageError names the flag."""
+    try:
+        url = urlsplit(text)
+        host, port = url.hostname, url.port
+    except ValueError:
+        host, port = None, None
+    if host is None or not port or url.scheme != "http" or url.path not in ("", "/"):
+        raise UsageError(f"{flag}: {text!r} is not one http://HOST:PORT")
+    return host, port

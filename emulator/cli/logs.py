@@ -27,6 +27,11 @@ def run(args: argparse.Namespace) -> int:
     path = logs / f"{args.role}.log"
     if not path.is_file() or path.parent != logs:
         known = ", ".join(sorted(file.stem for file in logs.glob("*.log")))
+        if not known:
+            raise UsageError(
+                f"cluster {args.name!r} has no log files: its roles were started one by one, and "
+                "each logs to its own terminal or container"
+            )
         raise UsageError(f"no role {args.role!r} (there are: {known})")
     with path.open() as file:
         shutil.copyfileobj(file, sys.stdout)

@@ -8,9 +8,16 @@ from __future__ import annotations
 import argparse
 import importlib
 import sys
-from typing import Final, Protocol, cast
+from typing import Final, NoReturn, Protocol, cast
 
 from emulator.errors import PodwireError, UsageError
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong with a command line in one line, as for every other bad input."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message} (see '{self.prog} --help')\n")
 
 
 class Verb(Protocol):
@@ -43,22 +50,8 @@ VERBS: Final = {
 
 def main(argv: list[str] | None = None) -> int:
     """Run ``podwire`` and return its exit code."""
-    arguments = sys.argv[1:] if argv is None else argv
-    parser = argparse.ArgumentParser(
-        prog="podwire", description="Kubernetes networking, emulated: real packets, no root."
-    )
-    commands = parser.add_subparsers(dest="verb", metavar="VERB")
-    chosen = next((word for word in arguments if not word.startswith("-")), None)
-    for name, text in VERBS.items():
-        sub = commands.add_parser(name, help=text, description=text.capitalize() + ".")
-        if name == chosen:
-            _load(name).add_arguments(sub)
-    args = parser.parse_args(arguments)
-    if args.verb is None:
-        parser.print_help(sys.stderr)
-        return 2
     try:
-        return _load(args.verb).run(args)
+        return _run(sys.argv[1:] if argv is None else argv)
     except UsageError as error:
         print(f"podwire: {error}", file=sys.stderr)
         return 2
@@ -71,6 +64,23 @@ def main(argv: list[str] | None = None) -> int:
         # The reader of a pipe (head, less) went away; stdout has nobody left to flush to.
         sys.stderr.close()
         return 141
+
+
+def _run(arguments: list[str]) -> int:
+    parser = _Parser(
+        prog="podwire", description="Kubernetes networking, emulated: real packets, no root."
+    )
+    commands = parser.add_subparsers(dest="verb", metavar="VERB")
+    chosen = next((word for word in arguments if not word.startswith("-")), None)
+    for name, text in VERBS.items():
+        sub = commands.add_parser(name, help=text, description=text.capitalize() + ".")
+        if name == chosen:
+            _load(name).add_arguments(sub)
+    args = parser.parse_args(arguments)
+    if args.verb is None:
+        parser.print_help(sys.stderr)
+        return 2
+    return _load(args.verb).run(args)
 
 
 def _load(verb: str) -> Verb:

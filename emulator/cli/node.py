@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime
-import functools
 import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
-from emulator.addr import parse_ip
-from emulator.cli.alone import add_cluster_arguments, plan_alone, run_here
-from emulator.cluster.spec import NodeSpec
+from emulator.addr import format_ip, parse_ip
+from emulator.cli.alone import (
+    add_cluster_arguments,
+    check_ip,
+    plan_alone,
+    run_here,
+    share_directory,
+)
+from emulator.cluster.spec import NodeSpec, check_node_name
 from emulator.errors import UsageError
 
 if TYPE_CHECKING:
     import argparse
 
     from emulator.cluster.plan import ClusterPlan, NodePlan
+    from emulator.runtime.role import RoleEnv
 
 POLL_S: Final = 0.1
 
@@ -25,25 +32,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_cluster_arguments(parser)
     parser.add_argument("--name", required=True, help="the node's name")
     parser.add_argument("--ip", help="its emulated address, if the cluster file does not say")
-    parser.add_argument("--underlay", metavar="HOST", help="its real address")
+    parser.add_argument("--underlay", metavar="IP", help="its real address")
     parser.add_argument(
-        "--wait", type=float, default=60.0, metavar="S", help="for the control plane's credentials"
+        "--wait",
+        type=float,
+        default=60.0,
+        metavar="S",
+        help="how long to wait for the control plane's credentials (default: 60)",
     )
 
 
 def run(args: argparse.Namespace) -> int:
-    from agents.node.daemon import run_node
-    from emulator.cluster.pki import Authority
-    from emulator.cluster.roles import node_config
-
+    check_node_name(args.name, "--name")
+    if not args.wait >= 0:
+        raise UsageError(f"--wait: {args.wait:g} is not a number of seconds")
     plan = plan_alone(args)
     node = place(plan, args)
-    wait_for_credentials(plan, args.wait)
-    authority = Authority(plan.pki, datetime.datetime.now(datetime.UTC))
-    # Its own certificate: the control plane could not know this node's address.
-    pair = authority.issue(f"kubelet-{node.spec.name}", "system:node", names=[node.host])
-    config = replace(node_config(plan, node), kubelet_cert=pair.cert, kubelet_key=pair.key)
-    return run_here(functools.partial(run_node, config), node.spec.name)
+    share_directory(plan)
+
+    async def role(env: RoleEnv) -> None:
+        await _join(plan, node, args.wait, env)
+
+    return run_here(role, node.spec.name)
 
 
 def place(plan: ClusterPlan, args: argparse.Namespace) -> NodePlan:
@@ -54,24 +64,49 @@ def place(plan: ClusterPlan, args: argparse.Namespace) -> NodePlan:
         raise UsageError(f"--name: no node {args.name!r} in the cluster file ({names}); give --ip")
     node = planned or plan.nodes[0]
     if args.ip:
-        ip = parse_ip(args.ip)
-        if ip not in plan.spec.node_network:
-            raise UsageError(f"--ip: {args.ip} is not in nodeNetwork {plan.spec.node_network}")
-        node = replace(node, spec=NodeSpec(args.name, ip))
+        node = replace(node, spec=NodeSpec(args.name, _emulated_address(plan, args)))
     if args.underlay:
-        node = replace(node, host=args.underlay)
+        node = replace(node, host=check_ip("--underlay", args.underlay))
     elif planned is None:
         raise UsageError(f"--underlay: node {args.name!r} needs a real address of its own")
     return node
 
 
-def wait_for_credentials(plan: ClusterPlan, within_s: float) -> None:
-    """Wait until the control plane has written its files; UsageError after ``within_s``."""
+def _emulated_address(plan: ClusterPlan, args: argparse.Namespace) -> int:
+    ip = parse_ip(check_ip("--ip", args.ip))
+    spec = plan.spec
+    if ip not in spec.node_network:
+        raise UsageError(f"--ip: {args.ip} is not in nodeNetwork {spec.node_network}")
+    taken = {spec.gateway: "the gateway's", spec.control_plane_ip: "the control plane's"}
+    taken |= {other.ip: f"node {other.name}'s" for other in spec.nodes if other.name != args.name}
+    if ip in taken:
+        raise UsageError(f"--ip: {format_ip(ip)} is {taken[ip]} address")
+    return ip
+
+
+async def _join(plan: ClusterPlan, node: NodePlan, wait_s: float, env: RoleEnv) -> None:
+    """Run the node as soon as the control plane has written who is who."""
+    from agents.node.daemon import run_node
+    from emulator.cluster.pki import Authority
+    from emulator.cluster.roles import node_config
+
+    await _credentials(plan, wait_s, env)
+    authority = Authority(plan.pki, datetime.datetime.now(datetime.UTC))
+    # Its own certificate: the control plane could not know this node's address.
+    pair = authority.issue(f"kubelet-{node.spec.name}", "system:node", names=[node.host])
+    config = replace(node_config(plan, node), kubelet_cert=pair.cert, kubelet_key=pair.key)
+    await run_node(config, env)
+
+
+async def _credentials(plan: ClusterPlan, within_s: float, env: RoleEnv) -> None:
+    """Wait for the file the control plane writes last; UsageError after ``within_s``."""
     deadline = time.monotonic() + within_s
+    if not plan.kubeconfig.exists():
+        env.log.info("waiting for the control plane to write %s", plan.kubeconfig)
     while not plan.kubeconfig.exists():
-        if time.monotonic() > deadline:
+        if time.monotonic() >= deadline:
             raise UsageError(
-                f"{plan.kubeconfig}: not there after {within_s:.0f} s; is the control plane "
+                f"{plan.kubeconfig}: not there after {within_s:g} s; is the control plane "
                 "running with the same PODWIRE_HOME and cluster name?"
             )
-        time.sleep(POLL_S)
+        await asyncio.sleep(POLL_S)

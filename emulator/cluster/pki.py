@@ -103,10 +103,12 @@ class Authority:
     ) -> Pair:
         """Return a certificate for a user (``groups`` are its O fields) or a server (``names``).
 
-        ``names`` are DNS names and IP addresses.  An existing pair of that file name is kept.
+        ``names`` are DNS names and IP addresses.  An existing pair of that file name is kept,
+        unless it lacks one of the names or is not valid any more.
         """
+        names = list(names)
         pair = Pair(self.directory / f"{file_name}.crt", self.directory / f"{file_name}.key")
-        if pair.cert.exists() and pair.key.exists():
+        if pair.cert.exists() and pair.key.exists() and self._serves(pair, names):
             return pair
         key = ec.generate_private_key(ec.SECP256R1())
         attributes = [x509.NameAttribute(NameOID.ORGANIZATION_NAME, group) for group in groups]
@@ -131,6 +133,17 @@ class Authority:
             )
         self._write(pair, builder.sign(self._key, hashes.SHA256()), key)
         return pair
+
+    def _serves(self, pair: Pair, names: Iterable[str]) -> bool:
+        """True if an existing certificate is good for all of ``names`` today."""
+        cert = x509.load_pem_x509_certificate(pair.cert.read_bytes())
+        if not cert.not_valid_before_utc <= self._now <= cert.not_valid_after_utc:
+            return False
+        try:
+            found = cert.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        except x509.ExtensionNotFound:
+            return not list(names)
+        return all(_general_name(name) in found for name in names)
 
     def _write(self, pair: Pair, cert: x509.Certificate, key: ec.EllipticCurvePrivateKey) -> None:
         write_private(

@@ -43,6 +43,9 @@ MAX_NODES: Final = 1000
 # RFC 1123 label, which node and cluster names become parts of.
 _NAME: Final = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")
 _NODE_NAME: Final = re.compile(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?")
+# The other processes of a cluster, whose logs and sockets are called so.
+ROLES: Final = ("supervisor", "etcd", "controlplane")
+_ETCD_ENDPOINT: Final = re.compile(r"(https?://)?[^\s/,]+:[0-9]{1,5}/?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +158,7 @@ def load_spec(
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or "cannot be read"
+        problem = getattr(error, "problem", None) or " ".join(str(error).split())
         raise UsageError(f"cluster file is not YAML{where}: {problem}") from None
     top = _Fields(document, "cluster file")
     if (version := top.text("apiVersion", API_VERSION)) != API_VERSION:
@@ -176,7 +179,7 @@ def load_spec(
     control_plane.done()
     etcd = _Fields(top.get("etcd", {}), "etcd")
     etcd_ip = etcd.ip("ip", node_network.network + 51)
-    endpoints = etcd_endpoints or tuple(etcd.get("endpoints", ()))
+    endpoints = _endpoints(etcd.get("endpoints", []), etcd_endpoints)
     etcd.done()
     node_ports = _port_range(top.text("nodePortRange", "30000-32767"))
     listed = top.get("nodes", DEFAULT_NODE_COUNT)
@@ -204,6 +207,27 @@ def check_cluster_name(name: str) -> None:
         raise UsageError(
             f"name: {name!r} is not a cluster name (lower-case letters, digits and '-', at most 40)"
         )
+
+
+def check_node_name(name: str, where: str) -> None:
+    """Raise UsageError unless ``name`` can be a node's host name and the name of its files."""
+    if len(name) > 63 or not _NODE_NAME.fullmatch(name):
+        raise UsageError(
+            f"{where}: {name!r} is not a node name (lower-case letters, digits, '-' and '.')"
+        )
+    if name in ROLES:
+        raise UsageError(f"{where}: {name!r} is the name of another process; call the node else")
+
+
+def _endpoints(listed: object, override: tuple[str, ...]) -> tuple[str, ...]:
+    """The URLs of an etcd that is not ours; empty for our own."""
+    if not isinstance(listed, list):
+        raise UsageError(f"etcd.endpoints: expected a list of URLs, found {_kind(listed)}")
+    where = "--etcd-endpoints" if override else "etcd.endpoints"
+    for url in override or listed:
+        if not isinstance(url, str) or not _ETCD_ENDPOINT.fullmatch(url):
+            raise UsageError(f"{where}: {url!r} is not an endpoint (expected http://HOST:PORT)")
+    return override or tuple(listed)
 
 
 def _network(value: object, type_override: str | None, cidr_override: str | None) -> NetworkSpec:
@@ -271,11 +295,7 @@ def _nodes(value: object, network: Prefix) -> tuple[NodeSpec, ...]:
     for index, item in enumerate(value):
         fields = _Fields({"name": item} if isinstance(item, str) else item, f"nodes[{index}]")
         name = fields.text("name", f"node-{index}")
-        if len(name) > 63 or not _NODE_NAME.fullmatch(name):
-            raise UsageError(
-                f"nodes[{index}].name: {name!r} is not a node name "
-                "(lower-case letters, digits, '-' and '.')"
-            )
+        check_node_name(name, f"nodes[{index}].name")
         offset = FIRST_NODE_OFFSET + index
         if offset >= network.size - 1 and "ip" not in (item if isinstance(item, dict) else {}):
             raise UsageError(

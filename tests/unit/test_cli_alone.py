@@ -1,0 +1,89 @@
+"""Flags of the verbs that run one role: every wrong one is one line and exit code 2."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from emulator.cli.main import main
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+ELSEWHERE = ["--underlay", "127.9.9.9"]
+
+
+def complaint(capsys: pytest.CaptureFixture[str], argv: list[str]) -> str:
+    """The one line a wrong command line is answered with."""
+    try:
+        code = main(argv)
+    except SystemExit as exit_:
+        code = exit_.code
+    shown = capsys.readouterr()
+    assert code == 2
+    assert shown.out == ""
+    (line,) = shown.err.splitlines()
+    return line
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["etcd", "--listen-client-urls", "foo"], "'foo' is not one http://HOST:PORT"),
+        (["etcd", "--listen-client-urls", "http://127.0.0.1:99999"], "is not one http://HOST:PORT"),
+        (["etcd", "--listen-client-urls", "http://a:1,http://b:2"], "is not one http://HOST:PORT"),
+        (["etcd", "--advertise-client-urls", "bar"], "--advertise-client-urls: 'bar' is not"),
+        (["etcd", "--bogus"], "unrecognized arguments: --bogus"),
+        (["controlplane", "--etcd-endpoints", "foo"], "'foo' is not http(s)://HOST:PORT"),
+        (["controlplane", "--etcd-endpoints", "http://h:0"], "'http://h:0' is not"),
+        (["controlplane", "--etcd-endpoints", ","], "--etcd-endpoints: no URL given"),
+        (["controlplane", "--server", "1.2.3.4:99999"], "is not HOST or HOST:PORT"),
+        (["controlplane", "--server", ""], "--server: '' is not HOST or HOST:PORT"),
+        (["controlplane", "--bind-address", "300.1.1.1"], "--bind-address: '300.1.1.1' is not an"),
+        (["controlplane", "/nonexistent.yaml"], "/nonexistent.yaml: No such file"),
+        (["controlplane", "--cluster", "BAD_NAME"], "'BAD_NAME' is not a cluster name"),
+        (["node"], "the following arguments are required: --name"),
+        (["node", "--name", "NODE"], "--name: 'NODE' is not a node name"),
+        (["node", "--name", "x"], "no node 'x' in the cluster file (node-0, node-1, node-2)"),
+        (["node", "--name", "x", "--ip", "172.17.4.209"], "node 'x' needs a real address"),
+        (["node", "--name", "x", "--ip", "10.0.0.1"], "--ip: 10.0.0.1 is not in nodeNetwork"),
+        (["node", "--name", "x", "--ip", "ten"], "--ip: 'ten' is not an IPv4 address"),
+        (["node", "--name", "x", "--ip", "172.17.4.201", *ELSEWHERE], "is node node-0's address"),
+        (["node", "--name", "node-0", "--ip", "172.17.4.101"], "is the control plane's address"),
+        (["node", "--name", "node-0", "--underlay", "host"], "--underlay: 'host' is not an IPv4"),
+        (["node", "--name", "node-0", "--wait", "soon"], "--wait: invalid float value: 'soon'"),
+        (["node", "--name", "node-0", "--wait", "nan"], "--wait: nan is not a number of seconds"),
+        (["kubeconfig", "--server", "https://h:1"], "--server: needs --raw"),
+        (["kubeconfig", "--raw", "--server", "h"], "--server: 'h' is not https://HOST:PORT"),
+    ],
+)
+def test_a_wrong_flag_is_named_and_nothing_is_written(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    argv: list[str],
+    said: str,
+) -> None:
+    home = tmp_path / "home"
+    monkeypatch.setenv("PODWIRE_HOME", str(home))
+    if argv[0] == "kubeconfig":
+        (home / "podwire").mkdir(parents=True)
+    assert said in complaint(capsys, argv)
+    assert argv[0] == "kubeconfig" or not home.exists()
+
+
+def test_kubeconfig_is_printed_for_another_address(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PODWIRE_HOME", str(tmp_path))
+    path = tmp_path / "podwire" / "kubeconfig"
+    path.parent.mkdir()
+    path.write_text(
+        "clusters:\n- name: podwire\n  cluster:\n    server: https://10.10.64.101:6443\n"
+    )
+    assert main(["kubeconfig", "--raw", "--server", "https://127.0.0.1:6443"]) == 0
+    assert "server: https://127.0.0.1:6443\n" in capsys.readouterr().out
+    assert main(["kubeconfig"]) == 0
+    assert capsys.readouterr().out == f"{path}\n"
+    assert "10.10.64.101" in path.read_text()
