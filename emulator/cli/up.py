@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
+import socket
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from emulator.cluster.launch import prepare, supervise
 from emulator.cluster.spec import NETWORKS, load_spec
@@ -17,6 +19,7 @@ from emulator.errors import PodwireError, UsageError
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Iterable
 
     from emulator.cluster.plan import ClusterPlan
     from emulator.cluster.spec import ClusterSpec
@@ -34,6 +37,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     started_at = time.monotonic()
+    # Until the supervisor has handlers of its own: clean up then, too.
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _end)
     spec = spec_of(args)
     directory = ClusterDirectory(spec.name)
     directory.acquire()
@@ -57,6 +63,10 @@ def run(args: argparse.Namespace) -> int:
         progress.finish()
     print(f"cluster {spec.name!r} is down")
     return 0
+
+
+def _end(number: int, frame: object) -> NoReturn:
+    raise SystemExit(128 + number)
 
 
 def spec_of(args: argparse.Namespace) -> ClusterSpec:
@@ -131,39 +141,51 @@ def _what_next(plan: ClusterPlan, took_s: float) -> str:
 def _detached(
     plan: ClusterPlan, directory: ClusterDirectory, progress: Progress, started_at: float
 ) -> int:
-    """Fork the supervisor into its own session and wait until it is up or has failed."""
-    read_end, write_end = os.pipe()
+    """Fork the supervisor into its own session and wait until it is up or has failed.
+
+    It ends the cluster if we end before that.
+    """
+    ours, theirs = socket.socketpair()
     if os.fork() == 0:
-        os.close(read_end)
+        ours.close()
         status = 1
         try:
-            status = _supervisor_process(plan, directory, write_end)
+            status = _supervisor_process(plan, directory, theirs)
         finally:
             os._exit(status)
-    os.close(write_end)
-    with os.fdopen(read_end) as lines:
-        for line in lines:
-            message: dict[str, Any] = json.loads(line)
-            if "role" in message:
-                progress.step(message["role"], message["ready"], message["total"])
-            elif "up" in message:
-                progress.finish()
-                print(_what_next(plan, time.monotonic() - started_at), end="", flush=True)
-                # Leave without the exit handlers of a process whose twin lives on.
-                sys.stdout.flush()
-                return 0
-            elif "error" in message:
-                progress.finish()
-                raise (
-                    UsageError(message["error"])
-                    if message["usage"]
-                    else PodwireError(message["error"])
-                )
+    theirs.close()
+    with ours, ours.makefile() as lines:
+        try:
+            return _follow(lines, plan, progress, started_at)
+        except (KeyboardInterrupt, SystemExit):
+            progress.finish()
+            ours.shutdown(socket.SHUT_WR)
+            for _ in lines:
+                """Nothing of the cluster is left when the supervisor hangs up."""
+            raise
+
+
+def _follow(lines: Iterable[str], plan: ClusterPlan, progress: Progress, started_at: float) -> int:
+    for line in lines:
+        message: dict[str, Any] = json.loads(line)
+        if "role" in message:
+            progress.step(message["role"], message["ready"], message["total"])
+        elif "up" in message:
+            progress.finish()
+            print(_what_next(plan, time.monotonic() - started_at), end="", flush=True)
+            return 0
+        elif "error" in message:
+            progress.finish()
+            raise (
+                UsageError(message["error"]) if message["usage"] else PodwireError(message["error"])
+            )
     progress.finish()
     raise PodwireError("the supervisor died while starting; is memory short?")
 
 
-def _supervisor_process(plan: ClusterPlan, directory: ClusterDirectory, write_end: int) -> int:
+def _supervisor_process(
+    plan: ClusterPlan, directory: ClusterDirectory, terminal: socket.socket
+) -> int:
     os.setsid()
     null = os.open(os.devnull, os.O_RDONLY)
     log = os.open(plan.log("supervisor"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
@@ -176,15 +198,14 @@ def _supervisor_process(plan: ClusterPlan, directory: ClusterDirectory, write_en
     def tell(message: dict[str, Any]) -> None:
         # Nobody may be waiting any more: then there is nobody to tell.
         with contextlib.suppress(OSError):
-            os.write(write_end, json.dumps(message).encode() + b"\n")
+            terminal.sendall(json.dumps(message).encode() + b"\n")
 
     def on_progress(role: str, ready: int, total: int) -> None:
         tell({"role": role, "ready": ready, "total": total})
 
     def on_up() -> None:
         tell({"up": True})
-        with contextlib.suppress(OSError):
-            os.close(write_end)
+        terminal.close()
 
     try:
         supervise(
@@ -192,7 +213,8 @@ def _supervisor_process(plan: ClusterPlan, directory: ClusterDirectory, write_en
             directory,
             on_progress=on_progress,
             on_up=on_up,
-            private_descriptors=(write_end,),
+            private_descriptors=(terminal.fileno(),),
+            waiter=terminal.fileno(),
         )
     except PodwireError as error:
         tell({"error": str(error), "usage": isinstance(error, UsageError)})

@@ -7,7 +7,7 @@ import contextlib
 import functools
 import os
 import signal
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from emulator.addr import format_ip
 from emulator.cluster.credentials import ADMIN, Credentials, api_server_names
@@ -16,6 +16,7 @@ from emulator.cluster.plan import make_plan
 from emulator.cluster.process import set_up_log
 from emulator.cluster.supervisor import Supervisor
 from emulator.cluster.zygote import start_zygote
+from emulator.errors import UsageError
 
 if TYPE_CHECKING:
     import socket
@@ -25,14 +26,20 @@ if TYPE_CHECKING:
     from emulator.cluster.spec import ClusterSpec
     from emulator.cluster.state import ClusterDirectory
 
+# An etcd of somebody else answers in milliseconds, one across the world in a second.
+ETCD_ANSWER_S: Final = 6.0
+
 
 def prepare(spec: ClusterSpec, directory: ClusterDirectory) -> ClusterPlan:
     """Choose addresses and write certificates, tokens and the kubeconfig.
 
     ``directory`` must be acquired.  Raises UsageError.
     """
-    plan = make_plan(spec, directory.path, directory.claim_block())
-    write_credentials(plan)
+    try:
+        plan = make_plan(spec, directory.path, directory.claim_block())
+        write_credentials(plan)
+    except OSError as error:
+        raise UsageError(f"{directory.path}: cannot be written ({error.strerror})") from None
     return plan
 
 
@@ -57,22 +64,29 @@ def supervise(
     on_progress: Callable[[str, int, int], None],
     on_up: Callable[[], None],
     private_descriptors: tuple[int, ...] = (),
+    waiter: int | None = None,
 ) -> None:
     """Fork the cluster and watch it until SIGINT, SIGTERM or ``podwire down``.
 
     Everything is gone when this returns or raises.  ``private_descriptors`` are closed in the
-    forked processes.
+    forked processes.  ``waiter`` is a descriptor that becomes readable when whoever waits for the
+    cluster to be up gives up; the cluster then ends, unless it is up.
     """
-    # Imported here: this is the warm-up of everything the roles need, after cheap errors are out.
-    from emulator.cluster.roles import run_child
-
     lock = directory.lock_descriptor
     close = (*private_descriptors, *(() if lock is None else (lock,)))
+    channel: socket.socket | None = None
     zygote: int | None = None
     try:
+        # Imported here: this is the warm-up of everything the roles need, after cheap errors.
+        from emulator.cluster.roles import run_child
+
+        if not plan.embedded_etcd:
+            asyncio.run(_ask_etcd(plan.etcd_endpoints))
         channel, zygote = start_zygote(functools.partial(run_child, plan), close)
-        asyncio.run(_supervise(plan, channel, on_progress, on_up))
+        asyncio.run(_supervise(plan, channel, on_progress, on_up, waiter))
     finally:
+        if channel is not None:
+            channel.close()
         if zygote is not None:
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(zygote, 0)
@@ -84,10 +98,38 @@ async def _supervise(
     channel: socket.socket,
     on_progress: Callable[[str, int, int], None],
     on_up: Callable[[], None],
+    waiter: int | None,
 ) -> None:
     log = set_up_log("supervisor", plan.log("supervisor"))
     supervisor = Supervisor(plan, channel, log, on_progress)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         loop.add_signal_handler(number, supervisor.stop)
-    await supervisor.run(on_up)
+
+    def up() -> None:
+        if waiter is not None:
+            loop.remove_reader(waiter)
+        on_up()
+
+    if waiter is not None:
+        loop.add_reader(waiter, supervisor.stop)
+    await supervisor.run(up)
+
+
+async def _ask_etcd(endpoints: tuple[str, ...]) -> None:
+    """Raise UsageError unless the etcd we were told to use answers."""
+    from etcd.client import EtcdClient, EtcdError
+
+    problem = f"no answer within {ETCD_ANSWER_S:.0f} s"
+    try:
+        async with (
+            asyncio.timeout(ETCD_ANSWER_S),
+            EtcdClient(endpoints, timeout_s=ETCD_ANSWER_S / 2) as client,
+        ):
+            await client.get(b"/coreos.com/network/config")
+            return
+    except EtcdError as error:
+        problem = error.message
+    except TimeoutError:
+        pass
+    raise UsageError(f"etcd at {','.join(endpoints)} cannot be used: {problem}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -95,8 +96,12 @@ class ClusterDirectory:
         """True while some supervisor holds the directory."""
         try:
             lock = os.open(self._lock_path, os.O_RDWR)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return False
+        except OSError as error:
+            raise UsageError(
+                f"{self._lock_path}: {error.strerror}; is this another user's PODWIRE_HOME?"
+            ) from None
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -108,7 +113,8 @@ class ClusterDirectory:
     def remove(self) -> None:
         """Remove everything of the cluster, the lock last."""
         shutil.rmtree(self.path, ignore_errors=True)
-        self._lock_path.unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            self._lock_path.unlink()
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None

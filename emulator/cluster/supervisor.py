@@ -9,7 +9,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import select
 import signal
+import sys
 import time
 from collections import deque
 from dataclasses import dataclass
@@ -19,7 +21,7 @@ import msgpack
 
 from emulator.addr import format_ip
 from emulator.cluster.zygote import MAX_MESSAGE_BYTES
-from emulator.errors import UsageError
+from emulator.errors import PodwireError, UsageError
 from emulator.runtime.control import Call, ControlServer
 
 if TYPE_CHECKING:
@@ -40,6 +42,8 @@ START_TIMEOUT_S: Final = 120.0
 STOP_GRACE_S: Final = 3.0
 # Forks asked for but not confirmed; keeps the channel's buffers small at any number of nodes.
 MAX_FORKS_IN_FLIGHT: Final = 16
+# How often processes whose parent died are looked at; each ends by its lifeline in milliseconds.
+ORPHAN_POLL_S: Final = 0.02
 
 
 @dataclass(slots=True)
@@ -82,11 +86,13 @@ class Supervisor:
         self._restarts: dict[str, asyncio.TimerHandle] = {}
         self._to_fork: deque[RoleState] = deque()
         self._forks_in_flight = 0
+        self._orphaned = False
 
     async def run(self, on_up: Callable[[], None]) -> None:
         """Start everything, call ``on_up``, then watch until stopped.
 
-        Raises UsageError with a role's own line when the cluster cannot start.
+        Raises UsageError with a role's own line when the cluster cannot start, PodwireError when
+        it ended by itself.
         """
         loop = asyncio.get_running_loop()
         self._channel.setblocking(False)
@@ -107,11 +113,10 @@ class Supervisor:
             if not self._stopping.is_set():
                 on_up()
             await self._stopping.wait()
+            if self._failure is not None:
+                raise PodwireError(f"{self._failure}; the cluster is down")
         except TimeoutError:
-            late = ", ".join(state.role for state in self.roles.values() if not state.ready)
-            raise UsageError(
-                f"not ready within {START_TIMEOUT_S:.0f} s: {late} (see podwire logs)"
-            ) from None
+            raise PodwireError(self._why_late()) from None
         finally:
             await self._stop_all()
             loop.remove_reader(self._channel)
@@ -128,6 +133,8 @@ class Supervisor:
         if "etcd" in self.roles:
             self._spawn(self.roles["etcd"])
             await self._until_ready(["etcd"])
+        if self._stopping.is_set():
+            return
         rest = [name for name in self.roles if name != "etcd"]
         for name in rest:
             self._spawn(self.roles[name])
@@ -139,6 +146,15 @@ class Supervisor:
                 raise UsageError(self._failure)
             self._changed.clear()
             await self._changed.wait()
+
+    def _why_late(self) -> str:
+        """Who is not ready, and what the first of them said last (its log will be gone)."""
+        late = [state.role for state in self.roles.values() if not state.ready]
+        lines = ""
+        with contextlib.suppress(OSError):
+            lines = self._plan.log(late[0]).read_text(errors="replace").strip()
+        said = f"; {late[0]} said last: {lines.splitlines()[-1]}" if lines else ""
+        return f"not ready within {START_TIMEOUT_S:.0f} s: {', '.join(late)}{said}"
 
     def _spawn(self, state: RoleState) -> None:
         self._restarts.pop(state.role, None)
@@ -160,8 +176,11 @@ class Supervisor:
                 data = self._channel.recv(MAX_MESSAGE_BYTES)
             except BlockingIOError:
                 return
+            except ConnectionResetError:
+                data = b""  # gone before it read our last message
             if not data:
                 self._failure = "the parent of all processes died"
+                self._orphaned = True
                 self._log.error("%s", self._failure)
                 asyncio.get_running_loop().remove_reader(self._channel)
                 self.stop()
@@ -230,9 +249,19 @@ class Supervisor:
                 async with asyncio.timeout(grace_s):
                     while any(state.pid for state in states):
                         self._changed.clear()
-                        await self._changed.wait()
+                        if self._orphaned:
+                            await self._look_for_ends(states)
+                        else:
+                            await self._changed.wait()
             if not any(state.pid for state in states):
                 return
+
+    async def _look_for_ends(self, states: list[RoleState]) -> None:
+        """Do what the zygote did when it lived: notice who ended."""
+        for state in states:
+            if state.pid and _has_ended(state.pid):
+                state.pid, state.ready = 0, False
+        await asyncio.sleep(ORPHAN_POLL_S)
 
     async def _serve_status(self, call: Call) -> dict[str, Any]:
         return self.status()
@@ -299,3 +328,24 @@ class Supervisor:
                 for node in plan.nodes
             ],
         }
+
+
+def _has_ended(pid: int) -> bool:
+    """True if a process that is not our child has ended, waited for or not."""
+    if sys.platform == "linux":
+        try:
+            descriptor = os.pidfd_open(pid)
+        except ProcessLookupError:
+            return True
+        except OSError:
+            pass  # an old kernel, or one that forbids it
+        else:
+            try:
+                return bool(select.select([descriptor], [], [], 0)[0])
+            finally:
+                os.close(descriptor)
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    return False

@@ -101,6 +101,7 @@ class _Zygote:
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
         signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
         _name_process("podwire")
         while True:
@@ -111,7 +112,10 @@ class _Zygote:
                     os.read(wake_read, 4096)
             self._reap()
             if channel in readable:
-                data = self._channel.recv(MAX_MESSAGE_BYTES)
+                try:
+                    data = self._channel.recv(MAX_MESSAGE_BYTES)
+                except ConnectionResetError:
+                    data = b""  # closed before it read our last message
                 if not data:
                     self._end_children()
                     return 0
@@ -123,12 +127,15 @@ class _Zygote:
 
     def _spawn(self, request: Mapping[str, Any], wake: tuple[int, int]) -> None:
         role = request["spawn"]
+        # A SIGTERM for the child before it stops ignoring it would be lost.
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
         pid = os.fork()
         if pid == 0:
             signal.set_wakeup_fd(-1)
             for descriptor in (*wake, self._lifeline_write):
                 os.close(descriptor)
             self._become(role, request["log"])
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
         self._children[pid] = role
         self._tell({"spawned": role, "pid": pid})
 
@@ -137,6 +144,8 @@ class _Zygote:
         try:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            signal.signal(signal.SIGHUP, signal.SIG_DFL)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
             null = os.open(os.devnull, os.O_RDONLY)
             log = os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
             os.dup2(null, 0)
@@ -172,8 +181,9 @@ class _Zygote:
             signal.sigtimedwait([signal.SIGCHLD], 0.05)
             self._reap()
         for pid in self._children:
-            with contextlib.suppress(ProcessLookupError):
+            with contextlib.suppress(ProcessLookupError, ChildProcessError):
                 os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
 
 
 def _name_process(name: str) -> None:

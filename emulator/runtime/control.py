@@ -1,7 +1,8 @@
 """Control sockets: length-prefixed msgpack frames between the command line and each process.
 
 Frame: 4-byte big-endian length, then a msgpack map.
-Request ``{"id", "method", "params"}``; answers ``{"id", "result"}`` or ``{"id", "error"}``; a
+Request ``{"id", "method", "params"}``; answers ``{"id", "result"}`` or ``{"id", "error"}`` (with
+``"usage": True`` if the caller is to blame); a
 stream sends ``{"id", "item"}`` any number of times before its ``{"id", "result": None}``, and ends
 early when the caller sends ``{"id", "cancel": True}`` or goes away.  ``{"id", "feed": value}``
 reaches a running handler's ``Call.feed`` queue (stdin of an exec).
@@ -173,7 +174,8 @@ class ControlServer:
                 result = await outcome
             writer.write(_frame({"id": number, "result": result}))
         except PodwireError as error:
-            writer.write(_frame({"id": number, "error": str(error)}))
+            usage = isinstance(error, UsageError)
+            writer.write(_frame({"id": number, "error": str(error), "usage": usage}))
         except ConnectionError:
             raise
         except OSError as error:
@@ -234,7 +236,10 @@ class ControlClient:
         return self._next, queue
 
     async def call(self, method: str, **params: Any) -> Any:
-        """Return the result; ControlError with the other end's text when it failed."""
+        """Return the result; when it failed there, raise with the other end's text.
+
+        UsageError if it was raised as one, else ControlError.
+        """
         number, queue = self._open(method, params)
         try:
             return _result_of(await queue.get(), method)
@@ -276,5 +281,7 @@ def _result_of(message: dict[str, Any] | None, method: str) -> Any:
     if message is None:
         raise ControlError(f"{method}: the process went away before it answered")
     if "error" in message:
+        if message.get("usage"):
+            raise UsageError(str(message["error"]))
         raise ControlError(str(message["error"]))
     return message.get("result")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from emulator.errors import UsageError
-from emulator.runtime.control import Call, ControlClient, ControlError, ControlServer
+from emulator.runtime.control import Call, ControlClient, ControlServer
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator
@@ -82,7 +82,7 @@ async def test_errors_name_what_is_wrong(
     socket_path: str, method: str, params: dict[str, Any], text: str
 ) -> None:
     async with ControlClient(socket_path) as client:
-        with pytest.raises(ControlError, match=text):
+        with pytest.raises(UsageError, match=text):
             await client.call(method, **params)
 
 
