@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 from emulator.apimachinery import fielderrors as fe
 from emulator.apimachinery import quantity
+from emulator.apimachinery import validate_podparts as parts
 from emulator.apimachinery.names import (
     check_labels,
     dns1123_label,
     dns1123_subdomain,
     port_name,
     port_number,
-    qualified_name,
 )
 from emulator.apimachinery.objects import copy_json, dig, items
 from emulator.errors import UsageError
@@ -72,7 +72,7 @@ def resources(value: Any, field: str) -> list[FieldError]:
 _STANDARD = ("cpu", "memory", "ephemeral-storage", "storage", "pods")
 
 
-def _ports(ports: list[Obj], field: str) -> list[FieldError]:
+def _ports(ports: list[Obj], field: str, *, host_network: bool) -> list[FieldError]:
     out: list[FieldError] = []
     names: list[str] = []
     for i, port in enumerate(ports):
@@ -91,23 +91,11 @@ def _ports(ports: list[Obj], field: str) -> list[FieldError]:
         if port.get("hostPort"):
             host = port["hostPort"]
             out += [fe.invalid(f"{where}.hostPort", host, t) for t in port_number(host)]
+            if host_network and host != number:
+                text = "must match `containerPort` when `hostNetwork` is true"
+                out.append(fe.invalid(f"{where}.hostPort", host, text))
         if port.get("protocol") not in PROTOCOLS:
             out.append(fe.not_supported(f"{where}.protocol", port.get("protocol"), PROTOCOLS))
-    return out
-
-
-def _env(env: list[Obj], field: str) -> list[FieldError]:
-    out: list[FieldError] = []
-    for i, entry in enumerate(env):
-        where = f"{field}[{i}]"
-        if not entry.get("name"):
-            out.append(fe.required(f"{where}.name"))
-        if entry.get("valueFrom") and entry.get("value"):
-            out.append(
-                fe.invalid(
-                    f"{where}.valueFrom", "", "may not be specified when `value` is not empty"
-                )
-            )
     return out
 
 
@@ -131,15 +119,24 @@ def _containers(spec: Obj, key: str, field: str, names: set[str]) -> list[FieldE
             out.append(
                 fe.invalid(f"{where}.image", image, "must not have leading or trailing whitespace")
             )
-        out += _ports(items(container, "ports"), f"{where}.ports")
-        out += _env(items(container, "env"), f"{where}.env")
+        host_network = bool(spec.get("hostNetwork"))
+        out += _ports(items(container, "ports"), f"{where}.ports", host_network=host_network)
+        out += parts.env(items(container, "env"), f"{where}.env")
+        out += parts.env_from(items(container, "envFrom"), f"{where}.envFrom")
+        out += parts.lifecycle(container, where)
+        paths: list[str] = []
         for j, mount in enumerate(items(container, "volumeMounts")):
             if not mount.get("name"):
                 out.append(fe.required(f"{where}.volumeMounts[{j}].name"))
             elif mount["name"] not in volumes:
                 out.append(fe.not_found(f"{where}.volumeMounts[{j}].name", mount["name"]))
-            if not mount.get("mountPath"):
+            path = mount.get("mountPath")
+            if not path:
                 out.append(fe.required(f"{where}.volumeMounts[{j}].mountPath"))
+            elif path in paths:
+                at = f"{where}.volumeMounts[{j}].mountPath"
+                out.append(fe.invalid(at, path, "must be unique"))
+            paths.append(path or "")
         policy = container.get("imagePullPolicy")
         if policy not in _PULL_POLICIES:
             out.append(fe.not_supported(f"{where}.imagePullPolicy", policy, _PULL_POLICIES))
@@ -160,6 +157,7 @@ def pod_spec(spec: Obj, field: str) -> list[FieldError]:
         if name in seen:
             out.append(fe.duplicate(f"{field}.volumes[{i}].name", name))
         seen.append(name)
+        out += parts.volume_source(volume, f"{field}.volumes[{i}]")
     if not items(spec, "containers"):
         out.append(fe.required(f"{field}.containers"))
     names: set[str] = set()
@@ -187,20 +185,12 @@ def pod_spec(spec: Obj, field: str) -> list[FieldError]:
     if spec.get("hostname"):
         name = spec["hostname"]
         out += [fe.invalid(f"{field}.hostname", name, t) for t in dns1123_label(name)]
-    for i, toleration in enumerate(items(spec, "tolerations")):
-        key = toleration.get("key")
-        where = f"{field}.tolerations[{i}]"
-        if key:
-            out += [fe.invalid(f"{where}.key", key, text) for text in qualified_name(key)]
-        elif toleration.get("operator") != "Exists":
-            out.append(
-                fe.invalid(
-                    f"{where}.operator",
-                    toleration.get("operator") or "",
-                    'operator must be Exists when `key` is empty, which means "match all values '
-                    'and all keys"',
-                )
-            )
+    if spec.get("subdomain"):
+        name = spec["subdomain"]
+        out += [fe.invalid(f"{field}.subdomain", name, t) for t in dns1123_label(name)]
+    out += parts.tolerations(items(spec, "tolerations"), f"{field}.tolerations")
+    out += parts.placement(spec, field)
+    out += parts.identity(spec, field)
     return out
 
 
