@@ -55,6 +55,7 @@ class RoleState:
     ready: bool = False
     info: str = ""
     restarts: int = 0
+    error: str = ""
     last_exit: str = ""
     backoff_s: float = RESTART_FIRST_S
     started_at: float = 0.0
@@ -78,7 +79,6 @@ class Supervisor:
         names = ["etcd"] if plan.embedded_etcd else []
         names += ["controlplane", *(node.spec.name for node in plan.nodes)]
         self.roles = {name: RoleState(name) for name in names}
-        self._by_pid: dict[int, RoleState] = {}
         self._changed = asyncio.Event()
         self._stopping = asyncio.Event()
         self._up = False
@@ -191,18 +191,17 @@ class Supervisor:
         match message:
             case {"spawned": role, "pid": pid}:
                 self.roles[role].pid = pid
-                self._by_pid[pid] = self.roles[role]
                 self._forks_in_flight -= 1
                 self._fork_next()
-            case {"ready": pid, "info": info} if pid in self._by_pid:
-                state = self._by_pid[pid]
-                state.ready, state.info = True, info
+            case {"ready": role, "pid": pid, "info": info}:
+                state = self.roles[role]
+                state.pid, state.ready, state.info = pid, True, info
                 ready = sum(other.ready for other in self.roles.values())
-                self._on_progress(state.role, ready, len(self.roles))
-            case {"failed": pid, "error": error} if pid in self._by_pid:
-                self._by_pid[pid].last_exit = error
-            case {"exited": pid, "status": status} if pid in self._by_pid:
-                self._exited(self._by_pid.pop(pid), status)
+                self._on_progress(role, ready, len(self.roles))
+            case {"failed": role, "error": error}:
+                self.roles[role].error = error
+            case {"exited": role, "status": status}:
+                self._exited(self.roles[role], status)
             case _:
                 self._log.warning("unexpected message %r", message)
         self._changed.set()
@@ -213,11 +212,12 @@ class Supervisor:
         state.pid, state.ready = 0, False
         if self._stopping.is_set():
             return
-        if not self._up and code == 2 and state.last_exit:
+        error, state.error = state.error, ""
+        if not self._up and code == 2 and error:
             # 2 is bad input (a taken port, an unwritable directory): trying again cannot help.
-            self._failure = f"{state.role}: {state.last_exit}"
+            self._failure = f"{state.role}: {error}"
             return
-        state.last_exit = f"{how}: {state.last_exit}" if code > 0 and state.last_exit else how
+        state.last_exit = f"{how}: {error}" if code > 0 and error else how
         if time.monotonic() - state.started_at >= STABLE_AFTER_S:
             state.backoff_s = RESTART_FIRST_S
         self._log.warning(

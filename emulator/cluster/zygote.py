@@ -5,8 +5,10 @@ free of threads, event loops and open connections, so it is a plain blocking loo
 talks to it over a SOCK_SEQPACKET pair of msgpack messages:
 
     supervisor → zygote   {"spawn": role, "log": path}
-    zygote → supervisor   {"spawned": role, "pid": n}   {"exited": pid, "status": wait status}
-    child → supervisor    {"ready": pid, "info": text}  {"failed": pid, "error": text}
+    zygote → supervisor   {"spawned": role, "pid"}         {"exited": role, "pid", "status"}
+    child → supervisor    {"ready": role, "pid", "info"}   {"failed": role, "pid", "error"}
+
+A fast child's "ready" may overtake the zygote's "spawned"; its "exited" never overtakes either.
 
 Nobody is left behind: the zygote ends its children when the supervisor's end closes, and each
 child ends when its lifeline (a pipe only the zygote holds open) closes.
@@ -48,10 +50,10 @@ class Child:
         self.lifeline = lifeline
 
     def ready(self, info: str) -> None:
-        self._tell({"ready": os.getpid(), "info": info})
+        self._tell({"ready": self.role, "pid": os.getpid(), "info": info})
 
     def failed(self, error: str) -> None:
-        self._tell({"failed": os.getpid(), "error": error[:MAX_ERROR_CHARS]})
+        self._tell({"failed": self.role, "pid": os.getpid(), "error": error[:MAX_ERROR_CHARS]})
 
     def _tell(self, message: Mapping[str, Any]) -> None:
         # A supervisor that went away has nobody to tell; the lifeline ends this process.
@@ -169,8 +171,8 @@ class _Zygote:
                 return
             if pid == 0:
                 return
-            self._children.pop(pid, None)
-            self._tell({"exited": pid, "status": status})
+            role = self._children.pop(pid)
+            self._tell({"exited": role, "pid": pid, "status": status})
 
     def _end_children(self) -> None:
         for pid in self._children:
