@@ -33,6 +33,7 @@ class NodeConfig:
     network: Prefix
     gateway: int
     host: str
+    shared_host: bool
     vxlan_port: int
     carrier_port: int
     kubelet_port: int

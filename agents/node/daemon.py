@@ -90,6 +90,7 @@ class _Node:
             config.host,
             vxlan_port=config.vxlan_port,
             carrier_port=config.carrier_port,
+            shared_host=config.shared_host,
         )
         self._network = StackNetwork(root, loop, hosts={config.name: [format_ip(config.ip)]})
         self._node_ports = NodePorts(
@@ -246,5 +247,10 @@ class _Node:
             "ready": self._ready,
             "waiting_for": sorted(self._waiting),
             "counters": self._driver.counters()._asdict(),
+            "drops": {
+                str(reason): counter.packets
+                for reason, counter in self._kernel.root.drops.items()
+                if counter.packets
+            },
             "peers": [format_ip(peer.ip) for peer in self._driver.peers()],
         }

@@ -29,19 +29,25 @@ CARRIER_PORT: Final = 8473
 
 # 127.0-31 stay free for other programs (systemd-resolved uses 127.0.0.53, Debian 127.0.1.1).
 FIRST_BLOCK, LAST_BLOCK = 32, 254
-# Shared-loopback hosts: each cluster takes this many ports from here up.
-SHARED_BASE_PORT: Final = 20000
-SHARED_PORTS_PER_CLUSTER: Final = 4096
+# Shared-loopback hosts: each cluster takes a run of ports (three a node) below those that systems
+# hand out by themselves (Linux: from 32768).
+SHARED_BASE_PORT: Final = 10000
+SHARED_PORTS_PER_CLUSTER: Final = 1024
+SHARED_CLUSTERS: Final = 22
 # A unix socket's path may have 107 bytes (sun_path of unix(7), less its NUL).
 MAX_SOCKET_PATH: Final = 107
 
 
 @dataclass(frozen=True, slots=True)
 class NodePlan:
-    """One node's place: ``host`` and ports are real, ``spec.ip`` is emulated."""
+    """One node's place: ``host`` and ports are real, ``spec.ip`` is emulated.
+
+    ``shared_host`` means other nodes have the same host and other ports.
+    """
 
     spec: NodeSpec
     host: str
+    shared_host: bool
     vxlan_port: int
     carrier_port: int
     kubelet_port: int
@@ -124,9 +130,13 @@ def make_plan(spec: ClusterSpec, directory: Path, block: int) -> ClusterPlan:
         )
     spread = loopback_is_routable()
     base = parse_ip(f"127.{block}.0.0")
-    ports = iter(
-        range(SHARED_BASE_PORT + (block - FIRST_BLOCK) * SHARED_PORTS_PER_CLUSTER % 40000, 65535)
-    )
+    first_port = SHARED_BASE_PORT + block % SHARED_CLUSTERS * SHARED_PORTS_PER_CLUSTER
+    ports = iter(range(first_port, first_port + SHARED_PORTS_PER_CLUSTER))
+    if not spread and 2 + 3 * len(spec.nodes) > SHARED_PORTS_PER_CLUSTER:
+        raise UsageError(
+            f"nodes: {len(spec.nodes)} are too many where all nodes share 127.0.0.1 (at most "
+            f"{(SHARED_PORTS_PER_CLUSTER - 2) // 3})"
+        )
 
     def place(offset: int, port: int) -> tuple[str, int]:
         return (format_ip(base + offset), port) if spread else ("127.0.0.1", next(ports))
@@ -140,7 +150,7 @@ def make_plan(spec: ClusterSpec, directory: Path, block: int) -> ClusterPlan:
         host, vxlan_port = place(offset, VXLAN_PORT)
         carrier_port = place(offset, CARRIER_PORT)[1]
         kubelet_port = place(offset, KUBELET_PORT)[1]
-        nodes.append(NodePlan(node, host, vxlan_port, carrier_port, kubelet_port))
+        nodes.append(NodePlan(node, host, not spread, vxlan_port, carrier_port, kubelet_port))
     endpoints = spec.etcd_endpoints or (f"http://{etcd_host}:{etcd_port}",)
     return ClusterPlan(
         spec, directory, block, endpoints, etcd_host, etcd_port, api_host, api_port, tuple(nodes)

@@ -97,19 +97,27 @@ def controlplane_config(plan: ClusterPlan) -> ControlPlaneConfig:
     )
 
 
+def _etcd_relay(plan: ClusterPlan) -> Relay:
+    """The way to etcd's first endpoint from inside."""
+    host, _, port = plan.etcd_endpoints[0].rpartition("//")[2].rstrip("/").rpartition(":")
+    return Relay(plan.spec.etcd_ip, int(port), host, int(port))
+
+
 def node_config(plan: ClusterPlan, node: NodePlan) -> NodeConfig:
     credentials = Credentials.read(plan.pki)
     relays = [
         Relay(plan.spec.control_plane_ip, plan.api_port, plan.api_host, plan.api_port),
     ]
-    if plan.embedded_etcd:
-        relays.append(Relay(plan.spec.etcd_ip, plan.etcd_port, plan.etcd_host, plan.etcd_port))
+    # An etcd outside the cluster may have no emulated address that is free.
+    if plan.embedded_etcd or all(plan.spec.etcd_ip != other.ip for other in plan.spec.nodes):
+        relays.append(_etcd_relay(plan))
     return NodeConfig(
         name=node.spec.name,
         ip=node.spec.ip,
         network=plan.spec.node_network,
         gateway=plan.spec.gateway,
         host=node.host,
+        shared_host=node.shared_host,
         vxlan_port=node.vxlan_port,
         carrier_port=node.carrier_port,
         kubelet_port=node.kubelet_port,

@@ -181,10 +181,13 @@ class UnderlayDriver:
         carrier_port: int = CARRIER_PORT,
         loop: asyncio.AbstractEventLoop | None = None,
         offload: bool = True,
+        shared_host: bool = False,
     ) -> None:
         """``host`` is the node's underlay address; port 0 takes a free one.
 
-        ``offload`` False does without UDP_SEGMENT and UDP_GRO even where the kernel has them.
+        ``shared_host`` is for hosts with one loopback address: nodes are told apart by their ports,
+        so VXLAN leaves from the port it comes in on.  ``offload`` False does without UDP_SEGMENT
+        and UDP_GRO even where the kernel has them.
         """
         self._device = device
         self._host = host
@@ -193,7 +196,9 @@ class UnderlayDriver:
         self._offload = offload
         self._driver = KernelDriver(kernel, loop=self._loop, drain=self._send_egress)
         self._peers: dict[int, Peer] = {}
-        self._hosts: dict[str, int] = {}
+        self._shared = shared_host
+        # Where a peer's datagrams come from: its host, or its two ports where hosts are shared.
+        self._origins: dict[str | Address, int] = {}
         self._vxlan: UnderlaySocket | None = None
         self._carrier: UnderlaySocket | None = None
         self._sources: list[UnderlaySocket] = []
@@ -207,7 +212,7 @@ class UnderlayDriver:
         try:
             self._vxlan = self._open(self._ports[0])
             self._carrier = self._open(self._ports[1])
-            self._sources = self._open_sources()
+            self._sources = [self._vxlan] if self._shared else self._open_sources()
         except OSError:
             await self.close()
             raise
@@ -307,18 +312,20 @@ class UnderlayDriver:
         """Say where the node with the emulated address ``ip`` really lives.
 
         With ``mac`` the emulated segment also answers ARP for it.  UsageError where another peer
-        already has that underlay host: VXLAN's source port is free, so the host must tell them
-        apart.
+        already has that underlay host (or port, where the host is shared): VXLAN's source port is
+        free, so the host must tell them apart.
         """
-        known = self._hosts.get(host)
-        if known is not None and known != ip:
-            raise UsageError(
-                f"underlay host {host} already belongs to {format_ip(known)}, "
-                f"not to {format_ip(ip)}: every node needs an underlay address of its own"
-            )
+        peer = Peer(ip, (host, vxlan_port), (host, carrier_port))
+        for origin in self._origins_of(peer):
+            known = self._origins.get(origin)
+            if known is not None and known != ip:
+                raise UsageError(
+                    f"underlay host {host} already belongs to {format_ip(known)}, "
+                    f"not to {format_ip(ip)}: every node needs an underlay address of its own"
+                )
         self.del_peer(ip)
-        self._hosts[host] = ip
-        self._peers[ip] = Peer(ip, (host, vxlan_port), (host, carrier_port))
+        self._origins.update(dict.fromkeys(self._origins_of(peer), ip))
+        self._peers[ip] = peer
         if mac is not None:
             self._device.peer_set(ip, mac)
 
@@ -326,8 +333,12 @@ class UnderlayDriver:
         """Forget a node; nothing if it is not known."""
         peer = self._peers.pop(ip, None)
         if peer is not None:
-            del self._hosts[peer.vxlan[0]]
+            for origin in self._origins_of(peer):
+                del self._origins[origin]
             self._device.peer_del(ip)
+
+    def _origins_of(self, peer: Peer) -> tuple[str | Address, ...]:
+        return (peer.vxlan, peer.carrier) if self._shared else (peer.vxlan[0],)
 
     def peers(self) -> tuple[Peer, ...]:
         """Every peer, in the order they were set."""
@@ -362,30 +373,30 @@ class UnderlayDriver:
             self._loop.remove_writer(sock.fileno())
 
     def _read_vxlan(self, sock: UnderlaySocket) -> None:
-        hosts, receive = self._hosts, self._device.receive_vxlan
+        origins, receive = self._origins, self._device.receive_vxlan
         room = MAX_BYTES_PER_TURN
         for _ in range(MAX_RECEIVES_PER_TURN):
             batch = sock.receive() if room > 0 else None
             if batch is None:
                 break
             room -= len(batch.payload)
-            host, port = batch.source
-            ip = hosts.get(host)
+            source = batch.source
+            ip = origins.get(source if self._shared else source[0])
             if ip is None:
                 self._unknown_received += 1
             else:
-                receive(ip, port, batch.payload, batch.segment_size)
+                receive(ip, source[1], batch.payload, batch.segment_size)
         self._driver.wake()
 
     def _read_carrier(self, sock: UnderlaySocket) -> None:
-        hosts, receive = self._hosts, self._device.receive_carrier
+        origins, receive = self._origins, self._device.receive_carrier
         room = MAX_BYTES_PER_TURN
         for _ in range(MAX_RECEIVES_PER_TURN):
             batch = sock.receive() if room > 0 else None
             if batch is None:
                 break
             room -= len(batch.payload)
-            if batch.source[0] in hosts:
+            if (batch.source if self._shared else batch.source[0]) in origins:
                 receive(batch.payload, batch.segment_size)
             else:
                 self._unknown_received += 1
