@@ -219,4 +219,7 @@ def _supervisor_process(
     except PodwireError as error:
         tell({"error": str(error), "usage": isinstance(error, UsageError)})
         return 1
+    except Exception as error:  # a bug of ours: it must reach the terminal, the log is gone
+        tell({"error": f"{type(error).__name__}: {error}", "usage": False})
+        raise
     return 0

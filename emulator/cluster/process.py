@@ -9,7 +9,7 @@ import asyncio
 import logging
 import signal
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from emulator.errors import PodwireError, UsageError
 from emulator.runtime.clock import real_clock
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
     Role = Callable[[RoleEnv], Coroutine[Any, Any, None]]
 
+# What an HTTP parser quotes of garbage, as far as it is of use in a log.
+MAX_GARBAGE_CHARS: Final = 120
+
 
 def set_up_log(name: str, path: Path | None = None) -> logging.Logger:
     """Log in klog-like lines to a file, or to stderr without one; returns the role's logger."""
@@ -31,12 +34,28 @@ def set_up_log(name: str, path: Path | None = None) -> logging.Logger:
             "%(asctime)s.%(msecs)03d %(levelname).1s %(name)s: %(message)s", "%H:%M:%S"
         )
     )
+    handler.addFilter(_one_line_for_garbage)
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.INFO)
     # One line a request is for a person who asks for it, not for every kubelet's heartbeat.
     logging.getLogger("aiohttp.access").setLevel(logging.WARNING)
     return logging.getLogger(name)
+
+
+def _one_line_for_garbage(record: logging.LogRecord) -> bool:
+    """A client that does not speak HTTP is its own problem: no error of ours, no traceback."""
+    error = record.exc_info[1] if isinstance(record.exc_info, tuple) else None
+    if error is None:
+        return True
+    from aiohttp.http_exceptions import HttpProcessingError
+
+    if isinstance(error, HttpProcessingError):
+        what = " ".join(error.message.split())[:MAX_GARBAGE_CHARS]
+        record.msg, record.args = f"{record.getMessage()}: {what}", ()
+        record.exc_info = None
+        record.levelno, record.levelname = logging.INFO, "INFO"
+    return True
 
 
 def run_role(

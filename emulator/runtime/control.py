@@ -122,8 +122,6 @@ class ControlServer:
         self._connections.add(task)
         try:
             await self._serve(reader, writer)
-        except PeerError as error:
-            self._log.warning("control connection closed: %s", error)
         except asyncio.CancelledError:
             if self._server is not None and self._server.is_serving():
                 raise
@@ -145,7 +143,10 @@ class ControlServer:
                             with contextlib.suppress(asyncio.QueueFull):
                                 running[number][1].feed.put_nowait(message["feed"])
                     else:
-                        call = Call(str(message.get("method", "")), message.get("params") or {})
+                        params = message.get("params") or {}
+                        if not isinstance(params, dict):
+                            raise PeerError("control frame's params are not a map")
+                        call = Call(str(message.get("method", "")), params)
                         task = group.create_task(
                             self._answer(number, call, writer), name=f"control.{call.method}"
                         )
@@ -155,6 +156,8 @@ class ControlServer:
                     task.cancel()
         except* ConnectionError:
             pass
+        except* PeerError as group:
+            self._log.warning("control connection closed: %s", group.exceptions[0])
 
     async def _answer(self, number: int, call: Call, writer: asyncio.StreamWriter) -> None:
         handler = self._handlers.get(call.method)
@@ -180,6 +183,10 @@ class ControlServer:
             raise
         except OSError as error:
             writer.write(_frame({"id": number, "error": str(error)}))
+        except Exception as error:  # the boundary: a handler's bug ends its own call only
+            self._log.exception("%s failed", call.method)
+            what = f"{call.method}: {type(error).__name__}: {error} (see the process's log)"
+            writer.write(_frame({"id": number, "error": what}))
         await writer.drain()
 
 

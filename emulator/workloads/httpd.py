@@ -32,6 +32,11 @@ class _Protocol(web.RequestHandler):
 
     _error_page: ErrorPage
 
+    async def start(self) -> None:
+        """aiohttp's loop over requests; a connection may be lost before it begins."""
+        if self._manager is not None:
+            await super().start()
+
     def eof_received(self) -> bool:  # type: ignore[override]  # asyncio takes a bool here
         """A client that half-closes still gets its answers, as from nginx."""
         self._loop.call_later(HALF_CLOSE_S, self._no_more_requests)
