@@ -71,7 +71,7 @@ class Shell:
         """Do one action."""
         match action:
             case Create(resource, obj):
-                await self.client.create(resource, obj)
+                await self._create(resource, obj)
             case Patch(resource, namespace, name, body, subresource, kind):
                 await self.client.patch(
                     resource, namespace, name, body, kind, subresource=subresource
@@ -80,6 +80,14 @@ class Shell:
                 await self._delete(action)
             case Emit(reference, type_, reason, message, component):
                 self.recorder.event_about(reference, type_, reason, message, component=component)
+
+    async def _create(self, resource: Resource, obj: Object) -> None:
+        try:
+            await self.client.create(resource, obj)
+        except ApiError as error:
+            # What asked for it is about to go as well.
+            if not error.is_namespace_terminating:
+                raise
 
     async def _delete(self, action: Delete) -> None:
         try:

@@ -29,7 +29,10 @@ if TYPE_CHECKING:
     Object = dict[str, Any]
 
 # Directories every image has.
-_DIRECTORIES = ("/tmp", "/root", "/etc", "/dev", "/var", "/run", "/home")
+_DIRECTORIES = (
+    *("/bin", "/dev", "/etc", "/home", "/lib", "/proc", "/root", "/run", "/sbin", "/sys"),
+    *("/tmp", "/usr", "/usr/bin", "/var"),
+)
 TOKEN_SECONDS = 3607
 
 
@@ -95,17 +98,27 @@ class PodContent:
         )
         definition = image.definition
         argv = command_line(spec, definition.entrypoint, definition.command, env)
-        return Prepared(argv, env, self._files(pod, spec, image, sandbox))
+        return Prepared(argv, env, self._files(pod, spec, image, sandbox, argv))
 
     def _files(
-        self, pod: PodSpec, spec: ContainerSpec, image: Image, sandbox: Sandbox
+        self,
+        pod: PodSpec,
+        spec: ContainerSpec,
+        image: Image,
+        sandbox: Sandbox,
+        argv: tuple[str, ...],
     ) -> MemoryFiles:
         now = self._clock.time()
         files = image_files(image)
         files["/etc/hostname"] = (f"{sandbox.hostname}\n".encode(), now)
         files["/etc/hosts"] = (hosts_file(pod, sandbox, self._config), now)
         files["/etc/resolv.conf"] = (resolv_conf(pod, self._config), now)
-        root = MemoryFiles(self._clock.time, files=files, directories=_DIRECTORIES)
+        root = MemoryFiles(
+            self._clock.time,
+            files=files,
+            generated={"/proc/1/cmdline": "\0".join((*argv, "")).encode},
+            directories=_DIRECTORIES,
+        )
         volumes = self._pod_volumes(pod, sandbox)
         for mount in spec.mounts:
             volume = volumes.get(mount["name"])

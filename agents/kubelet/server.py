@@ -6,6 +6,7 @@ Callers show the bearer token of the configuration; without it every path but /h
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import hmac
 import ssl
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,6 @@ from aiohttp import web
 
 from agents.kubelet.exec_stream import serve_streams
 from agents.kubelet.logs import LogOptions, read_log
-from agents.kubelet.record import State
 from agents.kubelet.texts import exec_failed
 from emulator.errors import UsageError
 from emulator.kubeclient.meta import parse_time
@@ -138,10 +138,10 @@ class KubeletServer:
             return container, ""
         if all(each.name != name for each in worker.pod.all_containers):
             return None, f'container "{name}" not found in pod "{worker.pod.name}"'
-        state = worker.record.container(name)
-        if state.state is State.TERMINATED or state.ended is not None:
-            return None, f"cannot exec in a stopped container: container {name} is not running"
-        return None, f"unable to upgrade connection: container not found ({name!r})"
+        if request.path.startswith("/attach/"):
+            full = f"{worker.pod.name}_{worker.pod.namespace}"
+            return None, f"unable to upgrade connection: container {name} not found in pod {full}"
+        return None, f'unable to upgrade connection: container not found ("{name}")'
 
     async def _exec(self, request: web.Request) -> web.StreamResponse:
         query = request.query
@@ -150,7 +150,8 @@ class KubeletServer:
         if not command:
             raise web.HTTPBadRequest(text="you must specify at least 1 command\n")
         if container is not None and not container.can_execute(command[0]):
-            failure = exec_failed(command[0])
+            identity = f"{container.container_id} {self._clock.time()}"
+            failure = exec_failed(command[0], hashlib.sha256(identity.encode()).hexdigest())
         stdin, tty = _on(query, "stdin", "input"), _on(query, "tty")
 
         async def session(

@@ -92,9 +92,11 @@ def start_failed(command: str) -> str:
     )
 
 
-def exec_failed(command: str) -> str:
-    """The same for an exec."""
+def exec_failed(command: str, exec_id: str) -> str:
+    """The same for an exec; ``exec_id`` is containerd's, which nobody remembers."""
     return (
+        "error executing command in container: failed to exec in container: "
+        f'failed to start exec "{exec_id}": '
         "OCI runtime exec failed: exec failed: unable to start container process: "
         f'exec: "{command}": executable file not found in $PATH: unknown'
     )

@@ -52,7 +52,9 @@ class Scheduler:
         self._config = config
         self._env = env
         self._informers = SharedInformers(client, env.log)
-        self._recorder = EventRecorder(client, env.clock, config.scheduler_name, log=env.log)
+        self._recorder = EventRecorder(
+            client, env.clock, config.scheduler_name, action="Binding", log=env.log
+        )
         self._cluster = ClusterState()
         self._waiting = WaitingPods(config.initial_backoff_s, config.max_backoff_s)
         self._wakeup = asyncio.Event()

@@ -12,7 +12,7 @@ from collections import OrderedDict
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from emulator.kubeclient.errors import ApiError, ApiUnreachableError
-from emulator.kubeclient.meta import format_time, object_reference
+from emulator.kubeclient.meta import format_micro_time, format_time, object_reference
 from emulator.kubeclient.resource import EVENTS
 
 if TYPE_CHECKING:
@@ -67,13 +67,19 @@ class EventRecorder:
         component: str,
         *,
         host: str = "",
+        action: str = "",
         log: logging.Logger | None = None,
     ) -> None:
-        """``component`` is the event's source (``default-scheduler``), ``host`` the node's name."""
+        """``component`` is the event's source (``default-scheduler``), ``host`` the node's name.
+
+        With ``action`` events are of the newer kind (events.k8s.io), which have no count and one
+        precise time, and which kubectl lists first.
+        """
         self._client = client
         self._clock = clock
         self._component = component
         self._host = host
+        self._action = action
         self._log = log or logging.getLogger("podwire.kubeclient")
         self._pending: asyncio.Queue[_Pending] = asyncio.Queue(MAX_PENDING)
         self._known: OrderedDict[_Said, _Known] = OrderedDict()
@@ -142,7 +148,10 @@ class EventRecorder:
             # Counted before the wait, so that two senders never write the same count.
             known = known._replace(times=known.times + 1)
             self._remember(said, known)
-            body = {"count": known.times, "lastTimestamp": format_time(pending.at_s)}
+            body: Object = {"count": known.times, "lastTimestamp": format_time(pending.at_s)}
+            if self._action:
+                seen = format_micro_time(pending.at_s)
+                body = {"series": {"count": known.times, "lastObservedTime": seen}}
             try:
                 await self._client.patch(EVENTS, namespace, known.name, body, "merge")
             except ApiError as error:
@@ -160,20 +169,31 @@ class EventRecorder:
         if said.host:
             source["host"] = said.host
         at = format_time(pending.at_s)
-        return {
+        document: Object = {
             "apiVersion": "v1",
             "kind": "Event",
             "metadata": {"name": name, "namespace": namespace},
             "involvedObject": pending.reference,
             "reason": said.reason,
             "message": said.message,
-            "source": source,
             "reportingComponent": said.source,
             "reportingInstance": said.host,
+            "type": said.type,
+        }
+        if self._action:
+            return document | {
+                "action": self._action,
+                "reportingInstance": said.host or said.source,
+                "eventTime": format_micro_time(pending.at_s),
+                "source": {},
+                "firstTimestamp": None,
+                "lastTimestamp": None,
+            }
+        return document | {
+            "source": source,
             "firstTimestamp": at,
             "lastTimestamp": at,
             "count": 1,
-            "type": said.type,
             "eventTime": None,
         }
 

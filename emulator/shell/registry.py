@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from emulator.errors import UsageError
 from emulator.shell import system, text
+from emulator.shell.archive import tar
 from emulator.shell.context import os_error_text
 from emulator.shell.curl import curl
 from emulator.shell.devices import arp, brctl, bridge, ifconfig, route, sysctl
@@ -145,6 +146,8 @@ COMMANDS: Final[Mapping[str, Command]] = {
     "touch": system.file_verbs,
     "mkdir": system.file_verbs,
     "rm": system.file_verbs,
+    "tar": tar,
+    "ps": system.ps,
     "test": system.test,
     "[": system.test,
     "seq": system.seq,

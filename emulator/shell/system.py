@@ -100,11 +100,27 @@ async def env(ctx: ShellContext, argv: Sequence[str]) -> int:
     return 0
 
 
+async def ps(ctx: ShellContext, argv: Sequence[str]) -> int:
+    """ps [aux|-ef]: a container's first process, and this one."""
+    try:
+        first = ctx.files.read("/proc/1/cmdline").decode("utf-8", "replace")
+    except OSError:
+        first = "/sbin/init"
+    table = [(1, first.replace("\0", " ").strip()), (ctx.rng.randrange(7, 100), " ".join(argv))]
+    if ctx.style == "busybox":
+        ctx.out("PID   USER     TIME  COMMAND\n")
+        ctx.out("".join(f"{pid:5d} root      0:00 {line}\n" for pid, line in table))
+        return 0
+    ctx.out("    PID TTY          TIME CMD\n")
+    ctx.out("".join(f"{pid:7d} ?        00:00:00 {line}\n" for pid, line in table))
+    return 0
+
+
 async def ls(ctx: ShellContext, argv: Sequence[str]) -> int:
     """ls [-la1] [PATHS]."""
     flags, names = flags_of(argv, "la1hdAtr")
     status = 0
-    for name in names or ["."]:
+    for number, name in enumerate(names or ["."]):
         path = ctx.path(name)
         if not ctx.files.exists(path):
             quoted = name if ctx.style == "busybox" else f"cannot access '{name}'"
@@ -113,6 +129,8 @@ async def ls(ctx: ShellContext, argv: Sequence[str]) -> int:
             continue
         directory = ctx.files.is_dir(path) and "d" not in flags
         entries = ctx.files.listdir(path) if directory else [name]
+        if directory and len(names) > 1:
+            ctx.out(f"{chr(10) if number else ''}{name}:\n")
         if "l" in flags:
             base = path if directory else ctx.cwd
             ctx.out("".join(_long_line(ctx, base, entry) for entry in entries))
