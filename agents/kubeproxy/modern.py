@@ -184,7 +184,9 @@ class _Builder:
                 text = comment(missing)
                 filtering(names.EXTERNAL_SERVICES, text, match, f"-d {ip}", dport, verdict)
         if service.node_port:
-            self._node_ports[NodePort(service.protocol, service.node_port)] = None
+            if chosen.any:
+                # Where nobody listens the host's clients are refused, as REJECT does all others.
+                self._node_ports[NodePort(service.protocol, service.node_port)] = None
             dport = f"--dport {service.node_port}"
             if chosen.any:
                 nat(names.NODEPORTS, comment(name), match, dport, f"-j {chains.external}")

@@ -55,7 +55,7 @@ class Jump(NamedTuple):
 
 
 class NodePort(NamedTuple):
-    """A port the node listens on for a service."""
+    """A port the node listens on for a service that has endpoints."""
 
     protocol: str
     port: int

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, cast
 
 from emulator.errors import UsageError
 from emulator.runtime.relay import kept, relay
@@ -113,8 +113,8 @@ class _UdpPort(asyncio.DatagramProtocol):
         self._dials: set[asyncio.Task[None]] = set()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.DatagramTransport)
-        self._transport = transport
+        # Not asked by isinstance: Python 3.11's own datagram transport derives from no such class.
+        self._transport = cast("asyncio.DatagramTransport", transport)
 
     def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
         client = self._clients.get(addr)
@@ -151,12 +151,11 @@ class _UdpClient(asyncio.DatagramProtocol):
         self._closed = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.DatagramTransport)
-        self._emulated = transport
+        self._emulated = cast("asyncio.DatagramTransport", transport)
         if self._closed:
-            transport.close()
+            self._emulated.close()
         for data in self._early:
-            transport.sendto(data)
+            self._emulated.sendto(data)
         self._early.clear()
 
     def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from emulator.addr import format_ip
 from emulator.netstack.sock.tcp_state import State
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 # ss prints its own names for two states (misc/ss.c sstate_name).
 _SS_STATES = {"ESTABLISHED": "ESTAB", "CLOSED": "UNCONN"}
+# Datagrams nc has not printed yet; more are lost, as in a full receive buffer (212992 bytes).
+MAX_DATAGRAMS: Final = 256
 
 
 class _Row(NamedTuple):
@@ -159,7 +161,7 @@ async def netstat(ctx: ShellContext, argv: Sequence[str]) -> int:
 
 
 async def nc(ctx: ShellContext, argv: Sequence[str]) -> int:
-    """nc [-zvu] [-w SECONDS] [-p PORT] HOST PORT, nc -l [-p] PORT: one TCP connection."""
+    """nc [-zvu] [-w SECONDS] [-p PORT] HOST PORT, nc -l [-p] PORT: one connection, or UDP."""
     flags: set[str] = set()
     operands: list[str] = []
     wait_s: float | None = None
@@ -199,6 +201,8 @@ async def _dial(
         else:
             ctx.err(f'nc: getaddrinfo for host "{host}" port {port}: Name or service not known\n')
         return 1
+    if "u" in flags:
+        return await _datagrams(ctx, address, port, wait_s)
     try:
         async with asyncio.timeout(wait_s):
             reader, writer = await ctx.network.open_connection(address, port)
@@ -222,6 +226,52 @@ async def _dial(
         return 0
     await _relay(ctx, reader, writer, wait_s)
     return 0
+
+
+class _Datagrams(asyncio.DatagramProtocol):
+    """What arrives on nc's UDP socket; None for an ICMP error."""
+
+    def __init__(self) -> None:
+        self.arrived: asyncio.Queue[bytes | None] = asyncio.Queue(MAX_DATAGRAMS)
+
+    def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
+        if not self.arrived.full():
+            self.arrived.put_nowait(data)
+
+    def error_received(self, exc: Exception) -> None:
+        if not self.arrived.full():
+            self.arrived.put_nowait(None)
+
+
+async def _datagrams(ctx: ShellContext, address: str, port: int, wait_s: float | None) -> int:
+    """Send each chunk of stdin as a datagram; end after ``wait_s`` of silence or an ICMP error."""
+    try:
+        transport, protocol = await ctx.network.create_datagram_endpoint(
+            _Datagrams, remote_addr=(address, port)
+        )
+    except OSError as error:
+        ctx.err(f"nc: {os_error_text(error)}\n")
+        return 1
+
+    async def send() -> None:
+        while ctx.stdin is not None and (data := await ctx.stdin.read(READ_BYTES)):
+            transport.sendto(data)
+
+    code = 0
+    try:
+        async with asyncio.TaskGroup() as group:
+            sender = group.create_task(send(), name="nc.send")
+            while (data := await asyncio.wait_for(protocol.arrived.get(), wait_s)) is not None:
+                ctx.stdout.write(data)
+                await ctx.stdout.drain()
+            sender.cancel()
+            code = 1
+    except* TimeoutError:
+        # Silence for so long is how -w ends it.
+        pass
+    finally:
+        transport.close()
+    return code
 
 
 async def _listen(ctx: ShellContext, port: str) -> int:
