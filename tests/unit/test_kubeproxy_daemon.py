@@ -100,10 +100,11 @@ async def test_services_and_endpoints_become_rules_and_open_ports(proxy: Proxy) 
     async with asyncio.TaskGroup() as group:
         task = group.create_task(proxy.run())
         await proxy.ready.wait()
-        assert proxy.opened == [(NodePort("tcp", 30080),)]
+        assert NodePort("tcp", 30080) not in sum(proxy.opened, ())
         assert "10.3.0.10" not in proxy.kernel.nat()
         put_endpoints(proxy.api, "web", "10.2.1.5")
         await until(lambda: "--to-destination 10.2.1.5:8080" in proxy.kernel.nat())
+        await until(lambda: proxy.opened[-1:] == [(NodePort("tcp", 30080),)])
         put_endpoints(proxy.api, "web", "10.2.1.6")
         await until(lambda: "--to-destination 10.2.1.6:8080" in proxy.kernel.nat())
         assert "10.2.1.5" not in proxy.kernel.nat()

@@ -179,7 +179,9 @@ def test_service_without_endpoints_is_rejected_on_every_address() -> None:
     assert len(external) == 3
     assert all(line.endswith("-j REJECT") for line in external)
     assert not any(chain.startswith("KUBE-SVC-") for chain in made.nat.chains)
-    assert [tuple(port) for port in made.node_ports] == [("tcp", 30001)]
+    assert made.node_ports == ()
+    served = rules([entry], [endpoint_slice("a/b", "10.0.0.4")])
+    assert [tuple(port) for port in served.node_ports] == [("tcp", 30001)]
 
 
 def test_internal_local_policy_uses_only_this_nodes_endpoints() -> None:
