@@ -236,7 +236,7 @@ async def test_silent_node(world: World) -> None:
     await until(lambda: world.available("web", 3), "replaced elsewhere")
 
     async def leaving() -> bool:
-        there = [p for p in await world.all(PODS) if p["spec"]["nodeName"] == "node-1"]
+        there = [p for p in await world.all(PODS) if p["spec"].get("nodeName") == "node-1"]
         return [bool(p["metadata"].get("deletionTimestamp")) for p in there] == [True]
 
     await until(leaving, "old pod Terminating")

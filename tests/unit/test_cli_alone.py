@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -9,9 +11,18 @@ import pytest
 from emulator.cli.main import main
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Iterator
 
 ELSEWHERE = ["--underlay", "127.9.9.9"]
+
+
+@pytest.fixture
+def short_home(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A home that does not exist yet, short enough for the sockets that would lie in it."""
+    with tempfile.TemporaryDirectory(prefix="pw-") as directory:
+        home = Path(directory) / "home"
+        monkeypatch.setenv("PODWIRE_HOME", str(home))
+        yield home
 
 
 def complaint(capsys: pytest.CaptureFixture[str], argv: list[str]) -> str:
@@ -59,14 +70,12 @@ def complaint(capsys: pytest.CaptureFixture[str], argv: list[str]) -> str:
     ],
 )
 def test_a_wrong_flag_is_named_and_nothing_is_written(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    short_home: Path,
     capsys: pytest.CaptureFixture[str],
     argv: list[str],
     said: str,
 ) -> None:
-    home = tmp_path / "home"
-    monkeypatch.setenv("PODWIRE_HOME", str(home))
+    home = short_home
     if argv[0] == "kubeconfig":
         (home / "podwire").mkdir(parents=True)
     assert said in complaint(capsys, argv)
