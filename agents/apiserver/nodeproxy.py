@@ -1,4 +1,4 @@
-"""Logs, exec and attach: passed on to the kubelet of the pod's node."""
+"""Logs, exec, attach and port-forward: passed on to the kubelet of the pod's node."""
 
 from __future__ import annotations
 
@@ -81,8 +81,10 @@ class NodeProxy:
         pod = await self._objects.current(call.resource, call.namespace, call.name)
         if call.subresource == "log":
             return await self._log_of(call, self._target(call, pod))
-        from agents.apiserver import streams
+        from agents.apiserver import portforward, streams
 
+        if call.subresource == "portforward":
+            return await portforward.serve(self, call, self.kubelet(pod, call.name))
         return await streams.serve(self, call, pod)
 
     def _target(self, call: Call, pod: Obj) -> Target:

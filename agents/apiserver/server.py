@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from emulator.apimachinery.resources import Registry
 
 _HEALTH: Final = ("healthz", "livez", "readyz")
-_STREAMS: Final = ("log", "exec", "attach")
+_STREAMS: Final = ("log", "exec", "attach", "portforward")
 _NAMESPACE_SUBRESOURCES: Final = ("status", "finalize")
 _WELL_FORMED_PATHS: Final = (
     "/api", "/api/v1", "/apis", "/healthz", "/livez", "/openapi/v2", "/openapi/v3", "/readyz",

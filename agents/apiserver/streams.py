@@ -86,14 +86,19 @@ async def _websocket(nodes: NodeProxy, call: Call, target: Target) -> web.Stream
     try:
         client = web.WebSocketResponse(protocols=(protocol,), max_msg_size=MAX_MESSAGE_BYTES)
         await client.prepare(call.request)
-        async with asyncio.TaskGroup() as group:
-            up = group.create_task(_to_kubelet(client, kubelet), name="stream.up")
-            await _to_client(kubelet, client)
-            up.cancel()
-        await client.close()
+        await relay(client, kubelet)
         return client
     finally:
         await kubelet.close()
+
+
+async def relay(client: web.WebSocketResponse, kubelet: aiohttp.ClientWebSocketResponse) -> None:
+    """Pass messages both ways until the kubelet has ended or the client has left."""
+    async with asyncio.TaskGroup() as group:
+        up = group.create_task(_to_kubelet(client, kubelet), name="stream.up")
+        await _to_client(kubelet, client)
+        up.cancel()
+    await client.close()
 
 
 async def _to_kubelet(

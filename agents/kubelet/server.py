@@ -1,4 +1,4 @@
-"""The kubelet's API on port 10250: logs, exec, attach, pods, health.
+"""The kubelet's API on port 10250: logs, exec, attach, port-forward, pods, health.
 
 Callers show the bearer token of the configuration; without it every path but /healthz is 401.
 """
@@ -15,6 +15,7 @@ from aiohttp import web
 
 from agents.kubelet.exec_stream import serve_streams
 from agents.kubelet.logs import LogOptions, read_log
+from agents.kubelet.port_forward import serve_port_forward
 from agents.kubelet.texts import exec_failed
 from emulator.errors import UsageError
 from emulator.kubeclient.meta import parse_time
@@ -61,6 +62,8 @@ class KubeletServer:
         for verb, handler in (("exec", self._exec), ("attach", self._attach)):
             app.router.add_route("*", f"/{verb}/{{ns}}/{{pod}}/{{container}}", handler)
             app.router.add_route("*", f"/{verb}/{{ns}}/{{pod}}/{{uid}}/{{container}}", handler)
+        app.router.add_route("*", "/portForward/{ns}/{pod}", self._port_forward)
+        app.router.add_route("*", "/portForward/{ns}/{pod}/{uid}", self._port_forward)
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=SHUTDOWN_S)
         await self._runner.setup()
         config = self._config
@@ -172,6 +175,13 @@ class KubeletServer:
             return code & 255
 
         return await serve_streams(request, session, stdin=stdin, tty=tty, failure=failure)
+
+    async def _port_forward(self, request: web.Request) -> web.StreamResponse:
+        worker = self._worker(request)
+        if worker.sandbox is None:
+            text = f'unable to forward: pod "{worker.pod.name}" has no sandbox\n'
+            raise web.HTTPNotFound(text=text)
+        return await serve_port_forward(request, worker.sandbox)
 
     async def _attach(self, request: web.Request) -> web.StreamResponse:
         container, failure = self._container(request)

@@ -102,6 +102,16 @@ def exec_failed(command: str, exec_id: str) -> str:
     )
 
 
+def forward_failed(port: int, sandbox_id: str, netns: str, cause: str) -> str:
+    """containerd's error for a port nobody listens on (sandbox_portforward_linux.go)."""
+    return (
+        f"error forwarding port {port} to pod {sandbox_id}, uid : failed to execute portforward in "
+        f'network namespace "/var/run/netns/{netns}": failed to connect to localhost:{port} inside '
+        f'namespace "{sandbox_id}", IPv4: dial tcp4 127.0.0.1:{port}: connect: {cause} '
+        "IPv6 dial tcp6: address localhost: no suitable address "
+    )
+
+
 def _go_duration(seconds: float) -> str:
     if seconds < 1:
         return f"{max(1, round(seconds * 1000))}ms"

@@ -123,6 +123,7 @@ BUILTIN: Final[tuple[ResourceType, ...]] = (
             Subresource("eviction", "Eviction", CREATE_ONLY, "policy", "v1"),
             Subresource("exec", "PodExecOptions", ("create", "get")),
             Subresource("log", "Pod", ("get",)),
+            Subresource("portforward", "PodPortForwardOptions", ("create", "get")),
             _status("Pod"),
         ),
     ),
