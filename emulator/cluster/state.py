@@ -38,50 +38,56 @@ class ClusterDirectory:
 
     def acquire(self) -> None:
         """Take the directory, clean of an earlier cluster; UsageError if it cannot be had."""
-        try:
-            home().mkdir(mode=0o700, parents=True, exist_ok=True)
-            lock = os.open(self._lock_path, os.O_RDWR | os.O_CREAT, 0o600)
-        except OSError as error:
-            raise UsageError(
-                f"{home()}: cannot be written ({error.strerror}); set PODWIRE_HOME elsewhere"
-            ) from None
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(lock)
-            raise UsageError(
-                f"cluster {self.name!r} is already running; take it down with "
-                f"'podwire down --name {self.name}' or start another with --name"
-            ) from None
-        self._lock = lock
+        self._take_lock(
+            fcntl.LOCK_EX,
+            f"cluster {self.name!r} is already running; take it down with "
+            f"'podwire down --name {self.name}' or start another with --name",
+        )
         try:
             if self.path.exists():
                 shutil.rmtree(self.path)
-            for part in PARTS:
-                (self.path / part).mkdir(mode=0o700, parents=True)
+            self._make_parts()
         except OSError as error:
             raise UsageError(f"{self.path}: cannot be written ({error.strerror})") from None
 
     def join(self) -> None:
         """Share the directory with other roles started one by one; UsageError if ``up`` has it."""
+        self._take_lock(
+            fcntl.LOCK_SH,
+            f"cluster {self.name!r} is already running as a whole ('podwire up'); "
+            "give this one another name with --cluster",
+        )
         try:
-            home().mkdir(mode=0o700, parents=True, exist_ok=True)
-            lock = os.open(self._lock_path, os.O_RDWR | os.O_CREAT, 0o600)
-            for part in PARTS:
-                (self.path / part).mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._make_parts()
         except OSError as error:
-            raise UsageError(
-                f"{self.path}: cannot be written ({error.strerror}); set PODWIRE_HOME elsewhere"
-            ) from None
-        try:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(lock)
-            raise UsageError(
-                f"cluster {self.name!r} is already running as a whole ('podwire up'); "
-                "give this one another name with --cluster"
-            ) from None
-        self._lock = lock
+            raise UsageError(f"{self.path}: cannot be written ({error.strerror})") from None
+
+    def _make_parts(self) -> None:
+        for part in PARTS:
+            (self.path / part).mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    def _take_lock(self, mode: int, taken: str) -> None:
+        """Lock the cluster's name; UsageError with ``taken`` if another holds it."""
+        while self._lock is None:
+            try:
+                home().mkdir(mode=0o700, parents=True, exist_ok=True)
+                lock = os.open(self._lock_path, os.O_RDWR | os.O_CREAT, 0o600)
+            except OSError as error:
+                raise UsageError(
+                    f"{home()}: cannot be written ({error.strerror}); set PODWIRE_HOME elsewhere"
+                ) from None
+            try:
+                fcntl.flock(lock, mode | fcntl.LOCK_NB)
+            except BlockingIOError:
+                os.close(lock)
+                raise UsageError(taken) from None
+            # Its last holder may have removed the file between our open and our lock.
+            if self._lock_path.exists() and os.path.samestat(
+                os.fstat(lock), self._lock_path.stat()
+            ):
+                self._lock = lock
+            else:
+                os.close(lock)
 
     @property
     def _lock_path(self) -> Path:
@@ -125,6 +131,17 @@ class ClusterDirectory:
         The cluster's name decides which is tried first, so that addresses stay the same from
         start to start.
         """
+        # Two clusters that start at the same time must not both find a block free.
+        everybody = os.open(home(), os.O_RDONLY)
+        try:
+            fcntl.flock(everybody, fcntl.LOCK_EX)
+            block = self._free_block()
+            (self.path / "block.json").write_text(json.dumps({"block": block}))
+        finally:
+            os.close(everybody)
+        return block
+
+    def _free_block(self) -> int:
         taken = {
             json.loads(path.read_text())["block"]
             for path in home().glob("*/block.json")
@@ -135,7 +152,6 @@ class ClusterDirectory:
         for step in range(count):
             block = FIRST_BLOCK + (first + step) % count
             if block not in taken and _is_free(block):
-                (self.path / "block.json").write_text(json.dumps({"block": block}))
                 return block
         raise UsageError(f"all {count} loopback blocks are in use; take a cluster down first")
 
