@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from agents.apiserver.store import Change, Stored, Written
 from emulator.apimachinery.status import unavailable
-from etcd.client import Delete, EtcdError, Get, Put, RangeResult, mod_revision, version
+from etcd.client import Code, Delete, EtcdError, Get, Put, RangeResult, mod_revision, version
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
@@ -107,4 +107,6 @@ def _speaking() -> Iterator[None]:
     try:
         yield
     except (EtcdError, OSError) as error:
+        if isinstance(error, EtcdError) and error.code is Code.RESOURCE_EXHAUSTED:
+            raise unavailable(error.message) from error
         raise unavailable(f"etcd does not answer: {error}") from error

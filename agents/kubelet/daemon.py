@@ -49,6 +49,7 @@ STATUS_REPORT_S = 300.0
 READY_POLL_S = 0.02
 READY_CHECK_S = 1.0
 API_RETRY_S = 0.2
+API_RETRY_MAX_S = 3.0
 # backOffPeriod of the real kubelet: a pod whose sync failed is looked at again after this.
 SYNC_RETRY_S = 10.0
 
@@ -266,13 +267,16 @@ class Kubelet:
 
     async def _renew_lease(self) -> None:
         """Create or renew kube-node-lease/NODE; the next try after a failure comes soon."""
+        retry_s = API_RETRY_S
         while True:
             try:
                 await self._put_lease()
             except (ApiError, ApiUnreachableError) as error:
                 self._role.log.warning("node lease not renewed: %s", error)
-                await asyncio.sleep(API_RETRY_S)
+                await asyncio.sleep(retry_s)
+                retry_s = min(retry_s * 2, API_RETRY_MAX_S)
                 continue
+            retry_s = API_RETRY_S
             await asyncio.sleep(LEASE_RENEW_S)
 
     async def _put_lease(self) -> None:

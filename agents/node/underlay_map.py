@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 from emulator.addr import parse_ip, parse_mac
 from emulator.errors import UsageError
-from etcd.client import CompactedError, EtcdError
+from etcd.client import Code, CompactedError, EtcdError
 
 if TYPE_CHECKING:
     import logging
@@ -96,18 +96,28 @@ class UnderlayMap:
 
     async def _publish(self) -> None:
         key = PREFIX + self._own.ip.encode()
+        lease = 0
+        failing = False
         while True:
             try:
-                lease = await self._client.lease_grant(LEASE_TTL_S)
-                await self._client.put(key, self._own.value(), lease=lease.id)
-                self.published.set()
-                alive = True
-                while alive:
-                    await asyncio.sleep(LEASE_TTL_S / 3)
-                    alive = (await self._client.lease_keep_alive_once(lease.id)).ttl_s > 0
-                self._log.warning("the underlay lease expired; publishing again")
+                if not lease:
+                    granted = await self._client.lease_grant(LEASE_TTL_S)
+                    await self._client.put(key, self._own.value(), lease=granted.id)
+                    lease = granted.id
+                    self.published.set()
+                elif (await self._client.lease_keep_alive_once(lease)).ttl_s <= 0:
+                    self._log.warning("the underlay lease expired; publishing again")
+                    lease = 0
+                    continue
+                failing = False
+                await asyncio.sleep(LEASE_TTL_S / 3)
             except (EtcdError, OSError) as error:
-                self._log.warning("cannot publish the underlay entry: %s", error)
+                # The lease is kept: an etcd that is back, or full, may still know it.
+                if isinstance(error, EtcdError) and error.code is Code.NOT_FOUND:
+                    lease = 0
+                if not failing:
+                    self._log.warning("cannot publish the underlay entry yet: %s", error)
+                failing = True
                 await asyncio.sleep(RETRY_S)
 
     async def withdraw(self) -> None:

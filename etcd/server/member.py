@@ -167,7 +167,10 @@ class Member:
         if storage.disk_full and self.engine.set_alarm(
             self.engine.member_id, pb.NOSPACE, active=True
         ):
-            self.env.log.error("%s: disk full; NOSPACE alarm raised", self.config.data_dir)
+            self.env.log.error(
+                "%s: disk full, NOSPACE alarm raised; make room, then 'etcdctl alarm disarm'",
+                self.config.data_dir,
+            )
             self.schedule_flush()
 
     def _disk_full(self, reason: str, waiting: list[tuple[Caller, int, bytes, bool]]) -> None:
