@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -220,6 +221,33 @@ def test_ctrl_c_ends_each_role_and_leaves_no_socket(terminals: Terminals) -> Non
         assert "Traceback" not in terminals.screen(name).read_text()
     assert "removed what it left" in podwire.podwire("down").out
     assert not (podwire.home / podwire.name).exists()
+
+
+def test_a_node_waits_for_the_control_plane_and_can_be_interrupted(home: Path) -> None:
+    podwire = Podwire(home, f"w{os.getpid()}")
+    opened = Terminals(podwire)
+    node = ("node", "--name", "node-0", "--cluster", podwire.name)
+    try:
+        opened.role("waits", *node)
+        screen = opened.screen("waits")
+        wait_for("it says what for", lambda: "waiting for the control plane" in screen.read_text())
+        assert opened.interrupt("waits") == 0
+        opened.role("gives-up", *node, "--wait", "0.1")
+        assert opened.running.pop("gives-up").wait(STOP_WITHIN_S) == 2
+        last = opened.screen("gives-up").read_text().splitlines()[-1]
+        assert "not there after 0.1 s; is the control plane running" in last
+    finally:
+        opened.close()
+
+
+def test_a_taken_port_ends_a_role_with_one_line(home: Path) -> None:
+    opened = Terminals(Podwire(home, f"p{os.getpid()}"))
+    with socket.create_server((f"{block()}.0.53", 0)) as taken:
+        url = f"http://{block()}.0.53:{taken.getsockname()[1]}"
+        opened.role("etcd", *("etcd", *etcd_flags(home / "never", url)))
+        assert opened.running.pop("etcd").wait(STOP_WITHIN_S) == 2
+    (line,) = opened.screen("etcd").read_text().splitlines()
+    assert "cannot listen on" in line
 
 
 def test_a_real_etcd_in_the_first_terminal_serves_as_well(home: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from emulator.cli.main import main
+from emulator.cluster.pki import Authority
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -96,3 +98,21 @@ def test_kubeconfig_is_printed_for_another_address(
     assert main(["kubeconfig"]) == 0
     assert capsys.readouterr().out == f"{path}\n"
     assert "10.10.64.101" in path.read_text()
+
+
+def test_a_certificate_is_made_anew_when_it_lacks_a_name(tmp_path: Path) -> None:
+    authority = Authority(tmp_path / "pki", datetime.datetime.now(datetime.UTC))
+    first = authority.issue("kubelet-a", "system:node", names=["127.9.9.9", "localhost"])
+    before = first.cert.read_bytes()
+    authority.issue("kubelet-a", "system:node", names=["127.9.9.9"])
+    assert first.cert.read_bytes() == before
+    authority.issue("kubelet-a", "system:node", names=["127.9.9.10"])
+    assert first.cert.read_bytes() != before
+
+
+def test_a_certificate_is_made_anew_when_it_has_expired(tmp_path: Path) -> None:
+    now = datetime.datetime.now(datetime.UTC)
+    pair = Authority(tmp_path / "pki", now).issue("admin", "kubernetes-admin")
+    before = pair.cert.read_bytes()
+    later = Authority(tmp_path / "pki", now + datetime.timedelta(days=400))
+    assert later.issue("admin", "kubernetes-admin").cert.read_bytes() != before
