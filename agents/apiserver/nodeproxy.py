@@ -115,8 +115,19 @@ class NodeProxy:
         node_name = dig(pod, "spec", "nodeName")
         if not node_name:
             raise bad_request(f"pod {name} does not have a host assigned")
-        nodes = self._registry.get("", "v1", "nodes")
-        node = self._objects.peek(nodes, "", node_name)
+        return self.kubelet_of(str(node_name))
+
+    async def stored(self, plural: str, namespace: str, name: str) -> Obj:
+        """An object of the core group; StatusError 404."""
+        return await self._objects.current(self._registry.get("", "v1", plural), namespace, name)
+
+    def peek(self, plural: str, namespace: str, name: str) -> Obj | None:
+        """The same as far as it is known, None where there is none."""
+        return self._objects.peek(self._registry.get("", "v1", plural), namespace, name)
+
+    def kubelet_of(self, node_name: str) -> str:
+        """The base URL of a node's kubelet; StatusError 404 or 500."""
+        node = self.peek("nodes", "", node_name)
         if node is None:
             raise StatusError(404, "NotFound", f'nodes "{node_name}" not found')
         host = dig(node, "metadata", "annotations", UNDERLAY)

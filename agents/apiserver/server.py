@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from aiohttp import web
 
-from agents.apiserver import openapi, reviews, subresources
+from agents.apiserver import httpproxy, openapi, reviews, subresources
 from agents.apiserver.call import Call
 from agents.apiserver.negotiate import respond
 from emulator.apimachinery.lifecycle import new_uid
@@ -148,7 +148,7 @@ class ApiServer:
         if in_namespace:
             namespace, rest = rest[1], rest[2:]
         plural, name, subresource = (*rest, "", "", "")[:3]
-        if len(rest) > 3:
+        if len(rest) > 3 and subresource != "proxy":
             raise no_such_path()
         resource = self._registry.get(group, version, plural)
         if bool(namespace) and not resource.namespaced:
@@ -158,6 +158,8 @@ class ApiServer:
             return await self._review(call)
         if resource.namespaced and name and not namespace:
             raise no_such_path()
+        if subresource == "proxy" and resource.subresource("proxy") is not None:
+            return await httpproxy.serve(self._nodes, call, rest[3:])
         if subresource:
             return await self._subresource(call)
         return await self._object(call) if name else await self._collection(call)

@@ -100,7 +100,7 @@ class Kubelet:
         self._changed: asyncio.Queue[str] = asyncio.Queue()
         self._node: Mapping[str, Any] | None = None
         self._boot_id = str(uuid.UUID(int=role.rng.getrandbits(128), version=4))
-        self.server = KubeletServer(config, role.clock, self.find, self._pod_list)
+        self.server = KubeletServer(config, role.clock, self.find, self._pod_list, network)
 
     def find(self, namespace: str, name: str) -> PodWorker | None:
         """The worker of a pod."""

@@ -1,4 +1,4 @@
-"""The kubelet's API on port 10250: logs, exec, attach, port-forward, pods, health.
+"""The kubelet's API on port 10250: logs, exec, attach, port-forward, proxy, pods, health.
 
 Callers show the bearer token of the configuration; without it every path but /healthz is 401.
 """
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from aiohttp import web
 
 from agents.kubelet.exec_stream import serve_streams
+from agents.kubelet.http_proxy import HttpProxy
 from agents.kubelet.logs import LogOptions, read_log
 from agents.kubelet.port_forward import serve_port_forward
 from agents.kubelet.texts import exec_failed
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from agents.kubelet.container import Broadcast, Container
     from agents.kubelet.worker import PodWorker
     from emulator.runtime.clock import Clock
+    from emulator.runtime.stack import StackNetwork
     from emulator.workloads.context import ByteSink
 
     Find = Callable[[str, str], PodWorker | None]
@@ -44,11 +46,13 @@ class KubeletServer:
         clock: Clock,
         find: Find,
         pods: Callable[[], list[Mapping[str, Any]]],
+        network: StackNetwork,
     ) -> None:
         self._config = config
         self._clock = clock
         self._find = find
         self._pods = pods
+        self._proxy = HttpProxy(network)
         self._runner: web.AppRunner | None = None
         self.port = config.listen_port
 
@@ -64,6 +68,9 @@ class KubeletServer:
             app.router.add_route("*", f"/{verb}/{{ns}}/{{pod}}/{{uid}}/{{container}}", handler)
         app.router.add_route("*", "/portForward/{ns}/{pod}", self._port_forward)
         app.router.add_route("*", "/portForward/{ns}/{pod}/{uid}", self._port_forward)
+        path = "/proxy/{scheme:https?}/{host}/{port:[0-9]+}"
+        app.router.add_route("*", path, self._proxy.serve)
+        app.router.add_route("*", path + "/{path:.*}", self._proxy.serve)
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=SHUTDOWN_S)
         await self._runner.setup()
         config = self._config
@@ -83,6 +90,7 @@ class KubeletServer:
 
     async def close(self) -> None:
         """Stop listening and end the streams."""
+        await self._proxy.close()
         if self._runner is not None:
             await self._runner.cleanup()
 

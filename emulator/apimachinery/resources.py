@@ -80,6 +80,12 @@ def _status(kind: str) -> Subresource:
     return Subresource("status", kind, READ_WRITE)
 
 
+def _proxy(kind: str) -> Subresource:
+    return Subresource(
+        "proxy", f"{kind}ProxyOptions", ("create", "delete", "get", "patch", "update")
+    )
+
+
 _SCALE: Final = Subresource("scale", "Scale", READ_WRITE, "autoscaling", "v1")
 
 
@@ -108,7 +114,7 @@ BUILTIN: Final[tuple[ResourceType, ...]] = (
     ),
     _core(
         "Node", "nodes", "no", namespaced=False,
-        subresources=(_status("Node"),),
+        subresources=(_proxy("Node"), _status("Node")),
     ),
     _core("PersistentVolumeClaim", "persistentvolumeclaims", "pvc",
           subresources=(_status("PersistentVolumeClaim"),)),
@@ -124,6 +130,7 @@ BUILTIN: Final[tuple[ResourceType, ...]] = (
             Subresource("exec", "PodExecOptions", ("create", "get")),
             Subresource("log", "Pod", ("get",)),
             Subresource("portforward", "PodPortForwardOptions", ("create", "get")),
+            _proxy("Pod"),
             _status("Pod"),
         ),
     ),
@@ -135,7 +142,10 @@ BUILTIN: Final[tuple[ResourceType, ...]] = (
     _core("ResourceQuota", "resourcequotas", "quota", subresources=(_status("ResourceQuota"),)),
     _core("Secret", "secrets"),
     _core("ServiceAccount", "serviceaccounts", "sa"),
-    _core("Service", "services", "svc", categories=_ALL, subresources=(_status("Service"),)),
+    _core(
+        "Service", "services", "svc", categories=_ALL,
+        subresources=(_proxy("Service"), _status("Service")),
+    ),
     _in("apps", "apps", "v1", "ControllerRevision", "controllerrevisions"),
     _in("apps", "apps", "v1", "DaemonSet", "daemonsets", "ds", categories=_ALL,
         subresources=(_status("DaemonSet"),)),

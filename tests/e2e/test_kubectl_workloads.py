@@ -244,6 +244,16 @@ def test_port_forward_reaches_into_a_pod(box: Podwire, client: str) -> None:
             assert "<title>Welcome to nginx!</title>" in page
 
 
+def test_the_api_server_proxies_to_services_pods_and_nodes(box: Podwire) -> None:
+    base = "/api/v1/namespaces/default"
+    pod = box.get("pods", "-l", "app=web")["items"][0]["metadata"]["name"]
+    for path in (f"{base}/services/web/proxy/", f"{base}/pods/http:{pod}:80/proxy/"):
+        assert "<title>Welcome to nginx!</title>" in box.kubectl("get", "--raw", path).out
+    assert box.kubectl("get", "--raw", "/api/v1/nodes/node-0/proxy/healthz").out == "ok"
+    refused = box.kubectl("get", "--raw", f"{base}/services/web:9/proxy/", check=False)
+    assert 'no service port "9" found for service "web"' in refused.err
+
+
 @both
 def test_logs_of_the_present_and_of_the_past(box: Podwire, client: str) -> None:
     assert run(box, client, "logs", "box", "--tail=1").out == "started\n"
