@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from emulator.cluster.state import ClusterDirectory
 
 # An etcd of somebody else answers in milliseconds, one across the world in a second.
-ETCD_ANSWER_S: Final = 6.0
+ETCD_ANSWER_S: Final = 4.0
 
 
 def prepare(spec: ClusterSpec, directory: ClusterDirectory) -> ClusterPlan:

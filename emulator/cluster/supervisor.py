@@ -241,13 +241,16 @@ class Supervisor:
     async def _stop(self, states: list[RoleState]) -> None:
         """SIGTERM, then SIGKILL after the grace."""
         for number, grace_s in ((signal.SIGTERM, STOP_GRACE_S), (signal.SIGKILL, STOP_GRACE_S)):
-            for state in states:
-                if state.pid:
-                    with contextlib.suppress(ProcessLookupError):
-                        os.kill(state.pid, number)
+            told: set[int] = set()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(grace_s):
                     while any(state.pid for state in states):
+                        # Again each time: a fork may be confirmed only now.
+                        for state in states:
+                            if state.pid and state.pid not in told:
+                                told.add(state.pid)
+                                with contextlib.suppress(ProcessLookupError):
+                                    os.kill(state.pid, number)
                         self._changed.clear()
                         if self._orphaned:
                             await self._look_for_ends(states)
