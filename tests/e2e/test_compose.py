@@ -1,6 +1,7 @@
 """compose.yaml with a real engine: the roles of one image, a container each.
 
-An image is built, so only with ``PODWIRE_TEST_COMPOSE=1``.  The test starts an engine of its own.
+An image is built, so only with ``PODWIRE_TEST_COMPOSE=1``.  The test starts an engine of its own;
+what stays of it are its (empty) chains in the host's iptables, as of every Docker engine.
 Where no registry of images can be reached, ``PODWIRE_TEST_BASE_TAR`` is a root file system to build
 from::
 
@@ -136,6 +137,8 @@ def engine(home: Path) -> Iterator[Engine]:
     finally:
         daemon.terminate()
         daemon.wait(STOP_TIMEOUT_S)
+        # The host's own namespace, which the engine binds there and leaves.
+        subprocess.run(["umount", f"{home}/exec/netns/default"], check=False)
 
 
 def build(engine: Engine) -> None:
