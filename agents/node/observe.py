@@ -47,9 +47,10 @@ class Observer:
         }
 
     async def capture(self, call: Call) -> AsyncGenerator[object, None]:
-        """``{"netns", "device", "count"}``: yields ``{"data": pcapng bytes, "packets": n}``.
+        """``{"netns", "device", "count"}``: yields ``{"data": pcapng, "packets", "dropped"}``.
 
-        The first item also says ``listening``; count 0 means until the caller goes away.
+        The first item also says ``listening``, the last ``gone`` if the device was taken out;
+        count 0 means until the caller goes away.  ``dropped`` counts what a slow caller missed.
         """
         kernel = self._kernel
         ns = kernel.netns(call.param("netns", str, "") or kernel.root.name)
@@ -57,24 +58,30 @@ class Observer:
         count = call.param("count", int, 0)
         frames: list[tuple[float, bytes, bool]] = []
         arrived = asyncio.Event()
-        lost = 0
+        dropped = 0
+        gone = False
 
         def sink(at: float, frame: bytes, outbound: bool) -> None:
-            nonlocal lost
+            nonlocal dropped
             if len(frames) >= MAX_CAPTURE_BACKLOG:
-                lost += 1
+                dropped += 1
                 return
             frames.append((at, frame, outbound))
             arrived.set()
 
-        handle = kernel.capture(ns, device, sink)
+        def on_gone() -> None:
+            nonlocal gone
+            gone = True
+            arrived.set()
+
+        handle = kernel.capture(ns, device, sink, on_gone)
         try:
             linktype = pcapng.LINKTYPE_ETHERNET if handle.ethernet else pcapng.LINKTYPE_RAW
             place = f"{device} of {kernel.hostname}" + ("" if ns is kernel.root else f" {ns.name}")
             header = pcapng.section_header() + pcapng.interface(
                 device, description=place, linktype=linktype
             )
-            yield {"data": header, "packets": 0, "listening": place}
+            yield {"data": header, "packets": 0, "dropped": 0, "listening": place}
             sent = 0
             epoch = self._env.clock.time() - self._env.clock.monotonic()
             while count == 0 or sent < count:
@@ -87,11 +94,11 @@ class Observer:
                     pcapng.packet(0, epoch + at, frame, outbound=outbound)
                     for at, frame, outbound in taken
                 )
-                yield {"data": data, "packets": len(taken)}
+                yield {"data": data, "packets": len(taken), "dropped": dropped, "gone": gone}
+                if gone:
+                    return
         finally:
             handle.close()
-            if lost:
-                self._env.log.warning("capture of %s lost %d frames", device, lost)
 
     async def netns(self, call: Call) -> list[dict[str, Any]]:
         """Every namespace as ``{"name", "addresses", "devices"}``; the first is the node's own."""

@@ -112,7 +112,8 @@ async def _capture(
 
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop)
-    packets = 0
+    packets = dropped = 0
+    gone = False
     try:
         stream = client.stream("capture", netns=netns, device=args.interface, count=args.count)
         async with contextlib.aclosing(stream):
@@ -122,9 +123,15 @@ async def _capture(
                 if "listening" in item:
                     print(f"capturing on {item['listening']}", file=sys.stderr, flush=True)
                 packets += item["packets"]
+                dropped, gone = item["dropped"], item.get("gone", False)
     except asyncio.CancelledError:
         if not stopped:
             raise
         task.uncancel()
-    print(f"{packets} packets captured", file=sys.stderr)
+    print(
+        f"{packets} packets captured" + (f", {dropped} dropped" if dropped else ""), file=sys.stderr
+    )
+    if gone:
+        print(f"podwire: {args.interface} of {args.pod or args.node} was removed", file=sys.stderr)
+        return 1
     return 0

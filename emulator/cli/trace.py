@@ -129,6 +129,8 @@ async def _target(client: RestClient, status: dict[str, Any], args: argparse.Nam
     if colon and not (port_text.isdigit() and 0 < int(port_text) < 65536):
         raise UsageError(f"TO: {port_text!r} is not a port")
     port = int(port_text or 0)
+    if args.udp and not port:
+        raise UsageError(f"TO: a UDP probe needs a port: {name}:PORT")
     with contextlib.suppress(UsageError):
         parse_ip(name)
         return Target(args.target, name, port)

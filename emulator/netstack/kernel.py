@@ -244,10 +244,15 @@ class Kernel:
 
     # -- observing -------------------------------------------------------------------------------
 
-    def capture(self, ns: NetNs | str, dev: str, sink: Sink) -> CaptureHandle:
-        """Give ``sink`` every frame of a device; ``close()`` the handle to stop."""
+    def capture(
+        self, ns: NetNs | str, dev: str, sink: Sink, on_gone: Callable[[], None] | None = None
+    ) -> CaptureHandle:
+        """Give ``sink`` every frame of a device; ``close()`` the handle to stop.
+
+        ``on_gone`` is called if the device is taken out before that.
+        """
         device = self.as_netns(ns).link_table.get(dev)
-        return CaptureHandle(self, device, sink)
+        return CaptureHandle(self, device, sink, on_gone)
 
     def tapped(self, change: int) -> None:
         """A capture began (1) or ended (-1); cached flows would pass it unseen."""

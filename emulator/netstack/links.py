@@ -229,6 +229,8 @@ class Links:
         device.destroy()
         del self.by_name[device.name]
         self._ns.kernel.invalidate_flows()
+        for tell in device.on_removed:
+            tell()
 
     def _detach(self, device: Device) -> None:
         """Addresses, routes and neighbours go with a device."""

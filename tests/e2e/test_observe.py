@@ -199,6 +199,24 @@ def test_a_place_that_is_not_there_is_named_in_one_line(
     assert not file.exists()
 
 
+def test_a_capture_ends_with_its_interface(
+    cluster: Podwire, web: dict[str, dict[str, Any]], tmp_path: Path
+) -> None:
+    cluster.kubectl("run", "brief", "--image=nginx")
+    cluster.kubectl("wait", "--for=condition=Ready", "pod/brief", "--timeout=20s")
+    node = cluster.get("pod", "brief")["spec"]["nodeName"]
+    place = (node, "eth0", "--pod", "brief", "-w", str(tmp_path / "x.pcapng"))
+    with subprocess.Popen(
+        capture_command(cluster, *place), env=cluster.env, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stderr is not None
+        assert process.stderr.readline().startswith(b"capturing on")
+        cluster.kubectl("delete", "pod", "brief", "--wait=false")
+        _, said = process.communicate(timeout=20)
+    assert process.returncode == 1
+    assert said.endswith(b"podwire: eth0 of brief was removed\n")
+
+
 def trace(cluster: Podwire, *argv: str) -> str:
     return cluster.podwire("trace", *argv, check=False).out
 

@@ -117,3 +117,17 @@ def test_a_capture_file_has_a_block_for_each_frame() -> None:
     blocks = pcapng.parse_blocks(bytes(data))
     # ARP request and reply, echo request and reply.
     assert [block.type for block in blocks[2:]] == [pcapng.ENHANCED_PACKET] * 4
+
+
+def test_a_capture_is_told_when_its_device_goes() -> None:
+    net = Segment()
+    kernel = net.kernels[0]
+    net.pod(0, 2)
+    told: list[str] = []
+    handle = kernel.capture("root", "veth2", lambda *_: None, lambda: told.append("gone"))
+    closed = kernel.capture("root", "veth2", lambda *_: None, lambda: told.append("closed"))
+    closed.close()
+    kernel.netns_del("pod-2")
+    assert told == ["gone"]
+    handle.close()
+    assert not kernel.observed

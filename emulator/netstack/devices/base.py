@@ -58,6 +58,8 @@ class Device:
         self.rx_dropped = 0
         self.tx_dropped = 0
         self.taps: tuple[Tap, ...] = ()
+        # Called once, when the device is taken out.
+        self.on_removed: tuple[Callable[[], None], ...] = ()
 
     # -- state -----------------------------------------------------------------------------------
 
