@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import asyncio.sslproto
 import ssl
 from typing import TYPE_CHECKING
 
@@ -30,7 +29,6 @@ if TYPE_CHECKING:
 
 # Idle client connections are closed after this long; kubectl and agents reconnect by themselves.
 KEEP_ALIVE_S = 300.0
-TLS_BUFFER_BYTES = 32 * 1024
 
 
 async def run_apiserver(config: ApiServerConfig, env: RoleEnv) -> None:
@@ -118,9 +116,6 @@ def tls_context(config: ApiServerConfig) -> ssl.SSLContext:
             f"{error}"
         ) from error
     context.verify_mode = ssl.CERT_OPTIONAL
-    # asyncio keeps a receive buffer of 256 KiB per TLS connection; a TLS record has 16 KiB, and a
-    # cluster of 100 nodes holds about 1000 watches open.
-    asyncio.sslproto.SSLProtocol.max_size = TLS_BUFFER_BYTES
     return context
 
 

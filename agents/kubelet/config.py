@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from emulator.kubeclient.config import KubeConfig
+
 KUBELET_PORT: Final = 10250
 # What each era's node says of itself; the runtime's name decides the containerID's scheme.
 _KUBELET_VERSIONS: Final = {"2017": "v1.5.4+coreos.0"}
@@ -29,7 +31,7 @@ class KubeletConfig:
     node_name: str
     node_ip: str
     underlay_host: str
-    kubeconfig: Path
+    kubeconfig: KubeConfig
     state_dir: Path
     listen_host: str = "127.0.0.1"
     listen_port: int = KUBELET_PORT

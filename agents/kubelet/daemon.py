@@ -21,7 +21,6 @@ from agents.kubelet.server import KubeletServer
 from agents.kubelet.spec import PodSpec
 from agents.kubelet.texts import STARTING
 from agents.kubelet.worker import NodeRuntime, PodWorker
-from emulator.kubeclient.config import KubeConfig
 from emulator.kubeclient.errors import ApiError, ApiUnreachableError
 from emulator.kubeclient.events import EventRecorder
 from emulator.kubeclient.informer import Informer
@@ -52,6 +51,8 @@ API_RETRY_S = 0.2
 API_RETRY_MAX_S = 3.0
 # backOffPeriod of the real kubelet: a pod whose sync failed is looked at again after this.
 SYNC_RETRY_S = 10.0
+# Requests under way at once; each is a TLS connection kept for a while, some 250 KiB.
+MAX_REQUESTS = 2
 
 
 class Kubelet:
@@ -309,11 +310,11 @@ async def run_kubelet(
     """Run a kubelet until cancelled.
 
     ``plugin`` wires pods (agents/cni NodeCni), ``network`` is the root namespace's, ``registry``
-    the images there are.  Raises UsageError for a port that is taken, a bad certificate or a
-    kubeconfig that cannot be read.
+    the images there are.  Raises UsageError for a port that is taken or a bad certificate.
     """
-    kubeconfig = KubeConfig.from_file(config.kubeconfig)
-    async with RestClient(kubeconfig, rng=env.rng, user_agent="kubelet") as client:
+    async with RestClient(
+        config.kubeconfig, rng=env.rng, user_agent="kubelet", max_inflight=MAX_REQUESTS
+    ) as client:
         kubelet = Kubelet(
             config, env, kernel, plugin, network, client, registry or default_registry()
         )

@@ -36,6 +36,8 @@ CARRIED_PROTOCOLS: Final = ("tcp", "udp")
 # A health check's request line and headers; what is longer is not one.
 MAX_HEALTH_REQUEST_BYTES: Final = 8192
 HEALTH_TIMEOUT_S: Final = 5.0
+# Requests under way at once: its two first lists.  Each is a TLS connection kept for a while.
+MAX_REQUESTS: Final = 2
 
 
 class NodeNamespace(Protocol):
@@ -78,7 +80,9 @@ class KubeProxyConfig:
 
 async def run_kubeproxy(config: KubeProxyConfig, env: RoleEnv, kernel: NodeKernel) -> None:
     """Serve until cancelled; UsageError if the health port is taken."""
-    async with RestClient(config.kubeconfig, rng=env.rng, user_agent="kube-proxy") as client:
+    async with RestClient(
+        config.kubeconfig, rng=env.rng, user_agent="kube-proxy", max_inflight=MAX_REQUESTS
+    ) as client:
         await _KubeProxy(config, env, kernel, client).run()
 
 

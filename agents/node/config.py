@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from emulator.addr import Prefix
+    from emulator.kubeclient.config import KubeConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +39,7 @@ class NodeConfig:
     carrier_port: int
     kubelet_port: int
     etcd_endpoints: tuple[str, ...]
-    kubeconfig: Path
+    kubeconfig: KubeConfig
     kubelet_cert: Path
     kubelet_key: Path
     kubelet_token: str

@@ -21,7 +21,6 @@ from agents.node.segment import Segment
 from agents.node.underlay_map import UnderlayEntry, UnderlayMap
 from emulator.addr import Prefix, format_ip, format_mac, parse_ip, parse_mac
 from emulator.errors import UsageError
-from emulator.kubeclient.config import KubeConfig
 from emulator.netstack.devices.underlay import Underlay
 from emulator.netstack.fib import Route
 from emulator.netstack.kernel import Kernel
@@ -195,9 +194,7 @@ class _Node:
     async def _run_kubeproxy(self) -> None:
         config = self._config
         node = ProxyNode(config.name, format_ip(config.ip), cluster_cidr=config.pod_cidr)
-        proxy = KubeProxyConfig(
-            KubeConfig.from_file(config.kubeconfig), node, on_node_ports=self._ports_changed
-        )
+        proxy = KubeProxyConfig(config.kubeconfig, node, on_node_ports=self._ports_changed)
         await run_kubeproxy(proxy, self._part("kube-proxy"), self._kernel)
 
     def _ports_changed(self, ports: tuple[NodePort, ...]) -> None:

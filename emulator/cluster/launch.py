@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import importlib
 import os
 import signal
 from typing import TYPE_CHECKING, Final
@@ -37,6 +38,9 @@ def prepare(spec: ClusterSpec, directory: ClusterDirectory) -> ClusterPlan:
     """
     try:
         plan = make_plan(spec, directory.path, directory.claim_block())
+        # All the code the roles need, once the cheap errors are out and before the CA is made: what
+        # that leaves half-empty would end up between the code, and be written to in every node.
+        importlib.import_module("emulator.cluster.roles")
         write_credentials(plan)
     except OSError as error:
         raise UsageError(f"{directory.path}: cannot be written ({error.strerror})") from None
@@ -77,11 +81,11 @@ def supervise(
     channel: socket.socket | None = None
     zygote: int | None = None
     try:
-        # Imported here: this is the warm-up of everything the roles need, after cheap errors.
-        from emulator.cluster.roles import run_child
+        from emulator.cluster.roles import run_child, warm_up
 
         if not plan.embedded_etcd:
             asyncio.run(_ask_etcd(plan.etcd_endpoints))
+        warm_up(plan)
         channel, zygote = start_zygote(functools.partial(run_child, plan), close)
         asyncio.run(_supervise(plan, channel, on_progress, on_up, waiter))
     finally:

@@ -15,6 +15,7 @@ from emulator.errors import PodwireError, UsageError
 from emulator.runtime.clock import real_clock
 from emulator.runtime.rng import real_rng
 from emulator.runtime.role import RoleEnv
+from emulator.runtime.tls import use_small_tls_buffers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -72,6 +73,7 @@ def run_role(
     ``on_failed`` and the log.
     """
     log = set_up_log(name)
+    use_small_tls_buffers()
     try:
         asyncio.run(_until_told(role, RoleEnv(real_clock(), real_rng(), log, on_ready), lifeline))
     except BaseExceptionGroup as group:

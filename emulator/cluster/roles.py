@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import functools
 from typing import TYPE_CHECKING
 
@@ -34,6 +35,13 @@ if TYPE_CHECKING:
     Role = Callable[[RoleEnv], Coroutine[Any, Any, None]]
 
 
+def warm_up(plan: ClusterPlan) -> None:
+    """Make in the parent what each node would make alike: its memory is then shared."""
+    kubeconfig(plan, Credentials.read(plan.pki), NODE).ssl_context()
+    # The encoding of host names, imported at the first TLS handshake.
+    codecs.lookup("idna")
+
+
 def run_child(plan: ClusterPlan, child: Child) -> int:
     """Run the role a forked child was asked to be; returns its exit code."""
     return run_role(
@@ -54,6 +62,12 @@ def _role(plan: ClusterPlan, name: str) -> Role:
     return functools.partial(run_node, node_config(plan, node))
 
 
+def kubeconfig(plan: ClusterPlan, credentials: Credentials, user: str) -> KubeConfig:
+    """How a role that is ``user`` reaches the API server."""
+    ca_pem = credentials.ca.read_text()
+    return KubeConfig(plan.server, ca_pem=ca_pem, token=credentials.token(user))
+
+
 def etcd_config(plan: ClusterPlan) -> EtcdConfig:
     return EtcdConfig(
         name=plan.spec.name,
@@ -65,11 +79,6 @@ def etcd_config(plan: ClusterPlan) -> EtcdConfig:
 
 def controlplane_config(plan: ClusterPlan) -> ControlPlaneConfig:
     credentials = Credentials.read(plan.pki)
-
-    def kubeconfig(user: str) -> KubeConfig:
-        return KubeConfig(
-            plan.server, ca_pem=credentials.ca.read_text(), token=credentials.token(user)
-        )
 
     apiserver = ApiServerConfig(
         listen_host=plan.api_host,
@@ -91,8 +100,8 @@ def controlplane_config(plan: ClusterPlan) -> ControlPlaneConfig:
     )
     return ControlPlaneConfig(
         apiserver,
-        kubeconfig(CONTROLLERS),
-        kubeconfig(SCHEDULER),
+        kubeconfig(plan, credentials, CONTROLLERS),
+        kubeconfig(plan, credentials, SCHEDULER),
         flannel_config(plan.spec.network),
     )
 
@@ -122,7 +131,7 @@ def node_config(plan: ClusterPlan, node: NodePlan) -> NodeConfig:
         carrier_port=node.carrier_port,
         kubelet_port=node.kubelet_port,
         etcd_endpoints=plan.etcd_endpoints,
-        kubeconfig=credentials.kubeconfig(NODE),
+        kubeconfig=kubeconfig(plan, credentials, NODE),
         kubelet_cert=credentials.kubelet.cert,
         kubelet_key=credentials.kubelet.key,
         kubelet_token=credentials.token(KUBELET_CLIENT),

@@ -74,6 +74,8 @@ def start_zygote(
     # not touch, and thereby copy, shared pages.
     gc.collect()
     gc.freeze()
+    # A new entry of the cache of attribute lookups drops an old one: a write to some shared page.
+    sys._clear_type_cache()
     pid = os.fork()
     if pid:
         theirs.close()

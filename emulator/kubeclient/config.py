@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import base64
 import binascii
+import functools
 import os
 import ssl
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import yaml
 
@@ -17,6 +18,9 @@ from emulator.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+# A process is few users of few servers.
+MAX_SSL_CONTEXTS: Final = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,27 +96,31 @@ class KubeConfig:
         )
 
     def ssl_context(self) -> ssl.SSLContext | None:
-        """A context for this server; None for plain http.
+        """The context for this server, one for all who ask; None for plain http.
 
         Only the cluster's CA is trusted when one is given; the system's bundle otherwise.
         """
-        if self.server.startswith("http://"):
-            return None
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        context.minimum_version = ssl.TLSVersion.TLSv1_2
-        try:
-            if self.insecure_skip_tls_verify:
-                context.check_hostname = False
-                context.verify_mode = ssl.CERT_NONE
-            elif self.ca_pem:
-                context.load_verify_locations(cadata=self.ca_pem)
-            else:
-                context.load_default_certs()
-            if self.client_cert_pem:
-                _load_client_cert(context, self.client_cert_pem, self.client_key_pem)
-        except ssl.SSLError as error:
-            raise UsageError(f"kubeconfig for {self.server}: bad certificate: {error}") from None
-        return context
+        return None if self.server.startswith("http://") else _ssl_context(self)
+
+
+@functools.lru_cache(maxsize=MAX_SSL_CONTEXTS)
+def _ssl_context(config: KubeConfig) -> ssl.SSLContext:
+    # Some 200 KiB each in OpenSSL; one made before a fork costs the children nothing.
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    try:
+        if config.insecure_skip_tls_verify:
+            context.check_hostname = False
+            context.verify_mode = ssl.CERT_NONE
+        elif config.ca_pem:
+            context.load_verify_locations(cadata=config.ca_pem)
+        else:
+            context.load_default_certs()
+        if config.client_cert_pem:
+            _load_client_cert(context, config.client_cert_pem, config.client_key_pem)
+    except ssl.SSLError as error:
+        raise UsageError(f"kubeconfig for {config.server}: bad certificate: {error}") from None
+    return context
 
 
 def _load_client_cert(context: ssl.SSLContext, cert_pem: str, key_pem: str) -> None:

@@ -31,7 +31,7 @@ PATCH_TYPES: Final[Mapping[str, str]] = {
     "json": "application/json-patch+json",
     "apply": "application/apply-patch+yaml",
 }
-# Requests of one process under way at once; watches do not count.  More would only queue in the
+# Requests of one client under way at once; watches do not count.  More would only queue in the
 # server: it is one event loop.
 MAX_INFLIGHT = 32
 # Objects per list page; kubectl and client-go use 500.
@@ -92,14 +92,18 @@ class RestClient:
         rng: random.Random | None = None,
         connector: aiohttp.BaseConnector | None = None,
         user_agent: str = "podwire",
+        max_inflight: int = MAX_INFLIGHT,
     ) -> None:
-        """``rng`` is for jitter; ``connector`` dials through another network than the host's."""
+        """``rng`` is for jitter; ``connector`` dials through another network than the host's.
+
+        ``max_inflight`` bounds the requests under way, and with them the connections kept.
+        """
         self.config = config
         self.rng = rng if rng is not None else real_rng()
         self._connector = connector
         self._user_agent = user_agent
         self._session: aiohttp.ClientSession | None = None
-        self._inflight = asyncio.Semaphore(MAX_INFLIGHT)
+        self._inflight = asyncio.Semaphore(max_inflight)
 
     async def __aenter__(self) -> RestClient:
         return self
@@ -366,7 +370,7 @@ class RestClient:
                 headers["Authorization"] = f"Bearer {self.config.token}"
             context = self.config.ssl_context()
             connector = self._connector or aiohttp.TCPConnector(
-                # Watches keep their connections; MAX_INFLIGHT bounds the others.
+                # Watches keep their connections; max_inflight bounds the others.
                 limit=0,
                 keepalive_timeout=KEEPALIVE_S,
                 ssl=context if context is not None else True,

@@ -250,7 +250,7 @@ async def node(
         node_name="node-0",
         node_ip="172.17.4.201",
         underlay_host="127.9.1.1",
-        kubeconfig=root / "kubeconfig",
+        kubeconfig=KubeConfig(server=server),
         state_dir=root,
         listen_port=0,
         token="secret",

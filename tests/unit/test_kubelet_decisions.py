@@ -24,12 +24,13 @@ from agents.kubelet.recover import recover_record
 from agents.kubelet.spec import PodSpec, ProbeSpec
 from agents.kubelet.status import build_status, pod_phase, qos_class
 from agents.kubelet.volumes import VolumeError, build_volumes
+from emulator.kubeclient.config import KubeConfig
 
 CONFIG = KubeletConfig(
     node_name="node-0",
     node_ip="172.17.4.201",
     underlay_host="127.9.1.1",
-    kubeconfig=Path("/nowhere"),
+    kubeconfig=KubeConfig(server="http://127.0.0.1:1"),
     state_dir=Path("/nowhere"),
 )
 NOW = 1_700_000_000.0
