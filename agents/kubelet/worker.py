@@ -105,8 +105,8 @@ class PodWorker:
     async def run(self) -> None:
         """Work until the pod is gone."""
         async with asyncio.TaskGroup() as group:
-            sender = group.create_task(self._send_statuses(), name=f"status.{self.pod.key}")
-            self._status_due.set()
+            first = build_status(self.pod, self.record, self._node.config, self._now())
+            sender = group.create_task(self._send_statuses(first), name=f"status.{self.pod.key}")
             while not (self.pod.deleting or self._removed):
                 self._wake.clear()
                 delay = await self._sync(group)
@@ -404,19 +404,24 @@ class PodWorker:
 
     # Reporting
 
-    async def _send_statuses(self) -> None:
-        """Send the status whenever it is due; only the newest one matters."""
+    async def _send_statuses(self, first: dict[str, Any]) -> None:
+        """Send ``first``, which is how the pod was found, then the newest whenever it is due."""
+        status: dict[str, Any] | None = first
         while True:
-            await self._status_due.wait()
-            self._status_due.clear()
+            if status is None:
+                await self._status_due.wait()
+                self._status_due.clear()
             try:
-                await self._patch_status()
+                await self._patch_status(status)
+                status = None
             except ApiError as error:
+                status = None
                 if error.is_not_found:
                     continue
                 self._node.role.log.warning("status of pod %s: %s", self.pod.key, error)
                 await self._status_later()
             except ApiUnreachableError:
+                status = None
                 await self._status_later()
 
     def _claim_status(self) -> None:
@@ -435,8 +440,9 @@ class PodWorker:
         await asyncio.sleep(API_RETRY_S)
         self._status_due.set()
 
-    async def _patch_status(self) -> None:
-        status = build_status(self.pod, self.record, self._node.config, self._now())
+    async def _patch_status(self, status: dict[str, Any] | None = None) -> None:
+        if status is None:
+            status = build_status(self.pod, self.record, self._node.config, self._now())
         if status == self._status_sent:
             return
         pod = self.pod

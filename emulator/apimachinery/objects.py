@@ -65,9 +65,12 @@ def set_default(obj: Obj, key: str, value: Any) -> None:
 
 
 def drop_nulls(obj: Any) -> Any:
-    """Remove null members of dicts, at every depth, in place; the same as a Go round trip."""
+    """Remove null members of dicts, at every depth, in place; the same as a Go round trip.
+
+    A condition's ``lastProbeTime`` stays: Go never leaves a struct of that kind out.
+    """
     if isinstance(obj, dict):
-        for key in [k for k, v in obj.items() if v is None]:
+        for key in [k for k, v in obj.items() if v is None and k != "lastProbeTime"]:
             del obj[key]
         for value in obj.values():
             drop_nulls(value)

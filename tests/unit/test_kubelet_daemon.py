@@ -42,8 +42,10 @@ class FakeApi:
         self.objects: dict[str, dict[str, Any]] = {}
         self.version = 1
         self.events: list[dict[str, Any]] = []
+        # The container states told, one after the other.
+        self.states: list[str] = []
         self.changed = asyncio.Event()
-        self.watchers: list[tuple[str, asyncio.Queue[dict[str, Any]]]] = []
+        self.watchers: list[tuple[str, asyncio.Queue[dict[str, Any] | None]]] = []
         self.runner: web.AppRunner | None = None
 
     async def start(self) -> str:
@@ -59,6 +61,8 @@ class FakeApi:
         self.version += 1
         obj["metadata"]["resourceVersion"] = str(self.version)
         self.objects[path] = obj
+        for container in obj.get("status", {}).get("containerStatuses", ()):
+            self.states.append(next(iter(container["state"])))
         self._tell(kind, path, obj)
 
     def remove(self, path: str) -> None:
@@ -105,16 +109,24 @@ class FakeApi:
     async def _watch(self, request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse()
         await response.prepare(request)
-        queue: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+        queue: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
         entry = (request.path.rpartition("/")[2], queue)
         self.watchers.append(entry)
         try:
-            while True:
-                await response.write(json.dumps(await queue.get()).encode() + b"\n")
+            while (event := await queue.get()) is not None:
+                await response.write(json.dumps(event).encode() + b"\n")
+            return response
         except ConnectionResetError:
             return response
         finally:
             self.watchers.remove(entry)
+
+    async def stop(self) -> None:
+        for _, queue in self.watchers:
+            queue.put_nowait(None)
+        await self.until(lambda: not self.watchers)
+        assert self.runner is not None
+        await self.runner.cleanup()
 
     def _missing(self) -> web.Response:
         status = {"kind": "Status", "code": 404, "reason": "NotFound", "message": "not found"}
@@ -237,7 +249,6 @@ class Driver:
 async def node(
     root: Path, *, era: str = "modern", ready: bool = True, api: FakeApi | None = None
 ) -> AsyncIterator[World]:
-    own = api is None
     api = api or FakeApi()
     server = await api.start()
     (root / "run/flannel").mkdir(parents=True, exist_ok=True)
@@ -271,10 +282,7 @@ async def node(
             with contextlib.suppress(asyncio.CancelledError):
                 await task
             driver.close()
-            assert api.runner is not None
-            await api.runner.cleanup()
-            if own:
-                api.watchers.clear()
+            await api.stop()
 
 
 NGINX = {"name": "web", "image": "nginx:1.7.9"}
@@ -298,6 +306,13 @@ async def test_a_pod_runs_and_answers_at_its_address(tmp_path: Path) -> None:
         assert (eth0.mtu, len(pod.routes())) == (1450, 3)
         names = [link.name for link in world.kernel.root.links()]
         assert "cni0" in names
+
+
+async def test_a_pod_is_shown_being_created_before_it_runs(tmp_path: Path) -> None:
+    async with node(tmp_path) as world:
+        world.create("web", NGINX)
+        await world.running("web")
+        assert world.api.states == ["waiting", "running"]
 
 
 async def test_the_2017_era_has_its_own_addresses_and_ids(tmp_path: Path) -> None:
@@ -408,10 +423,12 @@ async def test_a_crashing_container_loops_and_tells(tmp_path: Path) -> None:
     async with node(tmp_path) as world:
         command = ["sh", "-c", "echo run; exit 3"]
         world.create("crash", {"name": "c", "image": "busybox", "command": command})
-        waiting = await world.api.until(
-            lambda: world.container("crash").get("state", {}).get("waiting")
-        )
-        assert waiting["reason"] == "CrashLoopBackOff"
+
+        def waits_for() -> str:
+            waiting = world.container("crash").get("state", {}).get("waiting") or {}
+            return str(waiting.get("reason"))
+
+        await world.api.until(lambda: waits_for() == "CrashLoopBackOff")
         container = world.container("crash")
         assert container["restartCount"] == 1
         assert container["lastState"]["terminated"]["exitCode"] == 3
