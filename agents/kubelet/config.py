@@ -14,7 +14,7 @@ KUBELET_PORT: Final = 10250
 # What each era's node says of itself; the runtime's name decides the containerID's scheme.
 _KUBELET_VERSIONS: Final = {"2017": "v1.5.4+coreos.0"}
 _RUNTIMES: Final = {"2017": "docker://1.12.6"}
-_MODERN_VERSION: Final = "v1.32.0"
+_MODERN_VERSION: Final = "v1.32.5"
 _MODERN_RUNTIME: Final = "containerd://2.0.0"
 
 

@@ -17,6 +17,7 @@ from emulator.runtime.stack_transport import (
     StackDatagramTransport,
     StackTransport,
     address_of,
+    endpoint_of,
     error_of,
 )
 
@@ -225,7 +226,7 @@ class StackNetwork:
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
     async def _endpoint(self, host: str, port: int) -> Endpoint:
-        return Endpoint(parse_ip((await self.getaddrinfo(host))[0]), port)
+        return endpoint_of(((await self.getaddrinfo(host))[0], port))
 
     # -- TCP -----------------------------------------------------------------------------------
 
@@ -252,7 +253,7 @@ class StackNetwork:
             try:
                 transport, protocol = await self._connect(
                     factory if ssl is None else asyncio.Protocol,
-                    Endpoint(parse_ip(address), port),
+                    endpoint_of((address, port)),
                     local,
                 )
                 break

@@ -42,8 +42,13 @@ def address_of(endpoint: Endpoint) -> tuple[str, int]:
     return format_ip(endpoint.ip), endpoint.port
 
 
+MAX_PORT = 65535
+
+
 def endpoint_of(address: tuple[str, int]) -> Endpoint:
     """The endpoint of a literal ``(host, port)``; OSError EINVAL if it is none."""
+    if not 0 <= address[1] <= MAX_PORT:
+        raise OSError(errno.EINVAL, f"port must be 0-{MAX_PORT}")
     try:
         return Endpoint(parse_ip(address[0] or "0.0.0.0"), address[1])
     except UsageError as error:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from emulator.addr import format_ip
 from emulator.netstack.sock.tcp_state import State
+from emulator.runtime.stack_transport import MAX_PORT
 from emulator.shell.context import os_error_text
 from emulator.shell.names import ResolveError, resolve
 from emulator.shell.text import READ_BYTES
@@ -185,6 +186,11 @@ async def nc(ctx: ShellContext, argv: Sequence[str]) -> int:
         return await _listen(ctx, port_given or (operands[-1] if operands else ""))
     if len(operands) != 2 or not operands[1].isdigit():
         ctx.err("usage: nc [-46lvzu] [-p source_port] [-w timeout] [destination] [port]\n")
+        return 1
+    if int(operands[1]) > MAX_PORT:
+        busybox = ctx.style == "busybox"
+        text = f"bad port '{operands[1]}'" if busybox else f"port number too large: {operands[1]}"
+        ctx.err(f"nc: {text}\n")
         return 1
     return await _dial(ctx, operands[0], int(operands[1]), flags, wait_s)
 

@@ -477,6 +477,15 @@ async def test_http_server_notices_a_client_that_went_away(a: Host, site) -> Non
         await asyncio.wait_for(site.wait(), 5)
 
 
+async def test_a_port_beyond_all_ports_is_refused_at_once(a: Host) -> None:
+    for attempt in (
+        a.network.open_connection(B, 99999),
+        a.network.create_server(asyncio.Protocol, None, 99999),
+    ):
+        with pytest.raises(OSError, match="port must be 0-65535"):
+            await attempt
+
+
 async def test_http_client_errors_are_aiohttps_own(a: Host) -> None:
     async with aiohttp.ClientSession(connector=StackConnector(a.network)) as session:
         with pytest.raises(aiohttp.ClientConnectorError, match="Cannot connect to host"):
