@@ -115,11 +115,12 @@ class Kubelet:
         dead = self._plugin.collect([])
         if dead:
             self._role.log.info("released the addresses of %d dead sandboxes", len(dead))
-        await self.server.start()
+        self.server.start()
         try:
             async with asyncio.TaskGroup() as group:
                 self._pods.add_handler(self._note)
                 self._nodes.add_handler(self._note_node)
+                group.create_task(self.server.run(), name="kubelet.server")
                 group.create_task(self._recorder.run(), name="kubelet.events")
                 group.create_task(self._services.run(), name="kubelet.services")
                 await self._register()

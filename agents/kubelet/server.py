@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import hmac
+import socket
 import ssl
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
     Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 SHUTDOWN_S = 0.5
+# Callers the kernel keeps waiting for the loop.
+BACKLOG = 128
 
 
 class KubeletServer:
@@ -54,10 +57,49 @@ class KubeletServer:
         self._pods = pods
         self._proxy = HttpProxy(network)
         self._runner: web.AppRunner | None = None
+        self._socket: socket.socket | None = None
+        self._tls: ssl.SSLContext | None = None
         self.port = config.listen_port
 
-    async def start(self) -> None:
+    def start(self) -> None:
         """Listen; UsageError names an address that is taken or a certificate that is bad."""
+        config = self._config
+        self._tls = _tls(config)
+        try:
+            self._socket = socket.create_server(
+                (config.listen_host, config.listen_port), backlog=BACKLOG
+            )
+        except OSError as error:
+            raise UsageError(
+                f"kubelet {config.node_name}: cannot listen on "
+                f"{config.listen_host}:{config.listen_port}: {error.strerror}; "
+                "is another node running here?"
+            ) from None
+        self._socket.setblocking(False)
+        self.port = self._socket.getsockname()[1]
+
+    async def run(self) -> None:
+        """Serve from the first caller on, until cancelled.
+
+        On most nodes none ever comes; the HTTP server is 1 MiB that they do not spend.
+        """
+        assert self._socket is not None
+        await _readable(self._socket)
+        self._runner = web.AppRunner(
+            self._application(), access_log=None, shutdown_timeout=SHUTDOWN_S
+        )
+        await self._runner.setup()
+        await web.SockSite(self._runner, self._socket, ssl_context=self._tls).start()
+
+    async def close(self) -> None:
+        """Stop listening and end the streams."""
+        await self._proxy.close()
+        if self._runner is not None:
+            await self._runner.cleanup()
+        if self._socket is not None:
+            self._socket.close()
+
+    def _application(self) -> web.Application:
         app = web.Application(middlewares=[self._authenticate])
         app.router.add_get("/healthz", self._healthz)
         app.router.add_get("/pods", self._list)
@@ -71,28 +113,7 @@ class KubeletServer:
         path = "/proxy/{scheme:https?}/{host}/{port:[0-9]+}"
         app.router.add_route("*", path, self._proxy.serve)
         app.router.add_route("*", path + "/{path:.*}", self._proxy.serve)
-        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=SHUTDOWN_S)
-        await self._runner.setup()
-        config = self._config
-        site = web.TCPSite(
-            self._runner, config.listen_host, config.listen_port, ssl_context=_tls(config)
-        )
-        try:
-            await site.start()
-        except OSError as error:
-            await self._runner.cleanup()
-            raise UsageError(
-                f"kubelet {config.node_name}: cannot listen on "
-                f"{config.listen_host}:{config.listen_port}: {error.strerror}; "
-                "is another node running here?"
-            ) from None
-        self.port = self._runner.addresses[0][1]
-
-    async def close(self) -> None:
-        """Stop listening and end the streams."""
-        await self._proxy.close()
-        if self._runner is not None:
-            await self._runner.cleanup()
+        return app
 
     @web.middleware
     async def _authenticate(self, request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -265,6 +286,16 @@ def _why(reason: str, message: str) -> str:
     if reason in ("ErrImagePull", "ImagePullBackOff"):
         return "trying and failing to pull image"
     return message or reason
+
+
+async def _readable(listener: socket.socket) -> None:
+    """Wait until somebody calls."""
+    loop, called = asyncio.get_running_loop(), asyncio.Event()
+    loop.add_reader(listener, called.set)
+    try:
+        await called.wait()
+    finally:
+        loop.remove_reader(listener)
 
 
 def _tls(config: KubeletConfig) -> ssl.SSLContext | None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import codecs
 import functools
+import ssl
 from typing import TYPE_CHECKING
 
 from agents.apiserver.config import ApiServerConfig, UserInfo
@@ -21,6 +21,7 @@ from emulator.cluster.credentials import (
 from emulator.cluster.process import run_role
 from emulator.cluster.spec import flannel_config
 from emulator.kubeclient.config import KubeConfig
+from emulator.runtime.tls import rehearse_handshake
 from etcd.server.config import EtcdConfig
 from etcd.server.daemon import run_etcd
 
@@ -37,9 +38,12 @@ if TYPE_CHECKING:
 
 def warm_up(plan: ClusterPlan) -> None:
     """Make in the parent what each node would make alike: its memory is then shared."""
-    kubeconfig(plan, Credentials.read(plan.pki), NODE).ssl_context()
-    # The encoding of host names, imported at the first TLS handshake.
-    codecs.lookup("idna")
+    credentials = Credentials.read(plan.pki)
+    client = kubeconfig(plan, credentials, NODE).ssl_context()
+    if client is not None:
+        server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        server.load_cert_chain(credentials.apiserver.cert, credentials.apiserver.key)
+        rehearse_handshake(client, server, plan.api_host)
 
 
 def run_child(plan: ClusterPlan, child: Child) -> int:
