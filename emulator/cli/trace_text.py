@@ -47,7 +47,7 @@ def render(steps: Sequence[Step], pods: Mapping[str, str], *, verbose: bool = Fa
     previous: Step | None = None
     for step in steps:
         here = (step["node"], step["netns"])
-        if here != place:
+        if here != place or _came_back(previous, step):
             lines += ["", heading(step, pods)]
             place, shown = here, ""
         packet = _packet_text(step, verbose=verbose)
@@ -62,6 +62,16 @@ def render(steps: Sequence[Step], pods: Mapping[str, str], *, verbose: bool = Fa
     if again:
         lines += ["", f"The probe was sent {again + 1} times; only the first is shown."]
     return "\n".join(lines) + "\n"
+
+
+def _came_back(previous: Step | None, step: Step) -> bool:
+    """True if the packet was where nobody traces, beyond the node's NIC."""
+    return (
+        previous is not None
+        and previous["stage"] == step["stage"] == "device"
+        and previous["detail"] == "eth0 transmits"
+        and step["detail"] == "eth0 receives"
+    )
 
 
 def heading(step: Step, pods: Mapping[str, str]) -> str:

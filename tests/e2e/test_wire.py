@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -13,8 +17,6 @@ from tests.e2e.harness import wait_for
 from tests.e2e.taps import captures, decoded, running
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from tests.e2e.harness import Podwire
 
 pytestmark = pytest.mark.e2e
@@ -104,3 +106,34 @@ def test_flows_have_source_ports_of_their_own_within_the_range_of_linux(
     assert all(32768 <= port <= 60999 for ports in flows.values() for port in ports)
     # Linux sends VXLAN over IPv4 without a UDP checksum unless asked for one.
     assert "[no cksum]" in decoded(cluster, tmp_path / "eth0.pcapng", "-vv", "udp port 8472")
+
+
+@pytest.mark.root
+def test_a_real_linux_joins_the_cluster_as_a_flannel_node() -> None:
+    if os.geteuid() != 0:
+        pytest.skip("needs root: real network namespaces and a vxlan device are made")
+    for tool in ("unshare", "nsenter", "ip", "bridge", "ping", "curl", "etcdctl", "kubectl"):
+        if shutil.which(tool, path=f"{Path(sys.executable).parent}:{os.environ['PATH']}") is None:
+            pytest.skip(f"{tool} is not installed")
+    vxlan = ["ip", "link", "add", "vx", "type", "vxlan", "id", "1", "dstport", "1"]
+    able = subprocess.run(["unshare", "-n", *vxlan], capture_output=True, text=True, check=False)
+    if able.returncode:
+        pytest.skip(f"vxlan devices do not work here: {able.stderr.strip()}")
+    # A namespace of processes, too: they all end with the first one.
+    alone = ["unshare", "--net", "--pid", "--fork", "--kill-child", "--mount-proc"]
+    done = subprocess.run(
+        [*alone, sys.executable, "-m", "tests.e2e.real_linux_node"],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        timeout=90,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    seen = json.loads(done.stdout)
+    assert seen["ping"].count("ttl=63") == 2
+    assert "<title>Welcome to nginx!</title>" in seen["page"]
+    assert seen["log"].startswith("10.2.200.1 - - [")
+    assert seen["back"].count("ttl=63") == 1
+    assert seen["trace"].endswith("answer: echo reply from 10.2.200.1, ttl 63\n")
+    assert set(seen["bad"].values()) == {0}
