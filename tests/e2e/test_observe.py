@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.e2e.harness import wait_for
+from tests.e2e.harness import Podwire, wait_for
 from tests.e2e.taps import capture_command, captures, decoded, hops
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
-    from tests.e2e.harness import Podwire
+    from collections.abc import Iterator
 
 pytestmark = pytest.mark.e2e
 
@@ -37,6 +38,21 @@ spec:
   selector: {app: nobody}
   ports: [{port: 80}]
 """
+
+
+@pytest.fixture(scope="module")
+def cluster(home: Path) -> Iterator[Podwire]:
+    """Three nodes without any capability, also where the tests are root's."""
+    if shutil.which("kubectl", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}") is None:
+        pytest.skip("kubectl is not installed")
+    podwire = Podwire(home, f"o{os.getpid()}")
+    powerless = ["setpriv", "--bounding-set=-all", "--inh-caps=-all", "--no-new-privs"]
+    prefix = powerless if os.geteuid() == 0 and shutil.which("setpriv") is not None else []
+    command = [sys.executable, "-m", "emulator.cli.main", "up", "--name", podwire.name]
+    podwire.run([*prefix, *command, "--nodes", "3", "--detach"])
+    podwire.env["KUBECONFIG"] = podwire.podwire("kubeconfig").out.strip()
+    yield podwire
+    podwire.podwire("down")
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +93,14 @@ def veth_of(cluster: Podwire, node: str, pod: dict[str, Any]) -> str:
     mac = neighbour.split("lladdr ")[1].split()[0]
     fdb = cluster.node(node, "bridge", "fdb", "show", "br", "cni0").out
     return next(line.split(" dev ")[1].split()[0] for line in fdb.splitlines() if mac in line)
+
+
+def test_nodes_need_no_privilege(cluster: Podwire) -> None:
+    if os.geteuid() == 0 and shutil.which("setpriv") is None:
+        pytest.skip("setpriv is not installed")
+    for node in cluster.status()["nodes"]:
+        status = Path(f"/proc/{node['pid']}/status").read_text()
+        assert re.search(r"^CapEff:\s0+$", status, re.MULTILINE)
 
 
 def test_each_interface_shows_the_packet_as_it_is_there(
