@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from emulator.addr import parse_ip
 from emulator.cluster.plan import cluster_directory
 from emulator.cluster.spec import check_cluster_name
+from emulator.cluster.state import ClusterDirectory
 from emulator.errors import PodwireError, UsageError
 from emulator.runtime.control import ControlClient
 
@@ -46,6 +47,11 @@ async def fetch_status(args: argparse.Namespace) -> dict[str, Any]:
     path = directory / "run" / "supervisor.sock"
     if not path.exists():
         return await _status_of_roles(args.name, directory)
+    if not ClusterDirectory(args.name).is_running():
+        raise UsageError(
+            f"cluster {args.name!r} is not running any more; "
+            f"'podwire down --name {args.name}' removes what it left"
+        )
     async with ControlClient(str(path)) as client:
         status: dict[str, Any] = await client.call("status")
         return status

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 from pathlib import Path
@@ -167,3 +168,15 @@ def test_a_start_that_is_given_up_takes_everything_along(
         up.terminate()
         assert up.wait(timeout=20) in (0, 143)
     wait_for("nothing is left", lambda: not processes_of(nothing.name))
+
+
+def test_ctrl_c_takes_the_cluster_down(nothing: Podwire) -> None:
+    argv = ["python", "-m", "emulator.cli.main", "up", "--name", nothing.name, "--nodes", "1"]
+    with subprocess.Popen(argv, env=nothing.env, stdout=subprocess.PIPE, text=True) as up:
+        assert up.stdout is not None
+        for line in up.stdout:
+            if line == "Ctrl-C takes the cluster down.\n":
+                break
+        up.send_signal(signal.SIGINT)
+        assert up.stdout.read() == f"cluster '{nothing.name}' is down\n"
+        assert up.wait(timeout=20) == 0
