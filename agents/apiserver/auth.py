@@ -1,4 +1,4 @@
-"""Who is asking: a bearer token or a client certificate.
+"""Who is asking: a bearer token, a service account's token or a client certificate.
 
 Every authenticated user may do everything (a cluster of this emulator has one tenant); anonymous
 requests reach health and version endpoints only.
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
     from aiohttp import web
 
+    from agents.apiserver.tokens import ServiceAccountTokens
+
 OPEN_PATHS: Final = ("/healthz", "/livez", "/readyz", "/version")
 ANONYMOUS: Final = UserInfo("system:anonymous", ("system:unauthenticated",))
 _AUTHENTICATED: Final = "system:authenticated"
@@ -28,7 +30,10 @@ _WS_TOKEN: Final = "base64url.bearer.authorization.k8s.io."
 class Authenticator:
     """Tells the user of a request."""
 
-    def __init__(self, tokens: Mapping[str, UserInfo]) -> None:
+    def __init__(
+        self, tokens: Mapping[str, UserInfo], accounts: ServiceAccountTokens | None = None
+    ) -> None:
+        self._accounts = accounts
         self._tokens = {
             token.encode(): UserInfo(user.name, (*user.groups, _AUTHENTICATED))
             for token, user in tokens.items()
@@ -41,7 +46,10 @@ class Authenticator:
             for known, user in self._tokens.items():
                 if hmac.compare_digest(known, token):
                     return user
-            raise unauthorized()
+            account = None if self._accounts is None else self._accounts.user(token)
+            if account is None:
+                raise unauthorized()
+            return UserInfo(account.name, (*account.groups, _AUTHENTICATED))
         user_of_certificate = _certificate_user(request)
         if user_of_certificate is not None:
             return user_of_certificate

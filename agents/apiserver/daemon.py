@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from aiohttp import web
@@ -18,6 +19,7 @@ from agents.apiserver.objects import Objects
 from agents.apiserver.rest import Rest
 from agents.apiserver.server import ApiServer
 from agents.apiserver.services import ServiceAddresses
+from agents.apiserver.tokens import ServiceAccountTokens
 from emulator.apimachinery.resources import Registry
 from emulator.errors import UsageError
 
@@ -56,13 +58,15 @@ async def serve(config: ApiServerConfig, env: RoleEnv, store: Store) -> None:
     cache.on_change[crds.DIRECTORY] = sync_definitions
     address = f"{config.listen_host}:{config.listen_port}"
     nodes = NodeProxy(objects, registry, config.kubelet_token, config.kubelet_ca, env.log)
+    tokens = ServiceAccountTokens(_signing_key(config), nodes.peek, env.clock.time, env.rng)
     handler = ApiServer(
         rest,
         registry,
         definitions,
         Discovery(registry, address),
         nodes,
-        Authenticator(config.tokens),
+        Authenticator(config.tokens, tokens),
+        tokens,
         version_info(config.version),
         env.rng,
         env.log,
@@ -100,6 +104,13 @@ async def serve(config: ApiServerConfig, env: RoleEnv, store: Store) -> None:
         finally:
             await nodes.close()
             await runner.cleanup()
+
+
+def _signing_key(config: ApiServerConfig) -> bytes:
+    try:
+        return Path(config.tls_key).read_bytes()
+    except OSError as error:
+        raise UsageError(f"API server: cannot read {config.tls_key}: {error.strerror}") from None
 
 
 def tls_context(config: ApiServerConfig) -> ssl.SSLContext:

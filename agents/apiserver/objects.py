@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from agents.apiserver import crds
+from agents.apiserver.admission import admit_pod
 from agents.apiserver.cache import object_key
 from agents.apiserver.config import EVENT_TTL_S, PATCH_RETRIES
 from agents.apiserver.definitions import shapes
@@ -77,6 +78,11 @@ class Objects:
         entry = self.bucket(resource).entries.get(key)
         return None if entry is None else entry.obj
 
+    def _look(self, directory: str, namespace: str, name: str) -> Obj | None:
+        key = f"{namespace}/{name}" if namespace else name
+        entry = self.cache.bucket(directory).entries.get(key)
+        return None if entry is None else entry.obj
+
     def _require_namespace(self, resource: ResourceType, namespace: str, name: str) -> None:
         entry = self.cache.bucket("namespaces").entries.get(namespace)
         if entry is None:
@@ -120,6 +126,8 @@ class Objects:
         name = name_of(obj)
         if resource.namespaced:
             self._require_namespace(resource, namespace, name)
+        if (resource.group, resource.plural) == ("", "pods"):
+            admit_pod(obj, namespace, self._look)
         stored = to_storage(resource, obj)
         reservation = self._reserve(resource, stored, None)
         kept = False

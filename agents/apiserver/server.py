@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from agents.apiserver.discovery import Discovery
     from agents.apiserver.nodeproxy import NodeProxy
     from agents.apiserver.rest import Rest
+    from agents.apiserver.tokens import ServiceAccountTokens
     from emulator.apimachinery.objects import Obj
     from emulator.apimachinery.resources import Registry
 
@@ -53,6 +54,7 @@ class ApiServer:
         discovery: Discovery,
         nodes: NodeProxy,
         authenticator: Authenticator,
+        tokens: ServiceAccountTokens,
         version: Obj,
         rng: random.Random,
         log: logging.Logger,
@@ -63,6 +65,7 @@ class ApiServer:
         self._discovery = discovery
         self._nodes = nodes
         self._authenticator = authenticator
+        self._tokens = tokens
         self._version = version
         self._rng = rng
         self._log = log
@@ -216,6 +219,8 @@ class ApiServer:
                 return await subresources.binding(self._rest, call)
             case "eviction":
                 return await subresources.eviction(self._rest, call)
+            case "token":
+                return await subresources.token(self._rest, self._tokens, call)
             case "finalize":
                 return await subresources.finalize(self._rest, call)
         return await self._object(call)

@@ -1,4 +1,4 @@
-"""Subresources with a kind of their own: scale, binding, eviction, finalize."""
+"""Subresources with a kind of their own: scale, binding, eviction, finalize, token."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from agents.apiserver import body as bodies
 from agents.apiserver.negotiate import accepted, respond
 from agents.apiserver.patching import PATCH_TYPES, apply_patch
+from agents.apiserver.tokens import DEFAULT_SECONDS, ISSUER
 from emulator.apimachinery import fielderrors as fe
 from emulator.apimachinery import status as errors
 from emulator.apimachinery.labels import format_label_selector, format_labels
@@ -20,9 +21,14 @@ if TYPE_CHECKING:
 
     from agents.apiserver.call import Call
     from agents.apiserver.rest import Rest
+    from agents.apiserver.tokens import ServiceAccountTokens
 
 SCALE = ResourceType("autoscaling", "v1", "Scale", "scale", schema="autoscaling.v1.Scale")
 BINDING = ResourceType("", "v1", "Binding", "bindings", schema="core.v1.Binding")
+TOKEN_REQUEST = ResourceType(
+    "authentication.k8s.io", "v1", "TokenRequest", "tokenrequests",
+    schema="authentication.v1.TokenRequest",
+)  # fmt: skip
 EVICTION = ResourceType("policy", "v1", "Eviction", "evictions", schema="policy.v1.Eviction")
 
 
@@ -180,6 +186,27 @@ async def eviction(rest: Rest, call: Call) -> web.StreamResponse:
         call.resource, call.namespace, call.name, options._replace(dry_run=dry)
     )
     return respond(errors.status_object("Success", code=201), status=201)
+
+
+async def token(rest: Rest, tokens: ServiceAccountTokens, call: Call) -> web.StreamResponse:
+    """POST of ``serviceaccounts/N/token``."""
+    wanted = await _read(call, TOKEN_REQUEST)
+    account = await rest.objects.current(call.resource, call.namespace, call.name)
+    spec = wanted.get("spec") or {}
+    status = tokens.issue(call.namespace, account, spec)
+    meta = {
+        "name": call.name,
+        "namespace": call.namespace,
+        "creationTimestamp": rfc3339(rest.objects.now()),
+    }
+    out = {
+        "kind": "TokenRequest",
+        "apiVersion": TOKEN_REQUEST.group_version,
+        "metadata": meta,
+        "spec": {"audiences": [ISSUER], "expirationSeconds": DEFAULT_SECONDS} | spec,
+        "status": status,
+    }
+    return respond(out, status=201)
 
 
 async def finalize(rest: Rest, call: Call) -> web.StreamResponse:

@@ -313,7 +313,12 @@ def endpoint_slice(obj: Obj) -> None:
 
 def autoscaler(obj: Obj) -> None:
     """autoscaling/v2 HorizontalPodAutoscaler."""
-    set_default(sub(obj, "spec"), "minReplicas", 1)
+    spec = sub(obj, "spec")
+    set_default(spec, "minReplicas", 1)
+    if not spec.get("metrics"):
+        target = {"type": "Utilization", "averageUtilization": 80}
+        resource = {"name": "cpu", "target": target}
+        spec["metrics"] = [{"type": "Resource", "resource": resource}]
 
 
 def claim(obj: Obj) -> None:

@@ -141,7 +141,12 @@ BUILTIN: Final[tuple[ResourceType, ...]] = (
     ),
     _core("ResourceQuota", "resourcequotas", "quota", subresources=(_status("ResourceQuota"),)),
     _core("Secret", "secrets"),
-    _core("ServiceAccount", "serviceaccounts", "sa"),
+    _core(
+        "ServiceAccount", "serviceaccounts", "sa",
+        subresources=(
+            Subresource("token", "TokenRequest", CREATE_ONLY, "authentication.k8s.io", "v1"),
+        ),
+    ),
     _core(
         "Service", "services", "svc", categories=_ALL,
         subresources=(_proxy("Service"), _status("Service")),

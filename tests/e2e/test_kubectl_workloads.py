@@ -186,6 +186,17 @@ def test_a_pod_reaches_the_api_server_through_its_service(box: Podwire) -> None:
     assert json.loads(out)["gitVersion"].startswith("v1.")
 
 
+def test_a_pod_with_a_token_is_its_service_account(box: Podwire) -> None:
+    token = box.kubectl("create", "token", "default").out.strip()
+    url = "https://10.3.0.1/apis/authentication.k8s.io/v1/selfsubjectreviews"
+    out = box.kubectl(
+        "exec", "box", "--", "curl", "-sk", "-X", "POST", "-H", f"Authorization: Bearer {token}",
+        "-H", "Content-Type: application/json", "-d", "{}", url,
+    ).out  # fmt: skip
+    user = json.loads(out)["status"]["userInfo"]
+    assert user["username"] == "system:serviceaccount:default:default"
+
+
 @both
 def test_a_one_shot_pod_prints_and_is_gone(box: Podwire, client: str) -> None:
     name = f"one{CLIENTS.index(client)}"
@@ -236,8 +247,13 @@ def forwarding(cluster: Podwire, client: str, what: str, port: int) -> Iterator[
         process.stdout.close()
 
 
+@pytest.mark.parametrize("websockets", ["true", "false"])
 @both
-def test_port_forward_reaches_into_a_pod(box: Podwire, client: str) -> None:
+def test_port_forward_reaches_into_a_pod(
+    box: Podwire, client: str, websockets: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Without them kubectl speaks SPDY on the bare connection, as all did up to 1.30.
+    monkeypatch.setitem(box.env, "KUBECTL_PORT_FORWARD_WEBSOCKETS", websockets)
     with forwarding(box, client, "svc/web", 80) as port:
         for _ in range(2):
             page = box.run(["curl", "-sS", "-m", "5", f"http://127.0.0.1:{port}/"]).out
@@ -312,6 +328,16 @@ def test_a_malformed_pod_is_refused_with_the_real_words(cluster: Podwire) -> Non
         'The Pod "odd" is invalid: spec.containers[0].livenessProbe.tcpSocket.port: Invalid value: '
         "0: must be between 1 and 65535, inclusive\n"
     )
+
+
+def test_a_pod_needs_its_service_account_and_its_priority_class(cluster: Podwire) -> None:
+    def refused(field: str) -> str:
+        spec = {field: "nope", "containers": [{"name": "c", "image": "nginx"}]}
+        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p"}, "spec": spec}
+        return cluster.kubectl("create", "-f", "-", stdin=json.dumps(pod), check=False).err
+
+    assert 'serviceaccount "nope" not found' in refused("serviceAccountName")
+    assert "no PriorityClass with name nope was found" in refused("priorityClassName")
 
 
 def test_what_is_not_there_says_so(cluster: Podwire) -> None:

@@ -29,7 +29,7 @@ _SCALARS = {
 # Bodies kubectl and client-go send besides the served kinds themselves.
 _EXTRA = (
     "meta.v1.DeleteOptions", "meta.v1.CreateOptions", "meta.v1.Status", "core.v1.Binding",
-    "autoscaling.v1.Scale", "policy.v1.Eviction",
+    "authentication.v1.TokenRequest", "autoscaling.v1.Scale", "policy.v1.Eviction",
 )  # fmt: skip
 
 
