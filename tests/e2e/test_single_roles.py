@@ -67,8 +67,8 @@ class Terminals:
 
 
 def block() -> str:
-    """The 127.X.0.0/16 the tests' own clusters live in, one for each worker process."""
-    return f"127.{160 + os.getpid() % 64}"
+    """A 127.X.0.0/16 no cluster chooses (they start at 127.32), one for each worker process."""
+    return f"127.{1 + os.getpid() % 31}"
 
 
 @pytest.fixture(scope="module")
