@@ -6,6 +6,7 @@ Callers show the bearer token of the configuration; without it every path but /h
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import hmac
 import socket
@@ -85,8 +86,12 @@ class KubeletServer:
         """
         assert self._socket is not None
         await _readable(self._socket)
+        # Whoever follows a quiet log and leaves is noticed by the cancellation alone.
         self._runner = web.AppRunner(
-            self._application(), access_log=None, shutdown_timeout=SHUTDOWN_S
+            self._application(),
+            access_log=None,
+            shutdown_timeout=SHUTDOWN_S,
+            handler_cancellation=True,
         )
         await self._runner.setup()
         await web.SockSite(self._runner, self._socket, ssl_context=self._tls).start()
@@ -157,10 +162,12 @@ class KubeletServer:
             )
         options = _log_options(request.query, self._clock.time())
         response = web.StreamResponse(headers={"Content-Type": "text/plain"})
-        await response.prepare(request)
-        async for data in read_log(log, options, self._clock):
-            await response.write(data)
-        await response.write_eof()
+        # A reader that leaves is nobody to tell.
+        with contextlib.suppress(ConnectionError):
+            await response.prepare(request)
+            async for data in read_log(log, options, self._clock):
+                await response.write(data)
+            await response.write_eof()
         return response
 
     def _container(self, request: web.Request) -> tuple[Container | None, str]:

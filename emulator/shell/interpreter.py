@@ -6,8 +6,20 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from emulator.errors import UsageError
+from emulator.shell.arithmetic import evaluate
 from emulator.shell.context import Buffer, Pipe, os_error_text
-from emulator.shell.parse import AndOr, For, Group, If, Loop, Pipeline, Redirect, Simple, parse
+from emulator.shell.parse import (
+    AndOr,
+    For,
+    Group,
+    If,
+    Loop,
+    Pipeline,
+    Redirect,
+    Simple,
+    expression_parts,
+    parse,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -297,6 +309,12 @@ class Interpreter:
             inner = ctx.subshell().redirected(stdout=buffer)
             ctx.status = await self.run_text(inner, text)
             return buffer.text.rstrip("\n")
+        if kind == "math":
+            # ``$name`` and ``name`` are the same inside; ``$1`` and ``$(…)`` are not names.
+            text = "".join(
+                [await self._part(ctx, each.kind, each.text) for each in expression_parts(text)]
+            )
+            return str(evaluate(text, ctx.env))
         return self._parameter(ctx, text)
 
     def _parameter(self, ctx: ShellContext, text: str) -> str:

@@ -1,8 +1,9 @@
 """The shell's grammar: text to a tree (pure).
 
 The part of POSIX sh that one-liners and container commands use: lists, pipelines, redirections,
-quotes, parameters, command substitution, ``for``, ``while``, ``until``, ``if``, groups, ``!``.
-Not there: functions, here-documents, arithmetic, globbing, background jobs, ``case``.
+quotes, parameters, command substitution, arithmetic, ``for``, ``while``, ``until``, ``if``,
+groups, ``!``.
+Not there: functions, here-documents, globbing, background jobs, ``case``.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ _RESERVED = ("then", "do", "done", "fi", "else", "elif", "}", ")")
 
 
 class Part(NamedTuple):
-    """A piece of a word: ``kind`` is text, var or sub (command substitution)."""
+    """A piece of a word: ``kind`` is text, var, math or sub (command substitution)."""
 
     kind: str
     text: str
@@ -203,7 +204,10 @@ def _dollar(text: str, at: int, parts: list[Part], *, quoted: bool) -> int:
     following = text[at + 1 : at + 2]
     if following == "(":
         end = _matching(text, at + 1)
-        parts.append(Part("sub", text[at + 2 : end], quoted))
+        if text[at + 2] == "(" and text[end - 1] == ")" and _matching(text, at + 2) == end - 1:
+            parts.append(Part("math", text[at + 3 : end - 1], quoted))
+        else:
+            parts.append(Part("sub", text[at + 2 : end], quoted))
         return end + 1
     if following == "{":
         end = text.find("}", at)
@@ -222,6 +226,19 @@ def _dollar(text: str, at: int, parts: list[Part], *, quoted: bool) -> int:
     else:
         parts.append(Part("var", text[at + 1 : end], quoted))
     return end
+
+
+def expression_parts(text: str) -> list[Part]:
+    """The parts of an arithmetic expression, whose parameters are replaced first."""
+    parts: list[Part] = []
+    at = 0
+    while at < len(text):
+        if text[at] in "$`":
+            at = _dollar(text, at, parts, quoted=True)
+        else:
+            parts.append(Part("text", text[at], quoted=True))
+            at += 1
+    return parts
 
 
 def _matching(text: str, at: int) -> int:
