@@ -48,6 +48,8 @@ STATUS_REPORT_S = 300.0
 READY_POLL_S = 0.02
 READY_CHECK_S = 1.0
 API_RETRY_S = 0.2
+# nodeStatusUpdateFrequency.
+STATUS_RETRY_S = 10.0
 API_RETRY_MAX_S = 3.0
 # backOffPeriod of the real kubelet: a pod whose sync failed is looked at again after this.
 SYNC_RETRY_S = 10.0
@@ -249,7 +251,9 @@ class Kubelet:
                     await self._send_node_status()
                 except (ApiError, ApiUnreachableError) as error:
                     self._role.log.warning("node status not sent: %s", error)
-                    await asyncio.sleep(API_RETRY_S)
+                    # A Node somebody deleted comes back when its kubelet is started again.
+                    gone = isinstance(error, ApiError) and error.is_not_found
+                    await asyncio.sleep(STATUS_RETRY_S if gone else API_RETRY_S)
                     continue
                 if complaint is None and reported is not None:
                     text = f"Node {self.config.node_name} status is now: NodeReady"
