@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import ssl
 from typing import TYPE_CHECKING
 
 from agents.apiserver.config import ApiServerConfig, UserInfo
@@ -18,6 +17,7 @@ from emulator.cluster.credentials import (
     SCHEDULER,
     Credentials,
 )
+from emulator.cluster.order import lay_together
 from emulator.cluster.process import run_role
 from emulator.cluster.spec import flannel_config
 from emulator.kubeclient.config import KubeConfig
@@ -41,9 +41,9 @@ def warm_up(plan: ClusterPlan) -> None:
     credentials = Credentials.read(plan.pki)
     client = kubeconfig(plan, credentials, NODE).ssl_context()
     if client is not None:
-        server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        server.load_cert_chain(credentials.apiserver.cert, credentials.apiserver.key)
-        rehearse_handshake(client, server, plan.api_host)
+        pair = credentials.apiserver
+        rehearse_handshake(client, pair.cert, pair.key, plan.api_host)
+    lay_together()
 
 
 def run_child(plan: ClusterPlan, child: Child) -> int:
