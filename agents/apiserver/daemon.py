@@ -34,7 +34,7 @@ KEEP_ALIVE_S = 300.0
 
 
 async def run_apiserver(config: ApiServerConfig, env: RoleEnv) -> None:
-    """Serve until cancelled.  Raises UsageError for unusable files and OSError for a taken port."""
+    """Serve until cancelled.  Raises UsageError for unusable files and a taken port."""
     from agents.apiserver.etcd_store import EtcdStore
     from etcd.client import EtcdClient
 
@@ -97,7 +97,13 @@ async def serve(config: ApiServerConfig, env: RoleEnv, store: Store) -> None:
             site = web.TCPSite(
                 runner, config.listen_host, config.listen_port, ssl_context=tls_context(config)
             )
-            await site.start()
+            try:
+                await site.start()
+            except OSError as error:
+                raise UsageError(
+                    f"API server: cannot listen on {address}: {error.strerror or error}; "
+                    "is another program using it?"
+                ) from None
             env.ready(f"https://{address}")
             group.create_task(bootstrap.keep(bootstrap_once, env.log), name="apiserver.bootstrap")
             await follower

@@ -76,8 +76,7 @@ def supervise(
     forked processes.  ``waiter`` is a descriptor that becomes readable when whoever waits for the
     cluster to be up gives up; the cluster then ends, unless it is up.
     """
-    lock = directory.lock_descriptor
-    close = (*private_descriptors, *(() if lock is None else (lock,)))
+    close = (*private_descriptors, *directory.descriptors())
     channel: socket.socket | None = None
     zygote: int | None = None
     try:

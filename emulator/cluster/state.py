@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import os
 import shutil
 import socket
 from typing import TYPE_CHECKING, Final
 
 from emulator.cluster.plan import (
-    API_PORT,
     FIRST_BLOCK,
     LAST_BLOCK,
     cluster_directory,
@@ -25,6 +23,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+# UDP port, on the block's first address, whose holder owns the block.
+CLAIM_PORT: Final = 8470
 PARTS: Final = ("run", "logs", "nodes", "pki")
 
 
@@ -35,6 +35,7 @@ class ClusterDirectory:
         self.name = name
         self.path = cluster_directory(name)
         self._lock: int | None = None
+        self._claim: socket.socket | None = None
 
     def acquire(self) -> None:
         """Take the directory, clean of an earlier cluster; UsageError if it cannot be had."""
@@ -93,10 +94,12 @@ class ClusterDirectory:
     def _lock_path(self) -> Path:
         return home() / f".{self.name}.lock"
 
-    @property
-    def lock_descriptor(self) -> int | None:
-        """The lock's file descriptor, which forked children must close."""
-        return self._lock
+    def descriptors(self) -> tuple[int, ...]:
+        """The lock and the claim of the block: forked roles must close them."""
+        held = [] if self._lock is None else [self._lock]
+        if self._claim is not None:
+            held.append(self._claim.fileno())
+        return tuple(held)
 
     def is_running(self) -> bool:
         """True while some supervisor holds the directory."""
@@ -121,49 +124,39 @@ class ClusterDirectory:
         shutil.rmtree(self.path, ignore_errors=True)
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             self._lock_path.unlink()
+        if self._claim is not None:
+            self._claim.close()
+            self._claim = None
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
 
     def claim_block(self) -> int:
-        """Choose and note the cluster's 127.X.0.0/16; UsageError when none is free.
+        """Choose and hold the cluster's 127.X.0.0/16; UsageError when none is free.
 
         The cluster's name decides which is tried first, so that addresses stay the same from
-        start to start.
+        start to start.  The claim is a bound socket: it also holds against clusters of other homes
+        and users, and ends with its last process.
         """
-        # Two clusters that start at the same time must not both find a block free.
-        everybody = os.open(home(), os.O_RDONLY)
-        try:
-            fcntl.flock(everybody, fcntl.LOCK_EX)
-            block = self._free_block()
-            (self.path / "block.json").write_text(json.dumps({"block": block}))
-        finally:
-            os.close(everybody)
-        return block
-
-    def _free_block(self) -> int:
-        taken = {
-            json.loads(path.read_text())["block"]
-            for path in home().glob("*/block.json")
-            if path.parent != self.path
-        }
         count = LAST_BLOCK - FIRST_BLOCK + 1
         first = preferred_block(self.name) - FIRST_BLOCK
         for step in range(count):
             block = FIRST_BLOCK + (first + step) % count
-            if block not in taken and _is_free(block):
+            if not loopback_is_routable():
+                return block
+            claim = _claim(block)
+            if claim is not None:
+                self._claim = claim
                 return block
         raise UsageError(f"all {count} loopback blocks are in use; take a cluster down first")
 
 
-def _is_free(block: int) -> bool:
-    """True unless some other program serves the API port in the block."""
-    if not loopback_is_routable():
-        return True
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((f"127.{block}.0.101", API_PORT))
-        except OSError:
-            return False
-    return True
+def _claim(block: int) -> socket.socket | None:
+    """Bind the block's claim; None if it is another cluster's."""
+    claim = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    try:
+        claim.bind((f"127.{block}.0.1", CLAIM_PORT))
+    except OSError:
+        claim.close()
+        return None
+    return claim

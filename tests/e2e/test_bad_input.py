@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from emulator.cluster.plan import API_PORT, ETCD_PORT, KUBELET_PORT, VXLAN_PORT, preferred_block
+from emulator.cluster.state import CLAIM_PORT
 from tests.e2e.harness import Podwire, wait_for
 
 if TYPE_CHECKING:
@@ -94,6 +95,7 @@ def test_a_cluster_file_that_cannot_be(
     ("kind", "last_bytes", "port", "role"),
     [
         (socket.SOCK_STREAM, "0.51", ETCD_PORT, "etcd"),
+        (socket.SOCK_STREAM, "0.101", API_PORT, "controlplane"),
         (socket.SOCK_DGRAM, "1.1", VXLAN_PORT, "node-0"),
         (socket.SOCK_STREAM, "1.1", KUBELET_PORT, "node-0"),
     ],
@@ -114,14 +116,12 @@ def test_a_taken_port_is_named(
     assert "ddress already in use" in line
 
 
-def test_a_block_whose_api_port_is_taken_is_left_to_its_owner(nothing: Podwire) -> None:
-    host = f"127.{preferred_block(nothing.name)}.0.101"
-    with socket.socket() as taken:
-        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        taken.bind((host, API_PORT))
-        taken.listen()
+def test_a_block_that_a_cluster_of_another_home_claims_is_left_to_it(nothing: Podwire) -> None:
+    block = preferred_block(nothing.name)
+    with socket.socket(type=socket.SOCK_DGRAM) as claim:
+        claim.bind((f"127.{block}.0.1", CLAIM_PORT))
         nothing.podwire("up", "--detach", "--nodes", "1")
-        assert nothing.status()["controlplane"]["underlay"] != host
+        assert not nothing.status()["controlplane"]["underlay"].startswith(f"127.{block}.")
         nothing.podwire("down")
 
 
