@@ -265,6 +265,10 @@ class Cache:
 def _split(key: bytes) -> tuple[str, str]:
     """(directory, ``ns/name`` or ``name``) of ``/registry/<directory>/…``."""
     directory, _, rest = key[len(PREFIX) :].decode("utf-8", "replace").partition("/")
+    if directory == "services":
+        # The one directory with two below it: services/specs and services/endpoints.
+        part, _, rest = rest.partition("/")
+        directory = f"{directory}/{part}"
     return directory, rest
 
 

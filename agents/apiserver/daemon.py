@@ -74,7 +74,7 @@ async def serve(config: ApiServerConfig, env: RoleEnv, store: Store) -> None:
     async with asyncio.TaskGroup() as group:
         follower = group.create_task(cache.run(), name="apiserver.cache")
         await cache.loaded.wait()
-        services = cache.bucket("services").entries.values()
+        services = cache.bucket("services/specs").entries.values()
         for problem in addresses.adopt(entry.obj for entry in services):
             env.log.warning("%s", problem)
 

@@ -63,7 +63,7 @@ class ResourceType:
 
     @property
     def directory(self) -> str:
-        """The name below ``/registry/`` in etcd."""
+        """The name below ``/registry/`` in etcd; a few are older than their resource's name."""
         return self.storage or self.plural
 
     @property
@@ -104,7 +104,7 @@ _ALL: Final = ("all",)
 
 BUILTIN: Final[tuple[ResourceType, ...]] = (
     _core("ConfigMap", "configmaps", "cm"),
-    _core("Endpoints", "endpoints", "ep"),
+    _core("Endpoints", "endpoints", "ep", storage="services/endpoints"),
     _core("Event", "events", "ev"),
     _core("LimitRange", "limitranges", "limits"),
     _core(
@@ -113,7 +113,7 @@ BUILTIN: Final[tuple[ResourceType, ...]] = (
         subresources=(Subresource("finalize", "Namespace", ("update",)), _status("Namespace")),
     ),
     _core(
-        "Node", "nodes", "no", namespaced=False,
+        "Node", "nodes", "no", namespaced=False, storage="minions",
         subresources=(_proxy("Node"), _status("Node")),
     ),
     _core("PersistentVolumeClaim", "persistentvolumeclaims", "pvc",
@@ -137,6 +137,7 @@ BUILTIN: Final[tuple[ResourceType, ...]] = (
     _core("PodTemplate", "podtemplates"),
     _core(
         "ReplicationController", "replicationcontrollers", "rc", categories=_ALL,
+        storage="controllers",
         subresources=(_SCALE, _status("ReplicationController")),
     ),
     _core("ResourceQuota", "resourcequotas", "quota", subresources=(_status("ResourceQuota"),)),
@@ -148,7 +149,7 @@ BUILTIN: Final[tuple[ResourceType, ...]] = (
         ),
     ),
     _core(
-        "Service", "services", "svc", categories=_ALL,
+        "Service", "services", "svc", categories=_ALL, storage="services/specs",
         subresources=(_proxy("Service"), _status("Service")),
     ),
     _in("apps", "apps", "v1", "ControllerRevision", "controllerrevisions"),
@@ -176,7 +177,7 @@ BUILTIN: Final[tuple[ResourceType, ...]] = (
     _in("batch", "batch", "v1", "Job", "jobs", categories=_ALL, subresources=(_status("Job"),)),
     _in("networking.k8s.io", "networking", "v1", "IngressClass", "ingressclasses",
         namespaced=False),
-    _in("networking.k8s.io", "networking", "v1", "Ingress", "ingresses", "ing",
+    _in("networking.k8s.io", "networking", "v1", "Ingress", "ingresses", "ing", storage="ingress",
         subresources=(_status("Ingress"),)),
     _in("networking.k8s.io", "networking", "v1", "NetworkPolicy", "networkpolicies", "netpol"),
     _in("policy", "policy", "v1", "PodDisruptionBudget", "poddisruptionbudgets", "pdb",

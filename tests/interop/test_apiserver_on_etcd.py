@@ -63,7 +63,7 @@ async def test_objects_are_json_below_registry_and_survive_a_restart(
     async with api_server(tmp_path, EtcdStore(etcd, clock.monotonic)) as world, http(world) as c:
         made = await (await c.post(SERVICES, json=service)).json()
         assert (await c.post(PODS, json=pod("a"))).status == 201
-    kept = await etcd.get(b"/registry/services/default/s")
+    kept = await etcd.get(b"/registry/services/specs/default/s")
     stored = json.loads(kept.kvs[0].value)
     assert str(kept.kvs[0].mod_revision) == made["metadata"]["resourceVersion"]
     assert stored["spec"]["clusterIP"] == made["spec"]["clusterIP"]
