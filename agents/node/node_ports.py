@@ -99,7 +99,7 @@ class NodePorts:
     ) -> None:
         dial = functools.partial(self._outside.open_connection, self._node_ip, port)
         with kept(self._relays):
-            await relay(reader, writer, dial)
+            await relay(reader, writer, dial, what=f"nodePort {port}", log=self._log)
 
 
 class _UdpPort(asyncio.DatagramProtocol):

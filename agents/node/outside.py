@@ -36,6 +36,7 @@ class Outside:
         self._servers: list[asyncio.AbstractServer] = []
         self._serving: set[asyncio.Task[None]] = set()
         self._driver: KernelDriver | None = None
+        self._log = env.log
         self._kernel = Kernel("outside", clock=env.clock.monotonic, rng=env.rng)
         root = self._kernel.root
         root.sysctl["net.ipv4.ip_forward"] = 0
@@ -79,4 +80,5 @@ class Outside:
     ) -> None:
         dial = functools.partial(asyncio.open_connection, target.host, target.host_port)
         with kept(self._serving):
-            await relay(reader, writer, dial)
+            what = f"relay to {target.host}:{target.host_port}"
+            await relay(reader, writer, dial, what=what, log=self._log)

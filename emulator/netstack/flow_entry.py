@@ -134,6 +134,8 @@ class Entry:
             if connection.steady:
                 if not connection.refresh(now, packets, seen, reply):
                     return False
+            elif connection.proto != UDP:
+                return False
             else:
                 # Datagrams nobody answers keep their entry alive and change nothing else.
                 connection.expire_at = now + connection.timeout_s
@@ -147,8 +149,11 @@ class Entry:
         return True
 
     def _ready(self, now: float) -> bool:
+        # A TCP connection that is no longer steady (a FIN has passed) wants to see every segment.
         return all(
-            connection.status == status and now < connection.expire_at
+            connection.status == status
+            and now < connection.expire_at
+            and (connection.steady or connection.proto == UDP)
             for connection, _, status, _ in self._connections
         )
 

@@ -13,6 +13,7 @@ import struct
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
+    import logging
     from collections.abc import Awaitable, Callable, Iterator
 
     Dial = Callable[[], Awaitable[tuple[asyncio.StreamReader, asyncio.StreamWriter]]]
@@ -37,22 +38,31 @@ def kept(tasks: set[asyncio.Task[None]]) -> Iterator[None]:
         tasks.discard(task)
 
 
-async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, dial: Dial) -> None:
+async def relay(
+    reader: asyncio.StreamReader,
+    writer: asyncio.StreamWriter,
+    dial: Dial,
+    *,
+    what: str,
+    log: logging.Logger,
+) -> None:
     """Serve an accepted connection by joining it to the one ``dial`` opens.
 
     Ends when both directions have ended; an end of file is passed on as one (half-close), a reset
-    or a failed dial as a reset.
+    or a failed dial as a reset, with its reason in the log.
     """
     try:
         far_reader, far_writer = await dial()
-    except OSError:
+    except OSError as error:
+        log.info("%s: not connected: %s", what, error)
         _reset(writer)
         return
     try:
         async with asyncio.TaskGroup() as group:
             group.create_task(_copy(reader, far_writer), name="relay.out")
             group.create_task(_copy(far_reader, writer), name="relay.back")
-    except* OSError:
+    except* OSError as group_error:
+        log.info("%s: reset: %s", what, group_error.exceptions[0])
         _reset(writer)
         _reset(far_writer)
     finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import operator
 from typing import TYPE_CHECKING
@@ -31,6 +32,7 @@ def test_copied_functions_do_the_same(tmp_path: Path, monkeypatch: pytest.Monkey
     file = tmp_path / "order.txt"
     file.write_text(f"{__name__}: sums gone\nno.such.module: f\n")
     monkeypatch.setattr(order, "ORDER_FILE", file)
+    gc.unfreeze()  # another test of this process may have forked a zygote
     before, other = sums.__code__, untouched.__code__
     order.lay_together()
     assert sums.__code__ is not before

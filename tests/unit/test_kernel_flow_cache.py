@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from emulator.addr import format_ip, parse_ip
+from emulator.netstack.netfilter.conntrack_command import run_conntrack
 from emulator.netstack.packet import DropReason
 from emulator.netstack.sock.tcp import Endpoint
 from tests.joined_kernels import Segment
@@ -179,3 +180,28 @@ def test_expired_connections_are_freed_without_traffic() -> None:
     assert len(root.netfilter.conntrack) == 1
     net.advance(40)
     assert len(root.netfilter.conntrack) == 0
+
+
+def test_a_connection_that_ends_takes_the_long_way_so_that_conntrack_sees_it_end() -> None:
+    net = Segment()
+    a, b = net.pod(0, 2), net.pod(1, 2)
+    root = net.kernels[0].root
+    root.netfilter.restore(
+        "*nat\n-A PREROUTING -d 10.3.0.1/32 -p tcp --dport 80 -j DNAT"
+        " --to-destination 10.2.2.2:80\nCOMMIT\n"
+    )
+    client, server = connected(net, a, b, "10.3.0.1")
+    transfer(net, server, client, b"page" * 5000)
+    # As a web server does: the server ends first, so the last segment is its bare ACK.
+    server.close(now=net.now)
+    net.settle()
+    client.close(now=net.now)
+    for _ in range(10):
+        net.settle()
+        net.advance(0.05)
+    states = [
+        line.split()[3]
+        for line in run_conntrack(root.netfilter, ["-L"]).stdout.splitlines()
+        if line.startswith("tcp")
+    ]
+    assert states == ["TIME_WAIT"]
