@@ -81,9 +81,8 @@ class NodeCni:
 
     def delete(self, container_id: str, netns: str, *, ifname: str = "eth0") -> None:
         """Undo ``add``; absent parts are success, as the specification asks."""
-        conf = self._conf()
         saved = self._path(f"var/lib/cni/flannel/{container_id}")
-        if conf is None or not saved.exists():
+        if not saved.exists():
             return
         delegate = json.loads(saved.read_text())
         self._bridge.delete(netns=netns, ifname=ifname)
@@ -92,7 +91,7 @@ class NodeCni:
             root = self._kernel.root
             masquerade.tear_down(root, delegate["name"], container_id, format_ip(ip))
         saved.unlink(missing_ok=True)
-        self._result_path(conf.name, container_id, ifname).unlink(missing_ok=True)
+        self._result_path(delegate["name"], container_id, ifname).unlink(missing_ok=True)
 
     def check(self, container_id: str, netns: str, *, ifname: str = "eth0") -> None:
         """Raise CniError when the pod's wiring differs from the cached result."""

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import tempfile
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -89,6 +93,35 @@ def test_the_directory_is_what_the_real_plugin_keeps(tmp_path: Path) -> None:
     assert (directory / "10.2.59.2").read_bytes() == b"abc\r\neth0"
     assert (directory / "last_reserved_ip.0").read_bytes() == b"10.2.59.2"
     assert (directory / "10.2.59.2").stat().st_mode & 0o777 == 0o600
+
+
+def blocked_on(inode: int) -> bool:
+    """True if somebody waits for a lock of this file (proc_locks(5): ``->`` marks a waiter)."""
+    lines = Path("/proc/locks").read_text().splitlines()
+    return any(" -> " in line and f":{inode} " in line for line in lines)
+
+
+def test_nothing_is_reserved_while_another_plugin_holds_the_directory(tmp_path: Path) -> None:
+    ipam = HostLocal(tmp_path, "podnet")
+    ipam.add(CONF, "first", "eth0")
+    directory = tmp_path / "podnet"
+    # The weakest lock another process may hold: an exclusive one must wait even for this.
+    with (directory / "lock").open() as other:
+        fcntl.flock(other, fcntl.LOCK_SH)
+        adding = threading.Thread(target=ipam.add, args=(CONF, "second", "eth0"))
+        adding.start()
+        deadline = time.monotonic() + 10
+        inode = os.fstat(other.fileno()).st_ino
+        while adding.is_alive() and not blocked_on(inode) and time.monotonic() < deadline:
+            time.sleep(0.001)
+        assert blocked_on(inode)
+        assert sorted(path.name for path in directory.iterdir()) == [
+            "10.2.59.2",
+            "last_reserved_ip.0",
+            "lock",
+        ]
+    adding.join(10)
+    assert ipam.find("second", "eth0") == parse_ip("10.2.59.3")
 
 
 def test_an_address_file_of_2017_holds_the_container_alone(tmp_path: Path) -> None:
