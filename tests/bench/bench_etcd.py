@@ -1,122 +1,150 @@
-"""Our etcd beside a real one: ``python -m tests.bench.bench_etcd [seconds]``.
+"""Our etcd beside a real one: ``python -m tests.bench.bench_etcd [seconds] [--rounds N]``.
 
-Both sync every write.  The load comes from this process, through the HTTP/2 core with requests
-encoded beforehand, so that the server is what is measured.  Figures to reach: puts/s 0.8 x etcd
-with 64 clients and 1 x with one, ranges/s 0.8 x, start to first answer 150 ms, 300 watchers x 300
-events in 3 s of server CPU.
+Both sync every write, on the same filesystem (PODWIRE_BENCH_DIR chooses it), and are measured in
+turns, so that what else the machine does hits both alike; rates are medians of the rounds.  The
+load generator costs 2 µs a call (``etcd_load``) and is the same for both.  Figures marked "x" are
+ratios to the real etcd.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
+import itertools
+import multiprocessing
 import os
 import random
+import statistics
 import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from etcd.client import EtcdClient
-from etcd.core import grpc
-from etcd.core.http2 import connection as h2
 from etcd.core.pb import rpc_pb2 as pb
-from tests.etcd_servers import NO_REAL_ETCD, process_etcd, real_etcd, real_etcd_binary
+from etcd.server import EtcdConfig, run_etcd
+from tests.bench.etcd_load import start_load
+from tests.etcd_servers import (
+    NO_REAL_ETCD,
+    free_port,
+    process_etcd,
+    real_etcd_binary,
+    real_etcd_process,
+    role_env,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import AsyncIterator, Callable, Sequence
+    from contextlib import AbstractAsyncContextManager
 
 CONNECTIONS = 4
 KEYS = 1000
-VALUE = bytes(range(256))
+VALUE = random.Random(1).randbytes(256)
 WATCHERS = 300
 EVENTS = 300
+MEMORY_KEYS = 100_000
+MILLION = 1_000_000
+MIDDLE = 1000
+PUTS_A_TXN = 125
+# Loaded with so many transactions in flight.
+LOADERS = 16
+START_RUNS = 5
+
+Process = asyncio.subprocess.Process
 
 
-class Load(asyncio.Protocol):
-    """Keeps a number of calls in flight on one connection."""
+class Goal(NamedTuple):
+    """What a figure must and should reach; ``ratio``: to the real etcd, else absolute."""
 
-    def __init__(self, path: str, requests: Sequence[bytes], in_flight: int) -> None:
-        self._h2 = h2.Http2Connection(client=True)
-        self._block = grpc.request_block(path, "bench")
-        self._requests = requests
-        self._in_flight = in_flight
-        self._rng = random.Random(1)
-        self._transport: asyncio.Transport | None = None
-        self.done = 0
+    must: float
+    aim: float
+    ratio: bool
+    more_is_better: bool
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
-        for _ in range(self._in_flight):
-            self._call()
-        transport.write(self._h2.data_to_send())
 
-    def _call(self) -> None:
-        stream_id = self._h2.open_stream(self._block)
-        self._h2.send_data(stream_id, self._rng.choice(self._requests), end_stream=True)
+GOALS = {
+    "puts/s, 64 clients": Goal(0.8, 1.5, True, True),
+    "puts/s, 1 client": Goal(1, 1.5, True, True),
+    "ranges/s, 64 clients": Goal(0.8, 1.3, True, True),
+    f"fan-out {WATCHERS}x{EVENTS}, server CPU s": Goal(3, 1.5, False, False),
+    "start to first answer, forked warm, ms": Goal(150, 60, False, False),
+    "start to first answer, new process, ms": Goal(150, 60, False, False),
+    f"memory with {MEMORY_KEYS} keys, MB": Goal(1.5, 1, True, False),
+    "restart with a million keys, s": Goal(float("inf"), 10, False, False),
+}
 
-    def data_received(self, data: bytes) -> None:
-        for event in self._h2.receive_data(data, now=time.monotonic()):
-            if isinstance(event, h2.HeadersReceived) and event.end_stream:
-                self.done += 1
-                self._call()
-            elif isinstance(event, h2.Failed):
-                raise AssertionError(event.reason)
-        assert self._transport is not None
-        self._transport.write(self._h2.data_to_send())
 
-    def close(self) -> None:
-        assert self._transport is not None
-        self._transport.abort()
+class Report:
+    """Prints each figure as soon as both sides have it."""
+
+    def __init__(self) -> None:
+        self._theirs: dict[str, float] = {}
+
+    def add(self, what: str, ours: float, theirs: float | None, note: str = "") -> None:
+        """Print one line of the table."""
+        line = f"{what:42} {ours:10.4g}"
+        ratio = ours / theirs if theirs else float("nan")
+        line += f"  etcd {theirs:9.4g}  x {ratio:5.2f}" if theirs is not None else " " * 26
+        goal = GOALS.get(what)
+        if goal is not None and (theirs is not None or not goal.ratio):
+            value = ratio if goal.ratio else ours
+            reached = [
+                value >= bound if goal.more_is_better else value <= bound
+                for bound in (goal.must, goal.aim)
+            ]
+            verdict = "aim reached" if reached[1] else "must reached" if reached[0] else "MISSED"
+            line += f"  must {goal.must:g}, aim {goal.aim:g}: {verdict}"
+        print(line + (f"  ({note})" if note else ""), flush=True)
+
+
+# Measuring one server ----------------------------------------------------------------------
+
+
+def cpu_s(pid: int) -> float:
+    """User and system time of a process so far."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def rss_mb(pid: int) -> float:
+    """Resident memory of a process."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("VmRSS"):
+            return int(line.split()[1]) / 1024
+    raise AssertionError("no VmRSS")
+
+
+class Rate(NamedTuple):
+    """Calls a second, and what one cost the server and the generator in microseconds of CPU."""
+
+    per_s: float
+    server_us: float
+    load_us: float
 
 
 async def rate(
-    endpoint: str, path: str, requests: Sequence[bytes], clients: int, seconds: float
-) -> float:
-    """Return calls per second with so many calls in flight."""
-    loop = asyncio.get_running_loop()
-    host, _, port = endpoint.rpartition(":")
-    connections = min(clients, CONNECTIONS)
-    loads = []
-    for _ in range(connections):
-        _, load = await loop.create_connection(
-            lambda: Load(path, requests, clients // connections), host, int(port)
-        )
-        loads.append(load)
+    server: tuple[Process, str], path: str, requests: Sequence[bytes], clients: int, seconds: float
+) -> Rate:
+    """Measure with so many calls in flight."""
+    process, endpoint = server
+    loads = await start_load(endpoint, path, requests, clients, CONNECTIONS)
     await asyncio.sleep(seconds / 4)
-    before, begun = sum(load.done for load in loads), loop.time()
+    done, begun = sum(load.done for load in loads), time.monotonic()
+    cpu, mine = cpu_s(process.pid), time.process_time()
     await asyncio.sleep(seconds)
-    result = (sum(load.done for load in loads) - before) / (loop.time() - begun)
+    calls = sum(load.done for load in loads) - done
+    took = time.monotonic() - begun
+    cpu, mine = cpu_s(process.pid) - cpu, time.process_time() - mine
     for load in loads:
         load.close()
-    return result
+    return Rate(calls / took, cpu / calls * 1e6, mine / calls * 1e6)
 
 
-async def calls(name: str, endpoint: str, seconds: float) -> dict[str, float]:
-    """Measure puts and ranges."""
-    puts = [
-        grpc.frame(pb.PutRequest(key=b"key%06d" % n, value=VALUE).SerializeToString())
-        for n in range(KEYS)
-    ]
-    ranges = [
-        grpc.frame(pb.RangeRequest(key=b"key%06d" % n).SerializeToString()) for n in range(KEYS)
-    ]
-    found = {}
-    for kind, path, requests in (
-        ("put", "/etcdserverpb.KV/Put", puts),
-        ("range", "/etcdserverpb.KV/Range", ranges),
-    ):
-        for clients in (1, 64):
-            what = f"{kind}s/s, {clients} clients"
-            found[what] = await rate(endpoint, path, requests, clients, seconds)
-            print(f"{name:12} {what:24} {found[what]:10.0f}", flush=True)
-    return found
-
-
-async def fan_out(name: str, endpoint: str, pid: int) -> None:
-    """Measure the server's CPU for many watchers of one prefix."""
+async def fan_out(server: tuple[Process, str]) -> tuple[float, float]:
+    """Return server CPU and wall seconds for many watchers of one prefix."""
+    process, endpoint = server
     seen = 0
     done = asyncio.Event()
 
@@ -136,67 +164,227 @@ async def fan_out(name: str, endpoint: str, pid: int) -> None:
     ]
     for ready in readies:
         await ready.wait()
-    cpu = _cpu_s(pid)
-    begun = time.monotonic()
+    cpu, begun = cpu_s(process.pid), time.monotonic()
     for number in range(EVENTS):
         await clients[0].put(b"fan/%d" % number, b"x" * 100)
     await done.wait()
-    print(
-        f"{name:12} {WATCHERS} watchers x {EVENTS} events: server CPU {_cpu_s(pid) - cpu:.2f} s, "
-        f"wall {time.monotonic() - begun:.2f} s",
-        flush=True,
-    )
+    result = cpu_s(process.pid) - cpu, time.monotonic() - begun
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
     for client in clients:
         await client.close()
+    return result
 
 
-def _cpu_s(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+async def load_keys(endpoint: str, count: int, value: bytes) -> None:
+    """Put keys ``key%07d``, many to a transaction."""
+    pending = iter(range(0, count, PUTS_A_TXN))
+
+    async def work(client: EtcdClient) -> None:
+        for first in pending:
+            puts = [
+                pb.RequestOp(request_put=pb.PutRequest(key=b"key%07d" % n, value=value))
+                for n in range(first, min(first + PUTS_A_TXN, count))
+            ]
+            request = pb.TxnRequest(success=puts)
+            await client._channel.call("/etcdserverpb.KV/Txn", request, pb.TxnResponse, read=False)
+
+    async with EtcdClient([endpoint], timeout_s=60) as client:
+        await asyncio.gather(*(work(client) for _ in range(LOADERS)))
 
 
-def _rss_mb(pid: int) -> float:
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("VmRSS"):
-            return int(line.split()[1]) / 1024
-    return 0.0
+async def middle_ms(client: EtcdClient, count: int) -> float:
+    """Return the best time of a range of 1,000 keys in the middle."""
+    first = count // 2
+    times = []
+    for _ in range(10):
+        begun = time.monotonic()
+        found = await client.get(b"key%07d" % first, range_end=b"key%07d" % (first + MIDDLE))
+        times.append((time.monotonic() - begun) * 1000)
+        assert found.count == len(found.kvs) == MIDDLE
+        assert found.kvs[0].key == b"key%07d" % first
+    return min(times)
 
 
-async def first_answer(data_dir: Path) -> float:
-    """Return milliseconds from starting the process to its first answer."""
-    begun = time.monotonic()
-    async with process_etcd(data_dir) as (_, endpoint), EtcdClient([endpoint]) as client:
+# Both servers ------------------------------------------------------------------------------
+
+Starter = tuple[str, "Callable[[Path], AbstractAsyncContextManager[tuple[Process, str]]]"]
+
+
+@contextlib.asynccontextmanager
+async def real_without_limit(data_dir: Path) -> AsyncIterator[tuple[Process, str]]:
+    """The real etcd as it comes: its quota of 2 GB holds every load of this program."""
+    async with real_etcd_process(data_dir) as server:
+        yield server
+
+
+async def rates(report: Report, base: Path, starters: Sequence[Starter], arguments: object) -> None:
+    """Puts, ranges and fan-out of servers that run at the same time, measured in turns."""
+    seconds = getattr(arguments, "seconds", 2.0)
+    rounds = getattr(arguments, "rounds", 3)
+    puts = [pb.PutRequest(key=b"key%06d" % n, value=VALUE).SerializeToString() for n in range(KEYS)]
+    ranges = [pb.RangeRequest(key=b"key%06d" % n).SerializeToString() for n in range(KEYS)]
+    found: dict[tuple[str, str], list[Rate]] = {}
+    async with contextlib.AsyncExitStack() as stack:
+        servers = {}
+        for name, start in starters:
+            servers[name] = await stack.enter_async_context(start(base / f"rates-{name}"))
+        for _, (kind, path, requests), clients, name in itertools.product(
+            range(rounds),
+            (("puts", "/etcdserverpb.KV/Put", puts), ("ranges", "/etcdserverpb.KV/Range", ranges)),
+            (1, 64),
+            servers,
+        ):
+            one = await rate(servers[name], path, requests, clients, seconds)
+            what = f"{kind}/s, {clients} client{'s' if clients > 1 else ''}"
+            found.setdefault((what, name), []).append(one)
+        for what in dict.fromkeys(what for what, _ in found):
+            _report_rate(report, what, found)
+        spread = {name: await fan_out(server) for name, server in servers.items()}
+        theirs = spread.get("etcd")
+        what = f"fan-out {WATCHERS}x{EVENTS}, server CPU s"
+        report.add(what, spread["ours"][0], theirs and theirs[0], f"{spread['ours'][1]:.1f} s wall")
+
+
+def _report_rate(report: Report, what: str, found: dict[tuple[str, str], list[Rate]]) -> None:
+    def middle(name: str, field: str) -> float | None:
+        values = [getattr(one, field) for one in found.get((what, name), [])]
+        return statistics.median(values) if values else None
+
+    ours, theirs = middle("ours", "per_s"), middle("etcd", "per_s")
+    assert ours is not None
+    note = f"generator {middle('ours', 'load_us'):.1f} µs a call"
+    report.add(what, ours, theirs, note)
+    server = middle("ours", "server_us")
+    assert server is not None
+    report.add("  server CPU µs a call", server, middle("etcd", "server_us"))
+
+
+async def memory(report: Report, base: Path, starters: Sequence[Starter]) -> None:
+    """Resident memory of fresh servers with 100,000 keys."""
+    found = {}
+    empty = {}
+    for name, start in starters:
+        async with start(base / f"memory-{name}") as (process, endpoint):
+            empty[name] = rss_mb(process.pid)
+            await load_keys(endpoint, MEMORY_KEYS, VALUE)
+            found[name] = rss_mb(process.pid)
+    note = f"empty {empty['ours']:.0f}"
+    report.add(f"memory with {MEMORY_KEYS} keys, MB", found["ours"], found.get("etcd"), note)
+
+
+async def million(report: Report, base: Path, starters: Sequence[Starter]) -> None:
+    """Restart with a million keys, and whether a range in the middle depends on their number."""
+    figures: dict[str, dict[str, float]] = {}
+    for name, start in starters:
+        mine = figures[name] = {}
+        directory = base / f"million-{name}"
+        async with start(directory) as (_, endpoint), EtcdClient([endpoint]) as client:
+            await load_keys(endpoint, 10 * MIDDLE, VALUE)
+            mine["small"] = await middle_ms(client, 10 * MIDDLE)
+            await load_keys(endpoint, MILLION, VALUE)
+        begun = time.monotonic()
+        async with (
+            start(directory) as (process, endpoint),
+            EtcdClient([endpoint], timeout_s=60) as client,
+        ):
+            await client.get(b"key0000000")
+            mine["restart"] = time.monotonic() - begun
+            mine["large"] = await middle_ms(client, MILLION)
+            mine["rss"] = rss_mb(process.pid)
+    ours, theirs = figures["ours"], figures.get("etcd", {})
+    report.add("restart with a million keys, s", ours["restart"], theirs.get("restart"))
+    report.add("  range of 1,000 in the middle, ms", ours["large"], theirs.get("large"))
+    report.add("  the same among 10,000 keys, ms", ours["small"], theirs.get("small"))
+    report.add("  memory with a million keys, MB", ours["rss"], theirs.get("rss"))
+
+
+# Starting ----------------------------------------------------------------------------------
+
+
+async def start_ms(
+    start: Callable[[Path], AbstractAsyncContextManager[object]], base: Path
+) -> float:
+    """Return the best time from starting a process to its first answer."""
+    times = []
+    for number in range(START_RUNS):
+        begun = time.monotonic()
+        async with start(base / f"{number}") as server:
+            assert isinstance(server, tuple)
+            async with EtcdClient([server[1]]) as client:
+                await client.get(b"x")
+                times.append((time.monotonic() - begun) * 1000)
+    return min(times)
+
+
+def _serve_forked(data_dir: str, port: int) -> None:
+    config = EtcdConfig(data_dir=data_dir, listen_port=port)
+    asyncio.run(run_etcd(config, role_env()))
+
+
+def forked_ms(base: Path) -> float:
+    """The same from a fork of this process, where everything is imported, as in ``podwire up``."""
+    context = multiprocessing.get_context("fork")
+    times = []
+    for number in range(START_RUNS):
+        port = free_port()
+        begun = time.monotonic()
+        child = context.Process(target=_serve_forked, args=(str(base / f"{number}"), port))
+        child.start()
+        try:
+            asyncio.run(_first_answer(f"127.0.0.1:{port}"))
+            times.append((time.monotonic() - begun) * 1000)
+        finally:
+            child.kill()
+            child.join()
+    return min(times)
+
+
+async def _first_answer(endpoint: str) -> None:
+    host, _, port = endpoint.rpartition(":")
+    while True:
+        try:
+            _, writer = await asyncio.open_connection(host, int(port))
+        except OSError:
+            await asyncio.sleep(0.001)
+            continue
+        writer.close()
+        break
+    async with EtcdClient([endpoint]) as client:
         await client.get(b"x")
-        return (time.monotonic() - begun) * 1000
 
 
-async def run(seconds: float) -> None:
-    theirs: dict[str, float] = {}
-    with tempfile.TemporaryDirectory(dir=os.environ.get("PODWIRE_BENCH_DIR")) as directory:
-        base = Path(directory)
-        times = [await first_answer(base / f"start{n}") for n in range(3)]
-        print(f"{'ours':12} new process to first answer {min(times):6.0f} ms (imports included)")
-        if real_etcd_binary() is None:
-            print(NO_REAL_ETCD)
-        else:
-            async with real_etcd(base / "real") as endpoint:
-                theirs = await calls("real etcd", endpoint, seconds)
-        async with process_etcd(base / "ours") as (process, endpoint):
-            ours = await calls("ours", endpoint, seconds)
-            await fan_out("ours", endpoint, process.pid)
-            print(f"{'ours':12} resident {_rss_mb(process.pid):.0f} MB")
-    for what, value in ours.items():
-        if what in theirs:
-            print(f"{'ours / real':12} {what:24} {value / theirs[what]:10.2f}")
+async def run(base: Path, arguments: argparse.Namespace) -> None:
+    report = Report()
+    starters: list[Starter] = [("ours", process_etcd)]
+    if real_etcd_binary() is None:
+        print(NO_REAL_ETCD)
+    else:
+        starters.insert(0, ("etcd", real_without_limit))
+    print(f"{'':42} {'ours':>10}")
+    theirs = None
+    if len(starters) > 1:
+        theirs = await start_ms(real_without_limit, base / "start-etcd")
+    ours = await start_ms(process_etcd, base / "start-ours")
+    report.add("start to first answer, new process, ms", ours, theirs, "imports included")
+    await rates(report, base, starters, arguments)
+    await memory(report, base, starters)
+    if not arguments.no_million:
+        await million(report, base, starters)
 
 
 def main(arguments: Sequence[str] = ()) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("seconds", nargs="?", type=float, default=2.0)
-    asyncio.run(run(parser.parse_args(arguments).seconds))
+    parser.add_argument("seconds", nargs="?", type=float, default=2.0, help="of each measurement")
+    parser.add_argument("--rounds", type=int, default=3, help="measurements of each rate")
+    parser.add_argument("--no-million", action="store_true", help="skip the million keys")
+    given = parser.parse_args(arguments)
+    with tempfile.TemporaryDirectory(dir=os.environ.get("PODWIRE_BENCH_DIR")) as directory:
+        base = Path(directory)
+        warm = forked_ms(base / "forked")
+        Report().add("start to first answer, forked warm, ms", warm, None, "as in podwire up")
+        asyncio.run(run(base, given))
 
 
 if __name__ == "__main__":
