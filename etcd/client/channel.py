@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING, TypeVar
 from google.protobuf.message import Message
 
 from emulator.errors import UsageError
-from etcd.client.transport import ClientConnection, ClientStream, NotSentError
+from etcd.client.transport import (
+    ONE_ENDPOINT,
+    SEVERAL_ENDPOINTS,
+    ClientConnection,
+    ClientStream,
+    NotSentError,
+)
 from etcd.core.errors import Code, EtcdError
 from etcd.core.pb import rpc_pb2 as pb
 
@@ -21,8 +27,13 @@ if TYPE_CHECKING:
 
 R = TypeVar("R", bound=Message)
 
-# One endpoint's dial; a dead host would otherwise hold a call for the kernel's two minutes.
+# One endpoint's dial; a dead host would otherwise hold a call for the kernel's two minutes, and a
+# process that is stopped accepts for ever.
 DIAL_TIMEOUT_S = 5.0
+# The same when others may answer sooner.
+DIAL_TIMEOUT_OF_SEVERAL_S = 2.0
+# What a member says that is cut off from its cluster (rpctypes/error.go): another may not be.
+_LEADERLESS = ("etcdserver: no leader", "etcdserver: request timed out")
 # Pauses between rounds of all endpoints (gRPC's backoff starts at 1 s; one machine is quicker).
 BACKOFF_MIN_S = 0.05
 BACKOFF_MAX_S = 3.0
@@ -86,6 +97,8 @@ class Channel:
         self._token: str | None = None
         self._at = 0
         self._connection: ClientConnection | None = None
+        # Connections left for a better one, until their last call is over.
+        self._left: list[ClientConnection] = []
         self._dialing: asyncio.Task[ClientConnection] | None = None
         self._closed = False
 
@@ -95,6 +108,8 @@ class Channel:
         if self._dialing is not None:
             self._dialing.cancel()
             await asyncio.gather(self._dialing, return_exceptions=True)
+        for connection in self._left:
+            connection.close()
         if self._connection is not None:
             self._connection.close()
 
@@ -113,29 +128,55 @@ class Channel:
 
     async def _dial(self) -> ClientConnection:
         """Try each endpoint once, beginning with the one after the last that failed."""
+        self._left = [connection for connection in self._left if not connection.gone]
         if self._connection is not None:
-            self._connection.close()
+            self._left.append(self._connection)
             self._connection = None
             self._at += 1
-        loop = asyncio.get_running_loop()
         problems = []
         for _ in self._endpoints:
             host, port, https = self._endpoints[self._at % len(self._endpoints)]
             name = f"{host}:{port}"
             try:
-                async with asyncio.timeout(DIAL_TIMEOUT_S):
-                    _, connection = await loop.create_connection(
-                        lambda name=name: ClientConnection(name, loop),
-                        host,
-                        port,
-                        ssl=self._tls(https),
-                    )
-                self._connection = connection
-                return connection
-            except (OSError, TimeoutError) as error:
+                self._connection = await self._dial_one(host, port, self._tls(https))
+                return self._connection
+            except TimeoutError:
+                problems.append(f"{name}: no answer within {self._dial_timeout_s:g} s")
+            except OSError as error:
                 problems.append(f"{name}: {error.__class__.__name__} {error}".strip())
-                self._at += 1
+            self._at += 1
         raise NotSentError(Code.UNAVAILABLE, "no etcd endpoint answers: " + "; ".join(problems))
+
+    @property
+    def _dial_timeout_s(self) -> float:
+        return DIAL_TIMEOUT_OF_SEVERAL_S if len(self._endpoints) > 1 else DIAL_TIMEOUT_S
+
+    async def _dial_one(
+        self, host: str, port: int, tls: ssl_module.SSLContext | None
+    ) -> ClientConnection:
+        """Return a connection whose server has introduced itself; OSError or TimeoutError."""
+        loop = asyncio.get_running_loop()
+        patience = SEVERAL_ENDPOINTS if len(self._endpoints) > 1 else ONE_ENDPOINT
+        connection = ClientConnection(f"{host}:{port}", loop, patience)
+        try:
+            async with asyncio.timeout(self._dial_timeout_s):
+                await loop.create_connection(lambda: connection, host, port, ssl=tls)
+                if not await connection.introduced:
+                    raise ConnectionResetError("it closed the connection without a word of HTTP/2")
+        except BaseException:
+            connection.abort()
+            raise
+        return connection
+
+    def suspect(self, connection: ClientConnection, error: EtcdError) -> None:
+        """Go elsewhere with later calls if ``error`` tells that a member lost its cluster."""
+        if error.message.startswith(_LEADERLESS):
+            self.leave(connection)
+
+    def leave(self, connection: ClientConnection) -> None:
+        """Go elsewhere with later calls, if there is an elsewhere; calls in progress go on."""
+        if len(self._endpoints) > 1:
+            connection.drain()
 
     def _tls(self, https: bool) -> ssl_module.SSLContext | None:
         if not https and self._ssl is None:
@@ -169,6 +210,7 @@ class Channel:
         try:
             async with asyncio.timeout(self._timeout_s):
                 while True:
+                    connection = None
                     try:
                         metadata = await self._metadata()
                         connection = await self._connect()
@@ -176,6 +218,8 @@ class Channel:
                         return response.FromString(data)
                     except EtcdError as error:
                         last = error
+                        if connection is not None:
+                            self.suspect(connection, error)
                         if not self._retry(error, read):
                             raise
                     await backoff.sleep()

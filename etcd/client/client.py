@@ -21,6 +21,8 @@ _KV = "/etcdserverpb.KV/"
 _LEASE = "/etcdserverpb.Lease/"
 # A call's time, retries included; an etcd that restarts takes well under it.
 DEFAULT_TIMEOUT_S = 10.0
+# A renewal's time at least, however short the lease.
+MIN_RENEWAL_TIMEOUT_S = 1.0
 # Ends of a keepalive call that say nothing about the lease.
 _TRANSIENT = frozenset(
     {Code.UNAVAILABLE, Code.CANCELLED, Code.DEADLINE_EXCEEDED, Code.INTERNAL, Code.UNKNOWN}
@@ -44,6 +46,7 @@ class EtcdClient:
         rng: random.Random | None = None,
         timeout_s: float = DEFAULT_TIMEOUT_S,
     ) -> None:
+        self._timeout_s = timeout_s
         self._channel = Channel(
             endpoints, username=username, password=password, ssl=ssl, rng=rng, timeout_s=timeout_s
         )
@@ -170,13 +173,30 @@ class EtcdClient:
 
     async def lease_keep_alive_once(self, lease_id: int) -> m.LeaseInfo:
         """Renew a lease; EtcdError NOT_FOUND if it is gone."""
-        stream = await self._channel.open(_LEASE + "LeaseKeepAlive")
+        return await self._renew(lease_id, self._timeout_s)
+
+    async def _renew(self, lease_id: int, timeout_s: float) -> m.LeaseInfo:
+        stream = None
         try:
-            request = pb.LeaseKeepAliveRequest(ID=lease_id)
-            stream.send(request.SerializeToString(), last=True)
-            data = await stream.receive()
+            async with asyncio.timeout(timeout_s):
+                stream = await self._channel.open(_LEASE + "LeaseKeepAlive")
+                request = pb.LeaseKeepAliveRequest(ID=lease_id)
+                stream.send(request.SerializeToString(), last=True)
+                data = await stream.receive()
+        except TimeoutError:
+            if stream is not None:
+                # A member without its leader holds renewals; the lease cannot wait for it.
+                self._channel.leave(stream.connection)
+            raise EtcdError(
+                Code.DEADLINE_EXCEEDED, f"etcd: lease not renewed within {timeout_s:g} s"
+            ) from None
+        except EtcdError as error:
+            if stream is not None:
+                self._channel.suspect(stream.connection, error)
+            raise
         finally:
-            stream.cancel()
+            if stream is not None:
+                stream.cancel()
         if data is None:
             raise EtcdError(Code.UNAVAILABLE, "etcd ended a keepalive without an answer")
         response = pb.LeaseKeepAliveResponse.FromString(data)
@@ -205,20 +225,20 @@ class EtcdClient:
 
     async def _keep(self, lease_id: int) -> None:
         backoff = Backoff(self._channel.rng)
+        timeout_s = self._timeout_s
         while True:
             try:
-                async with asyncio.timeout(DEFAULT_TIMEOUT_S):
-                    info = await self.lease_keep_alive_once(lease_id)
-            except TimeoutError:
-                continue
+                info = await self._renew(lease_id, timeout_s)
             except EtcdError as error:
                 if error.code not in _TRANSIENT:
                     raise
                 await backoff.sleep()
                 continue
             backoff.reset()
-            # As the Go client: three renewals in a TTL.
-            await asyncio.sleep(info.ttl_s / 3)
+            # As the Go client: three renewals in a TTL; one that hangs leaves time for another.
+            pause_s = info.ttl_s / 3
+            timeout_s = min(self._timeout_s, max(pause_s, MIN_RENEWAL_TIMEOUT_S))
+            await asyncio.sleep(pause_s)
 
     # Watch ---------------------------------------------------------------------------------
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from etcd.core import grpc
 from etcd.core.errors import Code, EtcdError
@@ -17,10 +17,22 @@ if TYPE_CHECKING:
 # A server's answer may be as large as its whole store (etcd: send limit unlimited).
 MAX_RECEIVE_BYTES = 2**31 - 1
 # etcd answers GOAWAY "too_many_pings" to pings more often than every 5 s.
-KEEPALIVE_INTERVAL_S = 10.0
-KEEPALIVE_TIMEOUT_S = 5.0
+MIN_PING_INTERVAL_S = 5.5
 
 _LOST = "connection to {} lost; a write may or may not have been applied"
+
+
+class Patience(NamedTuple):
+    """Seconds of silence, while calls wait, before a ping; then seconds for its answer."""
+
+    silence_s: float
+    pong_s: float
+
+
+# With nowhere else to go, a false alarm costs more than a late one.
+ONE_ENDPOINT: Final = Patience(10.0, 5.0)
+# Under a lease's third: a member that hangs must not cost the leases kept through it.
+SEVERAL_ENDPOINTS: Final = Patience(1.0, 1.5)
 
 
 class NotSentError(EtcdError):
@@ -31,7 +43,7 @@ class ClientStream:
     """One call: messages out, messages in."""
 
     def __init__(self, connection: ClientConnection, stream_id: int) -> None:
-        self._connection = connection
+        self.connection = connection
         self.id = stream_id
         self.reader = grpc.MessageReader(MAX_RECEIVE_BYTES)
         # (message, flow-control bytes to acknowledge once it is taken)
@@ -44,7 +56,7 @@ class ClientStream:
 
     def send(self, message: bytes, *, last: bool = False) -> None:
         """Send a message; ``last`` half-closes the call."""
-        self._connection.send(self.id, grpc.frame(message), last)
+        self.connection.send(self.id, grpc.frame(message), last)
 
     async def receive(self) -> bytes | None:
         """Return the next message, None at an OK end; raises EtcdError for any other end."""
@@ -60,12 +72,12 @@ class ClientStream:
                 self._waiter = None
         message, flow_bytes = self._messages.popleft()
         if flow_bytes:
-            self._connection.acknowledge(self.id, flow_bytes)
+            self.connection.acknowledge(self.id, flow_bytes)
         return message
 
     def cancel(self) -> None:
         """Give the call up; nothing happens if it is over."""
-        self._connection.cancel(self.id)
+        self.connection.cancel(self.id)
 
     def feed(self, data: bytes, flow_bytes: int) -> None:
         self._held += flow_bytes
@@ -77,7 +89,7 @@ class ClientStream:
             self._wake()
         elif self._held >= h2.STREAM_WINDOW // 2:
             # Part of a message as large as the window: nobody can take it before it is whole.
-            self._connection.acknowledge(self.id, self._held)
+            self.connection.acknowledge(self.id, self._held)
             self._held = 0
 
     def end(self, error: EtcdError | None) -> None:
@@ -93,16 +105,22 @@ class ClientStream:
 class ClientConnection(asyncio.Protocol):
     """A connection to one endpoint; many calls at a time."""
 
-    def __init__(self, endpoint: str, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self, endpoint: str, loop: asyncio.AbstractEventLoop, patience: Patience = ONE_ENDPOINT
+    ) -> None:
         self.endpoint = endpoint
         self._loop = loop
+        self._patience = patience
+        # Whether the server has introduced itself; False: it went before it did.
+        self.introduced: asyncio.Future[bool] = loop.create_future()
         self._h2 = h2.Http2Connection(client=True)
         self._streams: dict[int, ClientStream] = {}
         self._transport: asyncio.Transport | None = None
         self._blocks: dict[tuple[str, tuple[Header, ...]], bytes] = {}
         self._write_scheduled = False
-        self._keepalive: asyncio.TimerHandle | None = None
-        self._awaiting_pong = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._pinged_at = float("-inf")
+        self._heard = False
         # No new calls: the connection is gone or the server says so.
         self.closed = False
         self._room: deque[asyncio.Future[None]] = deque()
@@ -113,13 +131,13 @@ class ClientConnection(asyncio.Protocol):
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
         self._write()
-        self._arm_keepalive()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
         self.closed = True
-        if self._keepalive is not None:
-            self._keepalive.cancel()
+        self._introduced(False)
+        if self._timer is not None:
+            self._timer.cancel()
         lost = EtcdError(Code.UNAVAILABLE, _LOST.format(self.endpoint))
         for stream in list(self._streams.values()):
             stream.end(lost)
@@ -127,6 +145,7 @@ class ClientConnection(asyncio.Protocol):
         self._make_room()
 
     def data_received(self, data: bytes) -> None:
+        self._heard = True
         for event in self._h2.receive_data(data, now=self._loop.time()):
             if isinstance(event, h2.DataReceived):
                 self._on_data(event)
@@ -134,13 +153,38 @@ class ClientConnection(asyncio.Protocol):
                 self._on_headers(event)
             elif isinstance(event, h2.StreamReset):
                 self._on_reset(event)
-            elif isinstance(event, h2.PongReceived):
-                self._awaiting_pong = False
             elif isinstance(event, h2.GoAway):
                 self._on_go_away(event)
             elif isinstance(event, h2.Failed):
                 self.close()
+        if self._h2.settings_seen:
+            self._introduced(True)
         self._write()
+
+    def _introduced(self, yes: bool) -> None:
+        if not self.introduced.done():
+            self.introduced.set_result(yes)
+
+    @property
+    def gone(self) -> bool:
+        """Whether nothing is left of it, not even calls that go on."""
+        return self._transport is None and self.introduced.done()
+
+    def drain(self) -> None:
+        """Take no new calls; close when those in progress are over."""
+        self.closed = True
+        self._make_room()
+        self._close_if_drained()
+
+    def _close_if_drained(self) -> None:
+        if self.closed and not self._streams:
+            self.close()
+
+    def abort(self) -> None:
+        """Close the connection without another byte."""
+        self.closed = True
+        if self._transport is not None:
+            self._transport.abort()
 
     def close(self) -> None:
         """Close the connection; calls in progress end with UNAVAILABLE."""
@@ -160,24 +204,30 @@ class ClientConnection(asyncio.Protocol):
             self._write_scheduled = True
             self._loop.call_soon(self._write)
 
-    def _arm_keepalive(self) -> None:
-        self._keepalive = self._loop.call_later(KEEPALIVE_INTERVAL_S, self._on_keepalive)
+    def _watch_over(self, wait_s: float) -> None:
+        self._heard = False
+        self._timer = self._loop.call_later(wait_s, self._on_silence)
 
-    def _on_keepalive(self) -> None:
-        """A server that died without a word must not hold watches for ever."""
-        if self._streams:
-            self._awaiting_pong = True
-            self._h2.ping()
-            self._write()
-            self._keepalive = self._loop.call_later(KEEPALIVE_TIMEOUT_S, self._on_no_pong)
-        else:
-            self._arm_keepalive()
+    def _on_silence(self) -> None:
+        """A server that died without a word must not hold calls for ever."""
+        self._timer = None
+        if not self._streams:
+            return
+        wait_s = self._pinged_at + MIN_PING_INTERVAL_S - self._loop.time()
+        if self._heard or wait_s > 0:
+            self._watch_over(max(self._patience.silence_s, wait_s))
+            return
+        self._pinged_at = self._loop.time()
+        self._h2.ping()
+        self._write()
+        self._heard = False
+        self._timer = self._loop.call_later(self._patience.pong_s, self._on_no_pong)
 
     def _on_no_pong(self) -> None:
-        if self._awaiting_pong and self._transport is not None:
-            self._transport.abort()
+        if self._heard:
+            self._watch_over(self._patience.silence_s)
         else:
-            self._arm_keepalive()
+            self.abort()
 
     # Calls ---------------------------------------------------------------------------------
 
@@ -201,6 +251,8 @@ class ClientConnection(asyncio.Protocol):
             block = known
         stream_id = self._h2.open_stream(block)
         stream = self._streams[stream_id] = ClientStream(self, stream_id)
+        if self._timer is None:
+            self._watch_over(self._patience.silence_s)
         self._schedule_write()
         return stream
 
@@ -218,6 +270,7 @@ class ClientConnection(asyncio.Protocol):
             self._h2.reset(stream_id, ErrorCode.CANCEL)
             self._schedule_write()
             self._make_room()
+            self._close_if_drained()
 
     def _make_room(self) -> None:
         while self._room:
@@ -234,6 +287,7 @@ class ClientConnection(asyncio.Protocol):
             if self._h2.is_open(stream_id):
                 self._h2.reset(stream_id, ErrorCode.CANCEL)
             self._make_room()
+            self._close_if_drained()
 
     # Events --------------------------------------------------------------------------------
 
@@ -279,4 +333,4 @@ class ClientConnection(asyncio.Protocol):
         unseen = NotSentError(Code.UNAVAILABLE, f"{self.endpoint} is shutting down")
         for stream_id in [number for number in self._streams if number > event.last_stream_id]:
             self._end(stream_id, unseen)
-        self._make_room()
+        self.drain()

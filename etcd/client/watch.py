@@ -74,6 +74,8 @@ class Watch:
             self._stream = None
 
     def _lost(self, error: EtcdError) -> None:
+        if self._stream is not None:
+            self._channel.suspect(self._stream.connection, error)
         self._drop()
         if error.code not in _RESUMABLE:
             raise error

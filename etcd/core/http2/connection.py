@@ -85,6 +85,11 @@ class Http2Connection(Sending):
         self._idle_at = 0.0
         self.failed = False
 
+    @property
+    def settings_seen(self) -> bool:
+        """Whether the peer has introduced itself; until then it may be anything that accepts."""
+        return self._settings_seen
+
     def receive_data(self, data: bytes, *, now: float) -> list[Event]:
         """Take bytes off the wire; return what happened.  After ``Failed`` nothing is taken."""
         if self.failed:
