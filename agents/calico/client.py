@@ -1,0 +1,247 @@
+"""The v3 resources as a person or agent changes them: validated, defaulted, by compare-and-swap.
+
+Source: projectcalico/calico libcalico-go/lib/clientv3.
+"""
+
+from __future__ import annotations
+
+import copy
+import uuid
+from typing import TYPE_CHECKING, Any, Final
+
+from agents.calico.datastore import Create, Delete, KVPair, Query, Update
+from agents.calico.errors import (
+    AlreadyExistsError,
+    DoesNotExistError,
+    ErroredField,
+    UpdateConflictError,
+    ValidationError,
+)
+from agents.calico.net import Cidr
+from agents.calico.resources import (
+    KINDS,
+    Resource,
+    from_stored,
+    key_of_resource,
+    name_of,
+    namespace_of,
+    resource_key,
+    resource_prefix,
+    to_stored,
+)
+from agents.calico.validation import prepare
+from agents.calico.validation_policy import shown_name, storage_name
+from agents.calico.validation_pool import default_pool_spec
+from emulator.errors import UsageError
+
+if TYPE_CHECKING:
+    import random
+
+    from agents.calico.datastore import Datastore
+    from emulator.runtime.clock import Clock
+
+BLOCKS: Final = "/calico/ipam/v2/assignment/"
+# Writes lost to others before ``apply`` gives up, as clientv3's maxApplyRetries.
+APPLY_RETRIES: Final = 10
+_POLICIES: Final = ("NetworkPolicy", "GlobalNetworkPolicy")
+
+
+class ResourceClient:
+    """Create, update, apply, delete, get and list of every kind."""
+
+    def __init__(self, datastore: Datastore, clock: Clock, rng: random.Random) -> None:
+        self._datastore = datastore
+        self._clock = clock
+        self._rng = rng
+
+    async def get(self, kind: str, name: str, namespace: str = "") -> Resource:
+        """Read one; DoesNotExistError names it as ``Kind(name)``."""
+        key = self._key(kind, name, namespace)
+        found = (await self._datastore.read(Query(key))).one(0)
+        resource = self._shown(found) if found else None
+        if resource is None:
+            raise DoesNotExistError(_label(kind, name, namespace), "<nil>")
+        return resource
+
+    async def list(self, kind: str, namespace: str = "") -> list[Resource]:
+        """Read all of a kind, of one namespace if given, sorted by key."""
+        prefix = resource_prefix(kind, namespace)
+        found = (await self._datastore.read(Query(prefix, prefix=True))).results[0]
+        shown = [self._shown(kvp) for kvp in found]
+        return [resource for resource in shown if resource is not None]
+
+    async def create(self, resource: Resource) -> Resource:
+        """Make a resource; AlreadyExistsError, ValidationError."""
+        if resource.get("metadata", {}).get("resourceVersion"):
+            raise ValidationError(
+                ErroredField(
+                    "Metadata.ResourceVersion",
+                    "field must not be set for a Create request",
+                    resource["metadata"]["resourceVersion"],
+                )
+            )
+        ready = prepare(resource)
+        if ready["kind"] == "IPPool":
+            await self._check_new_pool(ready)
+        metadata = ready["metadata"]
+        if not metadata.get("creationTimestamp"):
+            metadata["creationTimestamp"] = self._clock.rfc3339()
+        if not metadata.get("uid"):
+            metadata["uid"] = str(uuid.UUID(int=self._rng.getrandbits(128), version=4))
+        stored = self._stored(ready)
+        try:
+            revision = await self._datastore.commit(Create(key_of_resource(stored), stored))
+        except AlreadyExistsError:
+            raise AlreadyExistsError(_label_of(ready)) from None
+        return _with_version(ready, revision)
+
+    async def update(self, resource: Resource) -> Resource:
+        """Replace a resource that must still have its ``metadata.resourceVersion``."""
+        ready = prepare(resource)
+        version = ready["metadata"].get("resourceVersion")
+        if not version:
+            raise ValidationError(
+                ErroredField(
+                    "Metadata.ResourceVersion", "field must be set for an Update request", ""
+                )
+            )
+        label = _label_of(ready)
+        if not str(version).isdigit():
+            raise UpdateConflictError(label)
+        if ready["kind"] == "IPPool":
+            old = await self.get("IPPool", name_of(ready))
+            _check_changed_pool(old, ready)
+        stored = self._stored(ready)
+        kvp = KVPair(key_of_resource(stored), stored, int(version))
+        try:
+            revision = await self._datastore.commit(Update(kvp))
+        except DoesNotExistError:
+            raise DoesNotExistError(label, "<nil>") from None
+        except UpdateConflictError:
+            raise UpdateConflictError(label) from None
+        return _with_version(ready, revision)
+
+    async def apply(self, resource: Resource) -> Resource:
+        """Create, or replace what is there; keeps its uid and creation time."""
+        kind, name, namespace = resource["kind"], name_of(resource), namespace_of(resource)
+        pinned = resource["metadata"].get("resourceVersion")
+        for _ in range(APPLY_RETRIES):
+            try:
+                old = await self.get(kind, name, namespace)
+            except DoesNotExistError:
+                try:
+                    return await self.create(resource)
+                except AlreadyExistsError:
+                    continue
+            merged = copy.deepcopy(resource)
+            for field in ("uid", "creationTimestamp"):
+                merged["metadata"][field] = old["metadata"].get(field)
+            merged["metadata"]["resourceVersion"] = pinned or old["metadata"]["resourceVersion"]
+            try:
+                return await self.update(merged)
+            except (UpdateConflictError, DoesNotExistError):
+                if pinned:
+                    raise
+        raise UpdateConflictError(_label_of(resource))
+
+    async def delete(
+        self, kind: str, name: str, namespace: str = "", *, resource_version: str = ""
+    ) -> None:
+        """Remove a resource; DoesNotExistError, UpdateConflictError for another version."""
+        revision = int(resource_version) if resource_version.isdigit() else 0
+        key = self._key(kind, name, namespace)
+        try:
+            await self._datastore.commit(Delete(key, revision))
+        except DoesNotExistError:
+            raise DoesNotExistError(_label(kind, name, namespace), "<nil>") from None
+
+    def _key(self, kind: str, name: str, namespace: str) -> str:
+        if KINDS[kind].namespaced and not namespace:
+            raise ValidationError(
+                ErroredField(
+                    "Metadata.Namespace", "namespace is not specified on namespaced resource"
+                )
+            )
+        return resource_key(kind, storage_name(name) if kind in _POLICIES else name, namespace)
+
+    def _stored(self, resource: Resource) -> Resource:
+        stored = to_stored(resource)
+        if resource["kind"] in _POLICIES:
+            stored["metadata"]["name"] = storage_name(name_of(resource))
+        return stored
+
+    def _shown(self, kvp: KVPair) -> Resource | None:
+        resource = from_stored(kvp)
+        if resource is None:
+            return None
+        if resource.get("kind") in _POLICIES:
+            resource["metadata"]["name"] = shown_name(name_of(resource))
+        elif resource.get("kind") == "IPPool":
+            default_pool_spec(resource["spec"])
+        return resource
+
+    async def _check_new_pool(self, pool: Resource) -> None:
+        """No overlap with another pool, nor with blocks of another size."""
+        spec = pool["spec"]
+        cidr = Cidr.parse(spec["cidr"])
+        pools, blocks = (
+            await self._datastore.read(
+                Query(resource_prefix("IPPool"), prefix=True),
+                Query(f"{BLOCKS}ipv{cidr.version}/block/", prefix=True),
+            )
+        ).results
+        for kvp in pools:
+            other = from_stored(kvp)
+            if other is None or name_of(other) == name_of(pool):
+                continue
+            try:
+                overlap = Cidr.parse(other["spec"]["cidr"]).overlaps(cidr)
+            except (UsageError, KeyError):
+                continue
+            if overlap:
+                raise ValidationError(
+                    ErroredField(
+                        "IPPool.Spec.CIDR",
+                        f"IPPool({name_of(pool)}) CIDR overlaps with IPPool({name_of(other)}) "
+                        f"CIDR {other['spec']['cidr']}",
+                        spec["cidr"],
+                    )
+                )
+        for kvp in blocks:
+            block = Cidr.parse(kvp.key.rpartition("/")[2].replace("-", "/"))
+            if block.length != spec["blockSize"] and block.overlaps(cidr):
+                raise ValidationError(
+                    ErroredField(
+                        "IPPool.Spec.BlockSize",
+                        "IPPool blocksSize conflicts with existing allocations that use a "
+                        "different blockSize",
+                        spec["blockSize"],
+                    )
+                )
+
+
+def _check_changed_pool(old: dict[str, Any], new: dict[str, Any]) -> None:
+    broken: list[ErroredField] = []
+    for field, name, label in (("cidr", "CIDR", "CIDR"), ("blockSize", "BlockSize", "BlockSize")):
+        if old["spec"].get(field) != new["spec"].get(field):
+            broken.append(
+                ErroredField(
+                    f"IPPool.Spec.{name}", f"IPPool {label} cannot be modified", new["spec"][field]
+                )
+            )
+    if broken:
+        raise ValidationError(*broken)
+
+
+def _label(kind: str, name: str, namespace: str) -> str:
+    """What errors call a resource: ``Kind(name)`` or ``Kind(namespace/name)``."""
+    return f"{kind}({namespace}/{name})" if namespace else f"{kind}({name})"
+
+
+def _label_of(resource: Resource) -> str:
+    return _label(resource["kind"], name_of(resource), namespace_of(resource))
+
+
+def _with_version(resource: Resource, revision: int) -> Resource:
+    resource["metadata"]["resourceVersion"] = str(revision)
+    return resource
