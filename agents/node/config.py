@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -27,12 +27,16 @@ class Relay:
 
 @dataclass(frozen=True, slots=True)
 class NodeConfig:
-    """One node.  Addresses are integers if emulated, text if real."""
+    """One node.  Addresses are integers if emulated, text if real.
+
+    ``network`` is the subnet the node's NIC is in, ``site`` holds all nodes' addresses.
+    """
 
     name: str
     ip: int
     network: Prefix
     gateway: int
+    site: Prefix
     host: str
     shared_host: bool
     vxlan_port: int
@@ -48,3 +52,6 @@ class NodeConfig:
     pod_cidr: Prefix
     cluster_dns: int
     relays: tuple[Relay, ...]
+    labels: dict[str, str] = field(default_factory=dict)
+    taints: tuple[dict[str, str], ...] = ()
+    docker_bridge: tuple[int, int] | None = None

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from emulator.runtime.role import RoleEnv
 
 NIC: Final = "eth0"
+DOCKER_BRIDGE: Final = "docker0"
 SUBNET_FILE: Final = "run/flannel/subnet.env"
 # A revoked lease ends flanneld; whoever supervises it on a real node starts it anew this soon.
 FLANNEL_RESTART_S: Final = 1.0
@@ -78,6 +79,10 @@ class _Node:
         assert isinstance(eth0, Underlay)
         self._eth0 = eth0
         root.route_replace(Route(Prefix(0, 0), dev=NIC, gateway=config.gateway))
+        if config.docker_bridge is not None:
+            root.link_add(DOCKER_BRIDGE, "bridge", mac=mac_of(config.docker_bridge[0]))
+            root.addr_add(DOCKER_BRIDGE, *config.docker_bridge)
+            root.link_set(DOCKER_BRIDGE, up=True)
         self._outside = Outside(config, env, eth0.mac)
         segment = Segment(eth0, self._outside.device)
         for ip in self._outside.addresses:
@@ -187,6 +192,8 @@ class _Node:
             tls_key=str(config.kubelet_key),
             token=config.kubelet_token,
             cluster_dns=format_ip(config.cluster_dns),
+            labels=config.labels,
+            taints=config.taints,
         )
         cni = NodeCni(self._kernel, config.root, era=kubelet.era, rng=self._env.rng)
         await run_kubelet(kubelet, self._part("kubelet"), self._kernel, cni, self._network)

@@ -3,8 +3,9 @@
 Each node process holds a second, tiny kernel, ``outside``, on the segment of ``eth0``.  It owns the
 gateway's address (the host's place in the emulated network: a person's ``curl`` to a NodePort
 comes from there) and the addresses of the API server and etcd, whose connections it relays to
-their real sockets.  It does not forward: what is sent to the world ends there without an answer,
-as on the tutorials' machines.
+their real sockets.  As a router it only tells packets whose time is up so; nodes of other subnets
+are reached past it (``segment.py``), and what is sent to the world ends there without an answer, as
+on the tutorials' machines.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ import asyncio
 import functools
 from typing import TYPE_CHECKING
 
-from emulator.addr import format_ip
+from emulator.addr import Prefix, format_ip
 from emulator.netstack.devices.underlay import Underlay
+from emulator.netstack.fib import Route, RouteType
 from emulator.netstack.kernel import Kernel
 from emulator.runtime.relay import kept, relay
 from emulator.runtime.stack import StackNetwork
@@ -39,14 +41,18 @@ class Outside:
         self._log = env.log
         self._kernel = Kernel("outside", clock=env.clock.monotonic, rng=env.rng)
         root = self._kernel.root
-        root.sysctl["net.ipv4.ip_forward"] = 0
+        root.sysctl["net.ipv4.ip_forward"] = 1
         root.link_add("eth0", "underlay")
         self.addresses = tuple(
             dict.fromkeys((config.gateway, *(target.ip for target in config.relays)))
         )
         for ip in self.addresses:
-            root.addr_add("eth0", ip, config.network.length)
+            root.addr_add("eth0", ip, config.network.length if ip in config.network else 32)
         root.link_set("eth0", up=True)
+        root.link_add("wan", "dummy")
+        root.link_set("wan", up=True)
+        root.route_replace(Route(config.site, dev="wan", scope="link"))
+        root.route_replace(Route(Prefix(0, 0), type=RouteType.BLACKHOLE))
         device = root.device("eth0")
         assert isinstance(device, Underlay)
         self.device = device

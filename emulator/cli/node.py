@@ -64,7 +64,7 @@ def place(plan: ClusterPlan, args: argparse.Namespace) -> NodePlan:
         raise UsageError(f"--name: no node {args.name!r} in the cluster file ({names}); give --ip")
     node = planned or plan.nodes[0]
     if args.ip:
-        node = replace(node, spec=NodeSpec(args.name, _emulated_address(plan, args)))
+        node = replace(node, spec=_spec(plan, node.spec, args))
     if args.underlay:
         node = replace(node, host=check_ip("--underlay", args.underlay))
     elif planned is None:
@@ -72,7 +72,8 @@ def place(plan: ClusterPlan, args: argparse.Namespace) -> NodePlan:
     return node
 
 
-def _emulated_address(plan: ClusterPlan, args: argparse.Namespace) -> int:
+def _spec(plan: ClusterPlan, like: NodeSpec, args: argparse.Namespace) -> NodeSpec:
+    """The node at ``--ip``: in the subnet of the node ``like``, else in the cluster's own."""
     ip = parse_ip(check_ip("--ip", args.ip))
     spec = plan.spec
     if ip not in spec.node_network:
@@ -81,7 +82,9 @@ def _emulated_address(plan: ClusterPlan, args: argparse.Namespace) -> int:
     taken |= {other.ip: f"node {other.name}'s" for other in spec.nodes if other.name != args.name}
     if ip in taken:
         raise UsageError(f"--ip: {format_ip(ip)} is {taken[ip]} address")
-    return ip
+    if ip in like.network:
+        return NodeSpec(args.name, ip, like.network, like.gateway)
+    return NodeSpec(args.name, ip, spec.node_network, spec.gateway)
 
 
 async def _join(plan: ClusterPlan, node: NodePlan, wait_s: float, env: RoleEnv) -> None:

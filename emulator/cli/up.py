@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from emulator.cluster.launch import prepare, supervise
-from emulator.cluster.spec import NETWORKS, load_spec
+from emulator.cluster.networks import NETWORKS
+from emulator.cluster.presets import PRESETS, preset_text
+from emulator.cluster.spec import load_spec
 from emulator.cluster.state import ClusterDirectory
 from emulator.errors import PodwireError, UsageError
 
@@ -27,10 +29,13 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", nargs="?", metavar="cluster.yaml", help="the cluster file")
+    parser.add_argument(
+        "--preset", metavar="NAME", help=f"a cluster file that comes along: {', '.join(PRESETS)}"
+    )
     parser.add_argument("--name", help="the cluster's name (default: podwire)")
     parser.add_argument("--nodes", type=int, metavar="N", help="how many nodes (default: 3)")
     parser.add_argument("--network", metavar="NAME", help=f"one of: {', '.join(NETWORKS)}")
-    parser.add_argument("--pod-cidr", metavar="PREFIX", help="the pod network (10.2.0.0/16)")
+    parser.add_argument("--pod-cidr", metavar="PREFIX", help="the pod network")
     parser.add_argument("--etcd-endpoints", metavar="URLS", help="use this etcd, not our own")
     parser.add_argument("-d", "--detach", action="store_true", help="return when the cluster is up")
 
@@ -71,7 +76,9 @@ def _end(number: int, frame: object) -> NoReturn:
 
 def spec_of(args: argparse.Namespace) -> ClusterSpec:
     """The spec of the file and the options; UsageError names the file."""
-    text = read_file(args.file)
+    if args.preset is not None and args.file is not None:
+        raise UsageError("--preset: give a preset or a cluster file, not both")
+    text = read_file(args.file) if args.preset is None else preset_text(args.preset)
     endpoints = tuple(filter(None, (args.etcd_endpoints or "").split(",")))
     try:
         return load_spec(

@@ -26,12 +26,12 @@ ETCD_RETRY_S: Final = 0.2
 
 @dataclass(frozen=True, slots=True)
 class ControlPlaneConfig:
-    """``network`` is flannel's configuration, written to etcd unless one is there."""
+    """``network`` is flannel's configuration, written to etcd unless one is there, or None."""
 
     apiserver: ApiServerConfig
     controllers: KubeConfig
     scheduler: KubeConfig
-    network: Mapping[str, object]
+    network: Mapping[str, object] | None
 
 
 async def run_controlplane(config: ControlPlaneConfig, env: RoleEnv) -> None:
@@ -50,7 +50,8 @@ async def run_controlplane(config: ControlPlaneConfig, env: RoleEnv) -> None:
 
     api_env = dataclasses.replace(env.child("apiserver"), on_ready=lambda _: serving.set())
     async with asyncio.TaskGroup() as group:
-        group.create_task(_offer_network(config, env), name="controlplane.network")
+        if config.network is not None:
+            group.create_task(_offer_network(config, env), name="controlplane.network")
         group.create_task(run_apiserver(config.apiserver, api_env), name="apiserver")
         await serving.wait()
         group.create_task(

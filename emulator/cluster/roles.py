@@ -17,9 +17,9 @@ from emulator.cluster.credentials import (
     SCHEDULER,
     Credentials,
 )
+from emulator.cluster.networks import flannel_config
 from emulator.cluster.order import lay_together
 from emulator.cluster.process import run_role
-from emulator.cluster.spec import flannel_config
 from emulator.kubeclient.config import KubeConfig
 from emulator.runtime.tls import rehearse_handshake
 from etcd.server.config import EtcdConfig
@@ -124,11 +124,13 @@ def node_config(plan: ClusterPlan, node: NodePlan) -> NodeConfig:
     # An etcd outside the cluster may have no emulated address that is free.
     if plan.embedded_etcd or all(plan.spec.etcd_ip != other.ip for other in plan.spec.nodes):
         relays.append(_etcd_relay(plan))
+    bridge = plan.spec.docker_bridge
     return NodeConfig(
         name=node.spec.name,
         ip=node.spec.ip,
-        network=plan.spec.node_network,
-        gateway=plan.spec.gateway,
+        network=node.spec.network,
+        gateway=node.spec.gateway,
+        site=plan.spec.node_network,
         host=node.host,
         shared_host=node.shared_host,
         vxlan_port=node.vxlan_port,
@@ -144,4 +146,7 @@ def node_config(plan: ClusterPlan, node: NodePlan) -> NodeConfig:
         pod_cidr=plan.spec.network.pod_cidr,
         cluster_dns=plan.spec.service_cidr.host(10),
         relays=tuple(relays),
+        labels=node.spec.labels,
+        taints=node.spec.taints,
+        docker_bridge=None if bridge is None else (bridge.ip, bridge.length),
     )

@@ -5,32 +5,33 @@ apiVersion: podwire.dev/v1alpha1
 kind: Cluster
 name: podwire
 network: {type: flannel, podCIDR: 10.2.0.0/16, subnetLen: 24, backend: vxlan}
+# or: {type: calico, podCIDR: 192.168.0.0/16, blockSize: 26, ipipMode: Always, vxlanMode: Never,
+#      natOutgoing: true, asNumber: 64512, nodeToNodeMesh: true, bgpPort: 1790}
 serviceCIDR: 10.3.0.0/16
 nodePortRange: 30000-32767
 nodeNetwork: {cidr: 172.17.4.0/22, gateway: 172.17.4.1}
 controlPlane: {ip: 172.17.4.101}
 etcd: {ip: 172.17.4.51, endpoints: []}
-nodes: 3                                  # or a list of {name, ip}
+dockerBridge: 172.17.0.1/16               # gives every node an idle docker0
+nodes: 3                                  # or a list of {name, ip, gateway, labels, taints}
 ```
-Every field has a default; an unknown one is an error that names the field and the known ones.
+Every field has a default; an unknown one is an error that names the field and the known ones.  A
+node's ip may bring a length (10.10.68.222/20): nodes of other subnets are then behind its gateway.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from dataclasses import dataclass, field
+from typing import Final
 
 import yaml
 
-from emulator.addr import Prefix, format_ip, parse_ip
+from emulator.addr import Prefix, format_ip
+from emulator.cluster.fields import Fields, kind_of
+from emulator.cluster.networks import NetworkSpec, check_room, read_network
 from emulator.errors import UsageError
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-NETWORKS: Final = ("flannel",)
-FLANNEL_BACKENDS: Final = ("vxlan", "host-gw")
 API_VERSION: Final = "podwire.dev/v1alpha1"
 
 DEFAULT_NODE_COUNT: Final = 3
@@ -40,6 +41,7 @@ FIRST_NODE_OFFSET: Final = 201
 # One process each: about 10 MB and a few file descriptors a node; more than this is a typing error
 # on any laptop.
 MAX_NODES: Final = 1000
+TAINT_EFFECTS: Final = ("NoSchedule", "PreferNoSchedule", "NoExecute")
 # RFC 1123 label, which node and cluster names become parts of.
 _NAME: Final = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")
 _NODE_NAME: Final = re.compile(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?")
@@ -49,21 +51,23 @@ _ETCD_ENDPOINT: Final = re.compile(r"(https?://)?[^\s/,]+:[0-9]{1,5}/?")
 
 
 @dataclass(frozen=True, slots=True)
-class NetworkSpec:
-    """The pod network: ``subnet_len`` is the length of one node's subnet."""
-
-    type: str
-    pod_cidr: Prefix
-    subnet_len: int
-    backend: str
-
-
-@dataclass(frozen=True, slots=True)
 class NodeSpec:
-    """One node: its name and its emulated address."""
+    """One node: its name, its emulated address in ``network``, and the way out of that."""
 
     name: str
     ip: int
+    network: Prefix
+    gateway: int
+    labels: dict[str, str] = field(default_factory=dict)
+    taints: tuple[dict[str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Interface:
+    """An address and its network's length."""
+
+    ip: int
+    length: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,64 +84,7 @@ class ClusterSpec:
     etcd_ip: int
     etcd_endpoints: tuple[str, ...]
     nodes: tuple[NodeSpec, ...]
-
-
-class _Fields:
-    """One mapping of the file, read field by field; complains about what nobody asked for."""
-
-    def __init__(self, value: object, where: str) -> None:
-        if value is None:
-            value = {}
-        if not isinstance(value, dict):
-            raise UsageError(f"{where}: expected a mapping, found {_kind(value)}")
-        self._value: dict[Any, Any] = value
-        self._where = where
-        self._known: list[str] = []
-
-    def path(self, name: str) -> str:
-        return f"{self._where}.{name}" if self._where != "cluster file" else name
-
-    def get(self, name: str, default: Any) -> Any:
-        self._known.append(name)
-        value = self._value.get(name)
-        return default if value is None else value
-
-    def text(self, name: str, default: str) -> str:
-        value = self.get(name, default)
-        if not isinstance(value, str):
-            raise UsageError(f"{self.path(name)}: expected text, found {_kind(value)}")
-        return value
-
-    def number(self, name: str, default: int) -> int:
-        value = self.get(name, default)
-        if not isinstance(value, int) or isinstance(value, bool):
-            raise UsageError(f"{self.path(name)}: expected a number, found {_kind(value)}")
-        return value
-
-    def prefix(self, name: str, default: str) -> Prefix:
-        try:
-            return Prefix.parse(self.text(name, default))
-        except UsageError as error:
-            raise UsageError(f"{self.path(name)}: {error}") from None
-
-    def ip(self, name: str, default: int) -> int:
-        try:
-            return parse_ip(self.text(name, format_ip(default)))
-        except UsageError as error:
-            raise UsageError(f"{self.path(name)}: {error}") from None
-
-    def done(self) -> None:
-        for name in self._value:
-            if name not in self._known:
-                raise UsageError(
-                    f"{self.path(str(name))}: unknown field (known: {', '.join(self._known)})"
-                )
-
-
-def _kind(value: object) -> str:
-    return {dict: "a mapping", list: "a list", str: "text", bool: "a truth value"}.get(
-        type(value), f"{value!r}"
-    )
+    docker_bridge: Interface | None = None
 
 
 def load_spec(
@@ -160,7 +107,7 @@ def load_spec(
         where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         problem = getattr(error, "problem", None) or " ".join(str(error).split())
         raise UsageError(f"cluster file is not YAML{where}: {problem}") from None
-    top = _Fields(document, "cluster file")
+    top = Fields(document, "cluster file")
     if (version := top.text("apiVersion", API_VERSION)) != API_VERSION:
         raise UsageError(f"apiVersion: {version!r} is not supported (use {API_VERSION})")
     if (kind := top.text("kind", "Cluster")) != "Cluster":
@@ -168,23 +115,28 @@ def load_spec(
     named = top.text("name", "podwire")
     cluster_name = name or named
     check_cluster_name(cluster_name)
-    network_spec = _network(top.get("network", {}), network, pod_cidr)
+    network_spec = read_network(top.get("network", {}), network, pod_cidr)
     service_cidr = top.prefix("serviceCIDR", "10.3.0.0/16")
-    node_net = _Fields(top.get("nodeNetwork", {}), "nodeNetwork")
+    node_net = Fields(top.get("nodeNetwork", {}), "nodeNetwork")
     node_network = node_net.prefix("cidr", DEFAULT_NODE_NETWORK)
     gateway = node_net.ip("gateway", node_network.network + 1)
     node_net.done()
-    control_plane = _Fields(top.get("controlPlane", {}), "controlPlane")
+    control_plane = Fields(top.get("controlPlane", {}), "controlPlane")
     control_plane_ip = control_plane.ip("ip", node_network.network + 101)
     control_plane.done()
-    etcd = _Fields(top.get("etcd", {}), "etcd")
+    etcd = Fields(top.get("etcd", {}), "etcd")
     etcd_ip = etcd.ip("ip", node_network.network + 51)
     endpoints = _endpoints(etcd.get("endpoints", []), etcd_endpoints)
     etcd.done()
     node_ports = _port_range(top.text("nodePortRange", "30000-32767"))
+    docker_bridge = None
+    if "dockerBridge" in top:
+        docker_bridge = Interface(*top.interface("dockerBridge", 0, 16))
+    else:
+        top.get("dockerBridge", None)
     listed = top.get("nodes", DEFAULT_NODE_COUNT)
     top.done()
-    node_specs = _nodes(listed if nodes is None else nodes, node_network)
+    node_specs = _nodes(listed if nodes is None else nodes, node_network, gateway)
     spec = ClusterSpec(
         cluster_name,
         network_spec,
@@ -196,6 +148,7 @@ def load_spec(
         etcd_ip,
         endpoints,
         node_specs,
+        docker_bridge,
     )
     _check_whole(spec)
     return spec
@@ -222,53 +175,12 @@ def check_node_name(name: str, where: str) -> None:
 def _endpoints(listed: object, override: tuple[str, ...]) -> tuple[str, ...]:
     """The URLs of an etcd that is not ours; empty for our own."""
     if not isinstance(listed, list):
-        raise UsageError(f"etcd.endpoints: expected a list of URLs, found {_kind(listed)}")
+        raise UsageError(f"etcd.endpoints: expected a list of URLs, found {kind_of(listed)}")
     where = "--etcd-endpoints" if override else "etcd.endpoints"
     for url in override or listed:
         if not isinstance(url, str) or not _ETCD_ENDPOINT.fullmatch(url):
             raise UsageError(f"{where}: {url!r} is not an endpoint (expected http://HOST:PORT)")
     return override or tuple(listed)
-
-
-def _network(value: object, type_override: str | None, cidr_override: str | None) -> NetworkSpec:
-    if isinstance(value, str):
-        value = {"type": value}
-    fields = _Fields(value, "network")
-    network_type = type_override or fields.text("type", "flannel")
-    fields.text("type", "flannel")
-    if network_type not in NETWORKS:
-        raise UsageError(
-            f"network: {network_type!r} is not a network Podwire knows ({', '.join(NETWORKS)})"
-        )
-    if cidr_override is not None:
-        fields.prefix("podCIDR", "10.2.0.0/16")
-        try:
-            pod_cidr = Prefix.parse(cidr_override)
-        except UsageError as error:
-            raise UsageError(f"--pod-cidr: {error}") from None
-    else:
-        pod_cidr = fields.prefix("podCIDR", "10.2.0.0/16")
-    # flannel's own default: /24, or two bits below a network of /23 and longer.
-    subnet_len = fields.number("subnetLen", 24 if pod_cidr.length <= 22 else pod_cidr.length + 2)
-    backend = fields.text("backend", "vxlan")
-    fields.done()
-    if backend not in FLANNEL_BACKENDS:
-        raise UsageError(
-            f"network.backend: {backend!r} is not a flannel backend Podwire knows "
-            f"({', '.join(FLANNEL_BACKENDS)})"
-        )
-    if pod_cidr.length > 28:
-        raise UsageError(
-            f"network.podCIDR: {pod_cidr} is too small; the minimum useful network prefix is /28"
-        )
-    if subnet_len > 30:
-        raise UsageError(f"network.subnetLen: {subnet_len} must be less than 31")
-    if subnet_len < pod_cidr.length + 2:
-        raise UsageError(
-            f"network.subnetLen: {pod_cidr} must be able to accommodate at least four subnets of "
-            f"/{subnet_len}"
-        )
-    return NetworkSpec(network_type, pod_cidr, subnet_len, backend)
 
 
 def _port_range(text: str) -> tuple[int, int]:
@@ -281,30 +193,56 @@ def _port_range(text: str) -> tuple[int, int]:
     return low, high
 
 
-def _nodes(value: object, network: Prefix) -> tuple[NodeSpec, ...]:
+def _nodes(value: object, network: Prefix, gateway: int) -> tuple[NodeSpec, ...]:
     if isinstance(value, bool) or not isinstance(value, (int, list)):
-        raise UsageError(f"nodes: expected a number or a list, found {_kind(value)}")
+        raise UsageError(f"nodes: expected a number or a list, found {kind_of(value)}")
     count = value if isinstance(value, int) else len(value)
     if count < 1:
         raise UsageError("nodes: a cluster needs at least 1 node")
     if count > MAX_NODES:
         raise UsageError(f"nodes: {count} is more than the {MAX_NODES} Podwire starts on one host")
-    if isinstance(value, int):
-        value = [{}] * count
-    specs = []
-    for index, item in enumerate(value):
-        fields = _Fields({"name": item} if isinstance(item, str) else item, f"nodes[{index}]")
-        name = fields.text("name", f"node-{index}")
-        check_node_name(name, f"nodes[{index}].name")
-        offset = FIRST_NODE_OFFSET + index
-        if offset >= network.size - 1 and "ip" not in (item if isinstance(item, dict) else {}):
-            raise UsageError(
-                f"nodeNetwork.cidr: {network} has no address for node number {index + 1}; "
-                "use a shorter prefix"
-            )
-        specs.append(NodeSpec(name, fields.ip("ip", network.network + offset)))
-        fields.done()
-    return tuple(specs)
+    items = [{}] * count if isinstance(value, int) else value
+    return tuple(_node(item, index, network, gateway) for index, item in enumerate(items))
+
+
+def _node(item: object, index: int, network: Prefix, gateway: int) -> NodeSpec:
+    where = f"nodes[{index}]"
+    fields = Fields({"name": item} if isinstance(item, str) else item, where)
+    name = fields.text("name", f"node-{index}")
+    check_node_name(name, f"{where}.name")
+    offset = FIRST_NODE_OFFSET + index
+    if offset >= network.size - 1 and "ip" not in fields:
+        raise UsageError(
+            f"nodeNetwork.cidr: {network} has no address for node number {index + 1}; "
+            "use a shorter prefix"
+        )
+    ip, length = fields.interface("ip", network.network + offset, network.length)
+    own = Prefix.of(ip, length)
+    way_out = fields.ip("gateway", gateway if gateway in own else own.network + 1)
+    if way_out not in own:
+        raise UsageError(
+            f"{where}.gateway: {format_ip(way_out)} is not in {own}, the network of "
+            f"{format_ip(ip)}/{length}"
+        )
+    node = NodeSpec(name, ip, own, way_out, fields.texts("labels"), _taints(fields))
+    fields.done()
+    return node
+
+
+def _taints(fields: Fields) -> tuple[dict[str, str], ...]:
+    listed = fields.get("taints", [])
+    if not isinstance(listed, list):
+        raise UsageError(f"{fields.path('taints')}: expected a list, found {kind_of(listed)}")
+    taints = []
+    for index, item in enumerate(listed):
+        taint = Fields(item, f"{fields.path('taints')}[{index}]")
+        key, value = taint.text("key", ""), taint.text("value", "")
+        effect = taint.choice("effect", "NoSchedule", TAINT_EFFECTS)
+        taint.done()
+        if not key:
+            raise UsageError(f"{taint.path('key')}: a taint needs a key")
+        taints.append({"key": key, **({"value": value} if value else {}), "effect": effect})
+    return tuple(taints)
 
 
 def _check_whole(spec: ClusterSpec) -> None:
@@ -313,6 +251,11 @@ def _check_whole(spec: ClusterSpec) -> None:
     addresses: dict[int, str] = {
         spec.gateway: "nodeNetwork.gateway",
         spec.control_plane_ip: "controlPlane.ip",
+    }
+    addresses |= {
+        node.gateway: f"nodes[{index}].gateway"
+        for index, node in enumerate(spec.nodes)
+        if node.gateway != spec.gateway
     }
     if not spec.etcd_endpoints:
         addresses[spec.etcd_ip] = "etcd.ip"
@@ -332,31 +275,18 @@ def _check_whole(spec: ClusterSpec) -> None:
             raise UsageError(
                 f"nodes[{index}].ip: {format_ip(node.ip)} is not in nodeNetwork {spec.node_network}"
             )
-    ranges = (
+    ranges = [
         ("network.podCIDR", spec.network.pod_cidr),
         ("serviceCIDR", spec.service_cidr),
         ("nodeNetwork.cidr", spec.node_network),
-    )
+    ]
+    if spec.docker_bridge is not None:
+        bridge = Prefix.of(spec.docker_bridge.ip, spec.docker_bridge.length)
+        ranges.append(("dockerBridge", bridge))
     for index, (name, prefix) in enumerate(ranges):
         for other_name, other in ranges[index + 1 :]:
             if prefix.overlaps(other):
                 raise UsageError(f"{name}: {prefix} overlaps {other_name} {other}")
     if spec.service_cidr.length > 28:
         raise UsageError(f"serviceCIDR: {spec.service_cidr} is too small (at most /28)")
-    # flannel leaves the first subnet of the network unused.
-    pool = (1 << (spec.network.subnet_len - spec.network.pod_cidr.length)) - 1
-    if len(spec.nodes) > pool:
-        raise UsageError(
-            f"network.podCIDR: {spec.network.pod_cidr} has {pool} subnets of "
-            f"/{spec.network.subnet_len}, too few for {len(spec.nodes)} nodes; "
-            "use a shorter podCIDR or a longer subnetLen"
-        )
-
-
-def flannel_config(network: NetworkSpec) -> Mapping[str, object]:
-    """Return flannel's own network configuration (the value of ``<prefix>/config``)."""
-    return {
-        "Network": str(network.pod_cidr),
-        "SubnetLen": network.subnet_len,
-        "Backend": {"Type": network.backend},
-    }
+    check_room(spec.network, len(spec.nodes))

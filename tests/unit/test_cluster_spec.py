@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from emulator.addr import Prefix, parse_ip
+from emulator.addr import Prefix, format_ip, parse_ip
+from emulator.cluster.networks import flannel_config
 from emulator.cluster.plan import make_plan
-from emulator.cluster.spec import flannel_config, load_spec
+from emulator.cluster.presets import PRESETS, preset_text
+from emulator.cluster.spec import load_spec
 from emulator.errors import UsageError
 
 
@@ -64,6 +66,12 @@ def test_nodes_can_be_named_and_addressed() -> None:
         ("nodes: [{name: A}]", "'A' is not a node name"),
         ("nodes: [{ip: 172.17.4.1}]", "172.17.4.1 is already nodeNetwork.gateway"),
         ("nodes: [{ip: 10.9.9.9}]", "is not in nodeNetwork"),
+        ("nodes: [{ip: 172.17.4.9/33}]", r"nodes\[0\].ip: /33 is not a length"),
+        ("nodes: [{ip: 172.17.4.9/24, gateway: 172.17.5.1}]", "172.17.5.1 is not in 172.17.4.0/24"),
+        ("nodes: [{labels: {a: 1}}]", r"nodes\[0\].labels: expected a mapping of text to text"),
+        ("nodes: [{taints: [{key: a, effect: Never}]}]", "'Never' is not one of NoSchedule"),
+        ("nodes: [{taints: [{value: a}]}]", r"nodes\[0\].taints\[0\].key: a taint needs a key"),
+        ("dockerBridge: 10.2.0.1/16", "network.podCIDR: 10.2.0.0/16 overlaps dockerBridge"),
         ("name: UP", "'UP' is not a cluster name"),
         ("kind: Pod", "kind: 'Pod' is not supported"),
         ("nodePortRange: 80-90", "must lie within 1024-65535"),
@@ -106,3 +114,32 @@ def test_nodes_share_one_address_where_only_one_is_routable(
 def test_a_directory_too_deep_for_a_socket_says_so() -> None:
     with pytest.raises(UsageError, match="set PODWIRE_HOME to a shorter directory"):
         make_plan(load_spec(None), Path("/" + "d" * 120), 77)
+
+
+def test_nodes_of_two_subnets_each_have_their_own_way_out() -> None:
+    spec = load_spec(
+        """
+        nodeNetwork: {cidr: 10.10.64.0/19, gateway: 10.10.64.1}
+        dockerBridge: 172.17.0.1/16
+        nodes:
+        - {name: kube-0, ip: 10.10.68.222/20, labels: {role: ""}, taints: [{key: master}]}
+        - {name: kube-1, ip: 10.10.95.205/20}
+        """
+    )
+    assert [(str(node.network), format_ip(node.gateway)) for node in spec.nodes] == [
+        ("10.10.64.0/20", "10.10.64.1"),
+        ("10.10.80.0/20", "10.10.80.1"),
+    ]
+    assert spec.nodes[0].labels == {"role": ""}
+    assert spec.nodes[0].taints == ({"key": "master", "effect": "NoSchedule"},)
+    assert spec.docker_bridge is not None
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_is_a_valid_cluster_file(name: str) -> None:
+    assert load_spec(preset_text(name)).network.type == name
+
+
+def test_an_unknown_preset_names_the_known_ones() -> None:
+    with pytest.raises(UsageError, match=r"'cilium' is not a preset \(flannel\)"):
+        preset_text("cilium")

@@ -55,7 +55,8 @@ def _line(route: Route, style: Style, hide_dev: bool, hide_proto: bool, show_tab
         text += f"{pad}metric {route.metric} "
     if route.onlink:
         text += "onlink "
-    if route.linkdown:
+    # Kernels of the old style's age (3.10) do not tell.
+    if route.linkdown and style == "modern":
         text += "linkdown "
     if route.mtu:
         text += f" mtu {route.mtu}" if style == "2017" else f"mtu {route.mtu} "
