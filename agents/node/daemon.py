@@ -28,6 +28,7 @@ from emulator.runtime.control import ControlServer
 from emulator.runtime.stack import StackNetwork
 from emulator.runtime.underlay import UnderlayDriver
 from emulator.shell.context import ShellContext
+from emulator.shell.devices import ProcSys
 from emulator.shell.files import DiskFiles
 from etcd.client import EtcdClient
 
@@ -226,11 +227,12 @@ class _Node:
 
     def _shell_context(self, **streams: Any) -> ShellContext:
         config = self._config
+        proc = ProcSys(self._kernel.root)
         return ShellContext(
             kernel=self._kernel,
             ns=self._kernel.root,
             network=self._network,
-            files=DiskFiles(config.root),
+            files=DiskFiles(config.root, generated=proc, on_write=proc.write),
             hostname=config.name,
             env={"HOME": "/root", "PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "USER": "root"},
             clock=self._env.clock,

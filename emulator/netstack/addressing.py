@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING, Final
 
 from emulator.addr import IP_MAX, Prefix
 from emulator.errors import UsageError
-from emulator.netstack.fib import DEVICELESS, MAX_ROUTES, Route, RouteType
+from emulator.netstack.fib import (
+    DEVICELESS,
+    MAX_NEXTHOPS,
+    MAX_ROUTES,
+    NextHop,
+    Route,
+    RouteType,
+)
 from emulator.netstack.records import AddrInfo
 
 if TYPE_CHECKING:
@@ -91,6 +98,7 @@ class Addressing:
             self._forget_source(each.ip)
         if not present:
             self._ns.main.remove_where(lambda route: route.dev == dev)
+            self._nexthops_change(dev, dead=True)
         self._ns.kernel.invalidate_flows()
 
     def _forget_source(self, ip: int) -> None:
@@ -158,11 +166,28 @@ class Addressing:
             self.add(device.name, 0x7F000001, 8, "host", None)
         for addr in self._addrs.get(device.name, ()):
             self._routes_of(device, addr, add=True)
+        self._nexthops_change(device.name, dead=False)
+
+    def _nexthops_change(self, dev: str, *, dead: bool, gone: bool = False) -> None:
+        """fib_sync_up, fib_sync_down_dev: ways die with their device, a route with its last way.
+
+        A device that is unregistered takes the whole route along.
+        """
+        main = self._ns.main
+        for route in [route for route in main if any(hop.dev == dev for hop in route.nexthops)]:
+            hops = tuple(
+                replace(hop, dead=dead) if hop.dev == dev else hop for hop in route.nexthops
+            )
+            if gone or all(hop.dead for hop in hops):
+                main.remove(route)
+            elif hops != route.nexthops:
+                main.exchange(route, replace(route, nexthops=hops))
 
     def device_down(self, device: Device) -> None:
         """fib_disable_ip: every route through the device goes, local addresses stay."""
         ns = self._ns
         ns.main.remove_where(lambda route: route.dev == device.name)
+        self._nexthops_change(device.name, dead=True)
         ns.local.remove_where(
             lambda route: (
                 route.dev == device.name
@@ -177,6 +202,7 @@ class Addressing:
                 self.delete(device.name, addr.ip, addr.length)
         self._addrs.pop(device.name, None)
         self._ns.main.remove_where(lambda route: route.dev == device.name)
+        self._nexthops_change(device.name, dead=True, gone=True)
         self._ns.local.remove_where(lambda route: route.dev == device.name)
 
     def rename_device(self, old: str, new: str) -> None:
@@ -186,6 +212,9 @@ class Addressing:
         for fib in (self._ns.main, self._ns.local):
             for route in fib.remove_where(lambda route: route.dev == old):
                 fib.insert(replace(route, dev=new))
+        for route in [route for route in self._ns.main if route.nexthops]:
+            hops = tuple(replace(hop, dev=new) if hop.dev == old else hop for hop in route.nexthops)
+            self._ns.main.exchange(route, replace(route, nexthops=hops))
 
     # -- routes ----------------------------------------------------------------------------------
 
@@ -218,7 +247,9 @@ class Addressing:
         if route.src is not None and not ns.is_local(route.src):
             raise UsageError("Error: Invalid prefsrc address.")
         if route.type in DEVICELESS:
-            return replace(route, dev="", gateway=None)
+            return replace(route, dev="", gateway=None, nexthops=())
+        if route.nexthops:
+            return self._with_nexthops(route)
         if route.gateway:
             return self._with_gateway(route)
         if route.gateway == 0:
@@ -229,6 +260,24 @@ class Addressing:
         if not device.up:
             raise UsageError("Error: Device for nexthop is not up.")
         return route
+
+    def _with_nexthops(self, route: Route) -> Route:
+        """Check each way as the one of a route of its own; one way alone is no multipath route."""
+        if len(route.nexthops) > MAX_NEXTHOPS:
+            raise UsageError("RTNETLINK answers: Invalid argument")
+        hops = []
+        for hop in route.nexthops:
+            if not 1 <= hop.weight <= 256:
+                raise UsageError("Error: Invalid rtnh_hops.")
+            way = replace(route, dev=hop.dev, gateway=hop.gateway, onlink=hop.onlink, nexthops=())
+            way = self._checked(way)
+            hops.append(NextHop(way.dev, way.gateway, hop.weight, way.onlink))
+        if len(hops) == 1:
+            only = hops[0]
+            return replace(
+                route, dev=only.dev, gateway=only.gateway, onlink=only.onlink, nexthops=()
+            )
+        return replace(route, dev="", gateway=None, onlink=False, nexthops=tuple(hops))
 
     def _with_gateway(self, route: Route) -> Route:
         ns = self._ns
@@ -263,11 +312,12 @@ class Addressing:
         for each in self._ns.main.at(route.dst):
             if (
                 (not route.dev or each.dev == route.dev)
-                and (route.gateway is None or each.gateway == route.gateway)
+                and (route.gateway is None or _first_gateway(each) == route.gateway)
                 and (not route.metric or each.metric == route.metric)
                 and (route.type is RouteType.UNICAST or each.type is route.type)
                 and (route.src is None or each.src == route.src)
                 and (route.protocol == "boot" or each.protocol == route.protocol)
+                and (not route.nexthops or _same_ways(route.nexthops, each.nexthops))
             ):
                 self._ns.main.remove(each)
                 self._ns.kernel.invalidate_flows()
@@ -294,3 +344,14 @@ class Addressing:
                 if addr.scope != "link" and _SCOPE_ORDER[addr.scope] <= limit:
                     return addr.ip
         return None
+
+
+def _first_gateway(route: Route) -> int | None:
+    return route.nexthops[0].gateway if route.nexthops else route.gateway
+
+
+def _same_ways(asked: tuple[NextHop, ...], there: tuple[NextHop, ...]) -> bool:
+    """fib_nh_match: the ways named are the route's, in order; a device need not be named."""
+    return len(asked) == len(there) and all(
+        a.gateway == b.gateway and a.dev in ("", b.dev) for a, b in zip(asked, there, strict=True)
+    )

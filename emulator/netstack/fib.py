@@ -8,7 +8,7 @@ of the same network first.
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
 from emulator.addr import Prefix, mask_of
@@ -33,13 +33,69 @@ class RouteType(enum.StrEnum):
 
 
 DEVICELESS: Final = (RouteType.BLACKHOLE, RouteType.UNREACHABLE, RouteType.PROHIBIT)
+# Next hops of one route; the kernel's bound is the netlink message, nobody means more.
+MAX_NEXTHOPS: Final = 256
+# Names of RTPROT_* as iproute2's /etc/iproute2/rt_protos has them; others are shown as numbers.
+PROTOCOLS: Final = {
+    0: "unspec",
+    1: "redirect",
+    2: "kernel",
+    3: "boot",
+    4: "static",
+    8: "gated",
+    9: "ra",
+    10: "mrt",
+    11: "zebra",
+    12: "bird",
+    13: "dnrouted",
+    14: "xorp",
+    15: "ntk",
+    16: "dhcp",
+    18: "keepalived",
+    42: "babel",
+    99: "openr",
+    186: "bgp",
+    187: "isis",
+    188: "ospf",
+    189: "rip",
+    192: "eigrp",
+}
+
+
+def protocol_name(number: int) -> str:
+    """What ``ip route`` calls a protocol; numbers without a name stay numbers."""
+    return PROTOCOLS.get(number, str(number))
+
+
+@dataclass(frozen=True, slots=True)
+class NextHop:
+    """One way of a multipath route; ``weight`` is at least 1.
+
+    ``dead`` is set while the device is down, ``linkdown`` in dumps while it has no carrier.
+    """
+
+    dev: str = ""
+    gateway: int | None = None
+    weight: int = 1
+    onlink: bool = False
+    dead: bool = False
+    linkdown: bool = False
+
+
+def path_hash(src: int, dst: int, more: int = 0) -> int:
+    """32 bits of a flow that choose its next hop, the same on every run (fib_multipath_hash)."""
+    value = (src * 0x9E3779B1 ^ dst * 0x85EBCA77 ^ more * 0xC2B2AE3D) & 0xFFFFFFFF
+    value = (value ^ value >> 16) * 0x7FEB352D & 0xFFFFFFFF
+    value = (value ^ value >> 15) * 0x846CA68B & 0xFFFFFFFF
+    return value ^ value >> 16
 
 
 @dataclass(frozen=True, slots=True)
 class Route:
     """One route.  ``scope`` "" means the one iproute2 derives: link without a gateway, else global.
 
-    ``linkdown`` is set in dumps only: the device has no carrier.
+    ``linkdown`` is set in dumps only: the device has no carrier.  A route with ``nexthops`` has no
+    device or gateway of its own; lookups answer with one of its ``paths``.
     """
 
     dst: Prefix
@@ -54,6 +110,37 @@ class Route:
     mtu: int = 0
     table: str = "main"
     linkdown: bool = False
+    nexthops: tuple[NextHop, ...] = ()
+    # A route through each live next hop, and the weight up to and with it.
+    paths: tuple[tuple[int, Route], ...] = field(
+        default=(), init=False, compare=False, repr=False, hash=False
+    )
+
+    def __post_init__(self) -> None:
+        if not self.nexthops:
+            return
+        paths: list[tuple[int, Route]] = []
+        weight = 0
+        for hop in self.nexthops:
+            if not hop.dead:
+                weight += hop.weight
+                way = replace(
+                    self, dev=hop.dev, gateway=hop.gateway, onlink=hop.onlink, nexthops=()
+                )
+                paths.append((weight, way))
+        object.__setattr__(self, "paths", tuple(paths))
+
+    def path(self, chosen: int) -> Route:
+        """The way of a flow with this path_hash; a route without next hops is its own."""
+        paths = self.paths
+        if not paths:
+            return self
+        slot = chosen * paths[-1][0] >> 32
+        return next(way for bound, way in paths if slot < bound)
+
+    def uses(self, dev: str) -> bool:
+        """True if packets of the route leave by a device (fib_info_nh_uses_dev)."""
+        return self.dev == dev or any(hop.dev == dev for hop in self.nexthops)
 
     @property
     def effective_scope(self) -> str:
@@ -64,7 +151,7 @@ class Route:
             return "host"
         if self.type is RouteType.BROADCAST:
             return "link"
-        if self.type is RouteType.UNICAST and self.gateway is None:
+        if self.type is RouteType.UNICAST and self.gateway is None and not self.nexthops:
             return "link"
         return "global"
 
@@ -131,6 +218,11 @@ class Fib:
                 del self._by_length[route.dst.length]
                 self._reindex()
 
+    def exchange(self, old: Route, new: Route) -> None:
+        """Put a route of the same prefix and metric in the place of one that is there."""
+        routes = self._by_length[old.dst.length][old.dst.network]
+        routes[routes.index(old)] = new
+
     def remove_where(self, doomed: Callable[[Route], bool]) -> list[Route]:
         """Take out every route ``doomed`` says; returns them."""
         victims = [route for route in self if doomed(route)]
@@ -138,15 +230,28 @@ class Fib:
             self.remove(route)
         return victims
 
-    def lookup(self, ip: int, oif: str = "") -> Route | None:
-        """Return the best route to ``ip``; with ``oif`` only through that device."""
+    def match(self, ip: int) -> Route | None:
+        """Return the best route to ``ip`` as it is in the table, with all its next hops."""
         for mask, table in self._lengths:
             routes = table.get(ip & mask)
-            if routes is None:
-                continue
-            if not oif:
+            if routes is not None:
                 return routes[0]
-            for route in routes:
-                if route.dev == oif:
+        return None
+
+    def lookup(self, ip: int, oif: str = "", chosen: int = 0) -> Route | None:
+        """Return the best way to ``ip``; with ``oif`` only through that device.
+
+        Of a multipath route it is the way of the flow whose path_hash is ``chosen``.
+        """
+        if not oif:
+            route = self.match(ip)
+            return route.path(chosen) if route is not None and route.nexthops else route
+        for mask, table in self._lengths:
+            for route in table.get(ip & mask, ()):
+                if route.nexthops:
+                    for _, way in route.paths:
+                        if way.dev == oif:
+                            return way
+                elif route.dev == oif:
                     return route
         return None

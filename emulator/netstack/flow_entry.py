@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from emulator.netstack import gso
 from emulator.netstack.devices.underlay import Egress, Underlay
+from emulator.netstack.flow_outer import OUTER_LEN, OuterReader, OuterWriter
 from emulator.netstack.packet import TCP, UDP, Packet
 
 if TYPE_CHECKING:
@@ -62,6 +63,8 @@ class Entry:
         "_new_first",
         "_new_middle",
         "_new_tail",
+        "_outer_in",
+        "_outer_out",
         "_peer",
         "_place",
         "_prefix",
@@ -74,11 +77,20 @@ class Entry:
         "_tcp",
     )
 
-    def __init__(self, before: bytes, after: bytes, in_prefix: bytes, flow: FlowLog) -> None:
+    def __init__(
+        self, before: bytes, after: bytes, in_prefix: bytes, flow: FlowLog, outer: bytes
+    ) -> None:
         end = flow.ends[0]
         self._kind = end.kind
         self._place = end.place
-        self._prefix = end.prefix
+        out_prefix = end.prefix
+        # Headers of IP in IP differ from packet to packet: they are no prefix to copy.
+        self._outer_in = OuterReader(outer) if outer else None
+        self._outer_out: OuterWriter | None = None
+        if flow.tunnel is not None:
+            self._outer_out = OuterWriter(out_prefix, flow.tunnel)
+            out_prefix = b""
+        self._prefix = out_prefix
         self._peer = end.peer
         self._src_port = end.src_port
         self._dev = end.dev
@@ -87,7 +99,7 @@ class Entry:
         self._first = in_prefix + before[:2]
         self._middle = before[6:10]
         self._tail = before[12:24]
-        self._new_first = end.prefix + after[:2]
+        self._new_first = out_prefix + after[:2]
         self._new_middle = after[6:10]
         self._new_tail = after[12:24]
         self._same = before == after
@@ -112,8 +124,11 @@ class Entry:
         self._shapes: dict[int, tuple[struct.Struct, struct.Struct]] = {}
 
     @classmethod
-    def of(cls, data: bytes, offset: int, flow: FlowLog) -> Entry | None:
-        """Make an entry of a packet that went in at ``offset`` of ``data``, if it can be one."""
+    def of(cls, data: bytes, offset: int, flow: FlowLog, *, outer: bool = False) -> Entry | None:
+        """Make an entry of a packet that went in at ``offset`` of ``data``, if it can be one.
+
+        ``outer`` says that what is before it is an IP-in-IP header.
+        """
         before, after = data[offset:], flow.ends[0].data
         if len(before) != len(after) or before[2:6] != after[2:6] or after[0] != 0x45:
             return None
@@ -121,7 +136,8 @@ class Entry:
         if before[9] != after[9] or before[l4_checksum + 2 :] != after[l4_checksum + 2 :]:
             return None
         flow.settle(flow.base)
-        return cls(before, after, data[:offset], flow)
+        head = data[:offset]
+        return cls(before, after, b"" if outer else head, flow, head if outer else b"")
 
     # -- accounting ------------------------------------------------------------------------------
 
@@ -134,7 +150,7 @@ class Entry:
             if connection.steady:
                 if not connection.refresh(now, packets, seen, reply):
                     return False
-            elif connection.proto != UDP:
+            elif connection.proto == TCP:
                 return False
             else:
                 # Datagrams nobody answers keep their entry alive and change nothing else.
@@ -153,7 +169,7 @@ class Entry:
         return all(
             connection.status == status
             and now < connection.expire_at
-            and (connection.steady or connection.proto == UDP)
+            and (connection.steady or connection.proto != TCP)
             for connection, _, status, _ in self._connections
         )
 
@@ -175,6 +191,12 @@ class Entry:
         batch = (
             payload if count * size == len(payload) else payload[position : position + count * size]
         )
+        if self._outer_in is not None:
+            batch = self._outer_in.strip(batch, size)
+            size, prefix = length, 0
+            count = len(batch) // size
+            if count == 0:
+                return 0
         if self._tcp and self._kind == "local" and count > 1:
             return self._join(batch, size, prefix, now)
         rewritten = self._rewrite_batch(batch, size, prefix)
@@ -234,6 +256,9 @@ class Entry:
 
     def _emit(self, packets: list[bytes], size: int) -> None:
         place = self._place
+        if self._outer_out is not None:
+            packets = self._outer_out.wrap(packets)
+            size += OUTER_LEN
         if isinstance(place, Underlay):
             # Only a drop the driver's own counters would show: the ring is full.
             drop = place.push(
@@ -355,7 +380,11 @@ class Entry:
         prefix = self._prefix
         if gso_size and length > 20 + (data[32] >> 4) * 4 + gso_size:
             pieces = gso.segments(rewritten, gso_size, prefix)
+            if self._outer_out is not None:
+                pieces = self._outer_out.wrap(pieces)
             payload, size = b"".join(pieces), len(pieces[0])
+        elif self._outer_out is not None:
+            payload, size = self._outer_out.wrap((rewritten,))[0], 0
         else:
             payload, size = prefix + rewritten, 0
         drop = place.push(Egress(self._peer, self._kind, payload, size, self._src_port))

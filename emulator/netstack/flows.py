@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Final
 
 from emulator.netstack.devices.underlay import VXLAN_PREFIX, Underlay
 from emulator.netstack.flow_entry import Entry, header_key, plain_flow
+from emulator.netstack.flow_outer import OUTER_LEN, has_outer, outer_key
 from emulator.netstack.packet import Drop, FlowLog, Packet
 
 if TYPE_CHECKING:
@@ -55,7 +56,9 @@ class FlowCache:
             self._generation = kernel.generation
         return not kernel.observed
 
-    def _learn(self, key: _Key, data: bytes, offset: int, flow: FlowLog) -> None:
+    def _learn(
+        self, key: _Key, data: bytes, offset: int, flow: FlowLog, *, outer: bool = False
+    ) -> None:
         """Make an entry of what a packet did, if it can be repeated."""
         kernel = self._kernel
         if not flow.cacheable or len(flow.ends) != 1:
@@ -63,7 +66,7 @@ class FlowCache:
         # Something changed while the packet was under way: what it saw may be half old.
         if self._generation != kernel.generation:
             return
-        entry = Entry.of(data, offset, flow)
+        entry = Entry.of(data, offset, flow, outer=outer)
         if entry is not None:
             if len(self._entries) >= MAX_ENTRIES:
                 self._entries.clear()
@@ -112,11 +115,14 @@ class FlowCache:
         position = 0
         usable = self._usable()
         while position < end:
-            if usable and plain_flow(payload, position):
-                key = ((dev.index, 0), header_key(payload, position, 0))
+            # IP in IP is known by its inner packet as well.
+            prefix = OUTER_LEN if has_outer(payload, position) else 0
+            if usable and plain_flow(payload, position + prefix):
+                head = outer_key(payload, position) if prefix else b""
+                key = ((dev.index, 0), head + header_key(payload, position + prefix, 0))
                 entry = self._entries.get(key)
                 if entry is not None:
-                    done = entry.run(payload, position, size, 0, self._kernel.clock())
+                    done = entry.run(payload, position, size, prefix, self._kernel.clock())
                     if done:
                         self.hits += done
                         position += done * size
@@ -125,10 +131,10 @@ class FlowCache:
                     self._entries.pop(key, None)
                 self.misses += 1
                 data = payload[position : position + size]
-                flow = FlowLog(len(data))
+                flow = FlowLog(len(data) - prefix)
                 dev.receive_carrier_slowly(data, flow)
                 self._kernel.drain()
-                self._learn(key, data, 0, flow)
+                self._learn(key, data, prefix, flow, outer=bool(prefix))
                 usable = self._usable()
             else:
                 dev.receive_carrier_slowly(payload[position : position + size], None)

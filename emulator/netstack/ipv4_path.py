@@ -120,7 +120,7 @@ class Ipv4Path:
             )
         if _MULTICAST_FIRST <= dst <= _MULTICAST_LAST:
             return Drop(DropReason.NOT_FOR_US, f"multicast {format_ip(dst)} nobody joined")
-        route = ns.local.lookup(dst) or ns.main.lookup(dst)
+        route = ns.local.lookup(dst) or ns.main.match(dst)
         drop = self._validate_source(dev, src)
         if drop is not None:
             return drop
@@ -134,6 +134,8 @@ class Ipv4Path:
             )
         if route is None:
             return Drop(DropReason.NO_ROUTE, f"no route to {format_ip(dst)}", icmp=(3, 0))
+        if route.nexthops:
+            route = route.path(ns.flow_choice(packet))
         return self._forward(dev, packet, route)
 
     def _validate_source(self, dev: Device, src: int) -> Drop | None:
@@ -147,8 +149,8 @@ class Ipv4Path:
             return Drop(DropReason.MARTIAN, detail)
         mode = ns.device_sysctl("rp_filter", dev.name)
         if mode:
-            back = ns.main.lookup(src)
-            if back is None or (mode == 1 and back.dev != dev.name):
+            back = ns.main.match(src)
+            if back is None or (mode == 1 and not back.uses(dev.name)):
                 detail = f"reverse path of {format_ip(src)} is not dev {dev.name}"
                 return Drop(DropReason.MARTIAN, detail)
         return None
@@ -191,10 +193,19 @@ class Ipv4Path:
         if proto == ICMP:
             return ns.icmp.receive(packet)
         if proto == IPIP:
-            for tunnel in ns.tunnels:
-                if tunnel.local in (0, packet.dst) and tunnel.remote in (0, packet.src):
-                    tunnel.receive_encapsulated(packet)
-                    return None
+            # ip_tunnel_lookup: the tunnel that says most about the two ends.
+            fitting = [
+                (bool(tunnel.remote), bool(tunnel.local), -number, tunnel)
+                for number, tunnel in enumerate(ns.tunnels)
+                if tunnel.up
+                and tunnel.local in (0, packet.dst)
+                and tunnel.remote in (0, packet.src)
+            ]
+            if fitting:
+                return max(fitting)[3].receive_encapsulated(packet)
+            if ns.tunnels:
+                detail = f"no tunnel to {format_ip(packet.src)} is up"
+                return Drop(DropReason.UNKNOWN_PROTOCOL, detail, icmp=(3, 3))
         return Drop(DropReason.UNKNOWN_PROTOCOL, f"protocol {proto} has no receiver", icmp=(3, 2))
 
     def _to_vtep(self, packet: Packet) -> tuple[bool, Drop | None]:
@@ -241,8 +252,10 @@ class Ipv4Path:
     def _too_big(packet: Packet, mtu: int) -> bool:
         if not packet.gso_size:
             return len(packet.data) > mtu
-        at = packet.header_len + 12
-        return packet.header_len + (packet.data[at] >> 4) * 4 + packet.gso_size > mtu
+        data, start = packet.data, packet.header_len
+        if packet.proto == IPIP:
+            start += (data[start] & 15) * 4
+        return start + (data[start + 12] >> 4) * 4 + packet.gso_size > mtu
 
     def _finish(self, out: Device, packet: Packet, route: Route) -> Drop | None:
         """ip_output: POSTROUTING, fragments, the neighbour."""
@@ -274,7 +287,7 @@ class Ipv4Path:
         nexthop = route.gateway if route.gateway is not None else packet.dst
         if not out.arp:
             # Tunnels without Ethernet read the nexthop where the address of a frame would be.
-            far = b"" if out.ethernet else (route.gateway or 0).to_bytes(4, "big")
+            far = b"" if out.ethernet else nexthop.to_bytes(4, "big")
             out.transmit(Skb.of(packet, far if not out.ethernet else out.mac, out.mac))
             return None
         if route.type is RouteType.BROADCAST or nexthop == IP_MAX:
@@ -293,7 +306,7 @@ class Ipv4Path:
     def output_packet(self, packet: Packet, oif: str) -> Drop | None:
         """Send a packet made in this namespace; a Drop is for the sender and already counted."""
         ns = self._ns
-        route = ns.route_output(packet.dst, oif)
+        route = self._way_out(packet, oif)
         drop = self._refused(packet, route)
         if drop is not None:
             return self._fail(packet, drop, owed=False)
@@ -305,7 +318,7 @@ class Ipv4Path:
             return self._fail(packet, drop, owed=True)
         if (packet.src, packet.dst, packet.mark) != before:
             # ip_route_me_harder: destination NAT may lead elsewhere.
-            route = ns.route_output(packet.dst, oif)
+            route = self._way_out(packet, oif)
             drop = self._refused(packet, route)
             if drop is not None:
                 return self._fail(packet, drop, owed=False)
@@ -322,6 +335,10 @@ class Ipv4Path:
             return self._fail(packet, drop, owed=False)
         drop = self._finish(out, packet, route)
         return self._fail(packet, drop, owed=True) if drop is not None else None
+
+    def _way_out(self, packet: Packet, oif: str) -> Route | None:
+        ns = self._ns
+        return ns.route_output(packet.dst, oif, ns.flow_choice(packet))
 
     def _out_device(self, route: Route) -> Device:
         ns = self._ns

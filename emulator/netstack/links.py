@@ -91,9 +91,7 @@ class Links:
             case "vxlan":
                 device = self._make_vxlan(name, address, attrs)
             case "ipip":
-                tunnel = Ipip(
-                    self._ns, name, local=_int(attrs, "local", 0), remote=_int(attrs, "remote", 0)
-                )
+                tunnel = self._make_ipip(name, attrs)
                 self._ns.tunnels.append(tunnel)
                 device = tunnel
             case "dummy":
@@ -146,6 +144,7 @@ class Links:
             self._next_index += 1
         device.index = index
         self.by_name[device.name] = device
+        self._ns.sysctl.device_added(device.name)
 
     def _add_veth(
         self, name: str, mac: bytes, mtu: int | None, attrs: Mapping[str, object]
@@ -174,6 +173,15 @@ class Links:
         while f"{stem}{number}" in self.by_name:
             number += 1
         return f"{stem}{number}"
+
+    def _make_ipip(self, name: str, attrs: Mapping[str, object]) -> Ipip:
+        local, remote = _int(attrs, "local", 0), _int(attrs, "remote", 0)
+        if any((each.local, each.remote) == (local, remote) for each in self._ns.tunnels):
+            raise UsageError(EXISTS)
+        ttl = _int(attrs, "ttl", 0)
+        if not 0 <= ttl <= 255:
+            raise UsageError(f'Error: argument "{ttl}" is wrong: invalid TTL')
+        return Ipip(self._ns, name, local=local, remote=remote, ttl=ttl)
 
     def _make_vxlan(self, name: str, mac: bytes, attrs: Mapping[str, object]) -> Vxlan:
         vni = _int(attrs, "vni", 0)
@@ -228,6 +236,7 @@ class Links:
             device.master.port_del(device)
         device.destroy()
         del self.by_name[device.name]
+        self._ns.sysctl.device_removed(device.name)
         self._ns.kernel.invalidate_flows()
         for tell in device.on_removed:
             tell()
@@ -323,6 +332,7 @@ class Links:
         if master is not None:
             master.ports = {port.name: port for port in master.ports.values()}
         self._ns.addressing.rename_device(old, new_name)
+        self._ns.sysctl.device_renamed(old, new_name)
 
     def _enslave(self, device: Device, master: str) -> None:
         current = device.master
@@ -379,6 +389,7 @@ class Links:
         if device.master is not None:
             device.master.port_del(device)
         del self.by_name[device.name]
+        self._ns.sysctl.device_removed(device.name)
         device.ns = to
         to.link_table.adopt(device, device.index)
         self._ns.kernel.invalidate_flows()

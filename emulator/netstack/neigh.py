@@ -34,6 +34,7 @@ BASE_REACHABLE_S: Final = 30.0  # base_reachable_time_ms, drawn between half and
 DELAY_PROBE_S: Final = 5.0  # delay_first_probe_time
 MCAST_PROBES: Final = 3  # mcast_solicit
 UCAST_PROBES: Final = 3  # ucast_solicit
+USER_HZ: Final = 100  # the unit of proxy_delay
 
 _VALID: Final = frozenset(
     (
@@ -271,6 +272,7 @@ class ArpLayer:
 
     def __init__(self, ns: NetNs) -> None:
         self._ns = ns
+        self._delayed = 0
 
     def receive(self, dev: Device, skb: Skb) -> None:
         """Take an ARP frame."""
@@ -288,18 +290,45 @@ class ArpLayer:
             if ours or self._proxied(dev, target):
                 if sender:
                     ns.neigh.update(dev, sender, message.sender_mac, reply=False, create=True)
-                answer = arp.Arp(arp.REPLY, dev.mac, target, message.sender_mac, sender)
-                dev.transmit(Skb(message.sender_mac, dev.mac, ETHERTYPE_ARP, answer.emit()))
+                # Asked directly (a PROBE) even a proxy answers at once.
+                delay = (
+                    0 if ours or skb.dst == dev.mac else ns.neigh_sysctl("proxy_delay", dev.name)
+                )
+                if delay:
+                    self._answer_later(dev, message, delay)
+                else:
+                    self._answer(dev, message)
                 return
         if message.op in (arp.REQUEST, arp.REPLY):
             reply = message.op == arp.REPLY and skb.dst == dev.mac
             ns.neigh.update(dev, sender, message.sender_mac, reply=reply, create=False)
 
+    @staticmethod
+    def _answer(dev: Device, asked: arp.Arp) -> None:
+        answer = arp.Arp(arp.REPLY, dev.mac, asked.target_ip, asked.sender_mac, asked.sender_ip)
+        dev.transmit(Skb(asked.sender_mac, dev.mac, ETHERTYPE_ARP, answer.emit()))
+
+    def _answer_later(self, dev: Device, asked: arp.Arp, delay: int) -> None:
+        """pneigh_enqueue: a proxy waits up to proxy_delay, so that the owner may answer first."""
+        ns = self._ns
+        if self._delayed >= ns.neigh_sysctl("proxy_qlen", dev.name):
+            detail = f"dev {dev.name}: {self._delayed} proxied ARP answers wait (proxy_qlen)"
+            ns.count_drop(Drop(DropReason.QUEUE_FULL, detail), None)
+            return
+        self._delayed += 1
+        kernel = ns.kernel
+
+        def answer() -> None:
+            self._delayed -= 1
+            if ns.devices.get(dev.name) is dev:
+                self._answer(dev, asked)
+
+        kernel.timers.at(kernel.clock() + kernel.rng.random() * delay / USER_HZ, answer)
+
     def _proxied(self, dev: Device, target: int) -> bool:
         """proxy_arp: answer for what is routed through another device."""
         ns = self._ns
-        on = ns.device_sysctl("proxy_arp", dev.name)
-        if not on or not ns.sysctl.get("net.ipv4.ip_forward"):
+        if not ns.device_sysctl("proxy_arp", dev.name) or not ns.forwards(dev.name):
             return False
         route = ns.route_output(target)
         return route is not None and route.type == "unicast" and route.dev != dev.name

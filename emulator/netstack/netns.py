@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from emulator.addr import Prefix, format_ip
 from emulator.errors import UsageError
 from emulator.netstack.addressing import Addressing
-from emulator.netstack.fib import Fib, Route, RouteType
+from emulator.netstack.fib import Fib, Route, RouteType, path_hash
 from emulator.netstack.icmp import IcmpLayer
 from emulator.netstack.ipv4_path import IP_FORWARD, Ipv4Path
 from emulator.netstack.links import Links
@@ -16,6 +16,7 @@ from emulator.netstack.neigh import ArpLayer, NeighbourTable
 from emulator.netstack.packet import AddressType, Counter, Drop, DropReason, Packet
 from emulator.netstack.records import NeighState
 from emulator.netstack.skb import Skb
+from emulator.netstack.sysctl import NEIGH, Sysctl
 from emulator.wire.ethernet import ETHERTYPE_IPV4
 
 if TYPE_CHECKING:
@@ -35,18 +36,6 @@ _ADDRESS_TYPES = {
     RouteType.UNREACHABLE: AddressType.UNREACHABLE,
     RouteType.PROHIBIT: AddressType.PROHIBIT,
 }
-
-
-class Sysctl(dict[str, int]):
-    """The settings of a namespace by dotted name; cached flows do not outlive a change."""
-
-    def __init__(self, kernel: Kernel) -> None:
-        super().__init__()
-        self._kernel = kernel
-
-    def __setitem__(self, name: str, value: int) -> None:
-        super().__setitem__(name, value)
-        self._kernel.invalidate_flows()
 
 
 class NetNs:
@@ -203,12 +192,10 @@ class NetNs:
         fib = {"main": self.main, "local": self.local}.get(table)
         if fib is None:
             raise UsageError(f'Error: argument "{table}" is wrong: table id value is invalid')
-        return tuple(
-            replace(route, linkdown=True)
-            if route.dev and not self.devices[route.dev].carrier and table == "main"
-            else route
-            for route in fib
-        )
+        if table != "main":
+            return tuple(fib)
+        dark = {name for name, device in self.devices.items() if not device.carrier}
+        return tuple(_with_linkdown(route, dark) if dark else route for route in fib)
 
     def neighs(self) -> tuple[NeighInfo, ...]:
         """Every neighbour, by device and address."""
@@ -235,6 +222,10 @@ class NetNs:
             sysctl.get(f"net.ipv4.conf.all.{name}", 0), sysctl.get(f"net.ipv4.conf.{dev}.{name}", 0)
         )
 
+    def neigh_sysctl(self, name: str, dev: str) -> int:
+        """net.ipv4.neigh.DEV.NAME."""
+        return self.sysctl.get(f"net.ipv4.neigh.{dev}.{name}", NEIGH[name])
+
     def is_local(self, ip: int) -> bool:
         """True for an address of this namespace, 127/8 included."""
         return self.local_type(ip) is RouteType.LOCAL
@@ -244,16 +235,26 @@ class NetNs:
         route = self.local.lookup(ip)
         return None if route is None else route.type
 
-    def route_output(self, dst: int, oif: str = "") -> Route | None:
-        """The route a packet made here to ``dst`` takes; None if there is none."""
+    def route_output(self, dst: int, oif: str = "", chosen: int = 0) -> Route | None:
+        """The route a packet made here to ``dst`` takes; None if there is none.
+
+        ``chosen`` is the path_hash of its flow, for routes with several next hops.
+        """
         route = self.local.lookup(dst)
         if route is not None and (not oif or route.type is RouteType.LOCAL or route.dev == oif):
             return route
-        route = self.main.lookup(dst, oif)
+        route = self.main.lookup(dst, oif, chosen)
         if route is None and oif and oif in self.devices:
             # A socket bound to a device takes anything as on link (ip_route_output_key).
             return Route(Prefix(dst, 32), dev=oif, scope="link")
         return route
+
+    def flow_choice(self, packet: Packet) -> int:
+        """The path_hash of a packet: of its addresses, with ports if the policy is 1 (layer 4)."""
+        if self.sysctl.get("net.ipv4.fib_multipath_hash_policy"):
+            more = packet.proto << 32 | packet.sport << 16 | packet.dport
+            return path_hash(packet.src, packet.dst, more)
+        return path_hash(packet.src, packet.dst)
 
     def source_address(self, dst: int) -> int | None:
         """The address a packet to ``dst`` would carry; None if there is no route."""
@@ -416,3 +417,13 @@ class NetNs:
             detail = f"{drop.reason}: {drop.detail}" if drop.detail else str(drop.reason)
             carrier.trace.step(self.name, "drop", detail, packet)
         return drop
+
+
+def _with_linkdown(route: Route, dark: set[str]) -> Route:
+    """A route as a dump has it, with what it says of devices without a carrier."""
+    if route.dev in dark:
+        return replace(route, linkdown=True)
+    if any(hop.dev in dark for hop in route.nexthops):
+        hops = tuple(replace(hop, linkdown=hop.dev in dark) for hop in route.nexthops)
+        return replace(route, nexthops=hops)
+    return route

@@ -11,6 +11,7 @@ import enum
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
+    from emulator.netstack.devices.tunnel import Ipip
     from emulator.netstack.netfilter.conntrack import Connection
 
 ICMP, IPIP, TCP, UDP = 1, 4, 6, 17
@@ -101,7 +102,8 @@ class FlowLog:
     The path adds what a repetition needs beyond that: ``lengths`` holds, for each counter, the
     bytes it was given; ``connections`` what conntrack must refresh (connection, reply, bytes);
     ``stations`` the bridge FDB entries the packet taught; ``max_length`` the longest packet (at
-    the entry) every device takes whole; ``ends`` where the packet went, a Terminal for each copy.
+    the entry) every device takes whole; ``ends`` where the packet went, a Terminal for each copy;
+    ``tunnel`` the IP-in-IP device that put the outer header of the end's ``prefix`` before it.
     """
 
     __slots__ = (
@@ -113,6 +115,7 @@ class FlowLog:
         "lengths",
         "max_length",
         "stations",
+        "tunnel",
     )
 
     def __init__(self, base: int = 0) -> None:
@@ -125,6 +128,7 @@ class FlowLog:
         self.stations: list[Station] = []
         self.max_length = 0xFFFF
         self.ends: list[Terminal] = []
+        self.tunnel: Ipip | None = None
 
     def settle(self, length: int) -> None:
         """The counters added since the last call were given ``length`` bytes each."""

@@ -27,8 +27,8 @@ class LinkInfo:
     ``running`` is LOWER_UP (a carrier), ``operstate`` RFC 2863's word.  ``link_index`` is the
     ifindex of a veth's peer, ``link_name`` its name if it is in the same namespace (``link_down``
     if it is down there), else ``link_netnsid`` numbers its namespace.  ``vni local dev port
-    learning srcport ageing_s`` are a vxlan's, ``local remote`` a tunnel's; octet counters are
-    bytes.
+    learning srcport ageing_s`` are a vxlan's, ``local remote ttl`` a tunnel's (``ttl`` 0: that of
+    the packet inside); octet counters are bytes.
     """
 
     index: int
@@ -51,6 +51,7 @@ class LinkInfo:
     vni: int = 0
     local: int = 0
     remote: int = 0
+    ttl: int = 0
     dev: str = ""
     port: int = 0
     learning: bool = True

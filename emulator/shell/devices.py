@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from emulator.addr import format_ip, format_mac, mask_of, parse_ip, parse_mac
@@ -18,7 +19,7 @@ from emulator.netstack.show.neigh import render_arp
 from emulator.shell import busybox_ip
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Iterator, Sequence
 
     from emulator.netstack.netns import NetNs
     from emulator.shell.context import ShellContext
@@ -215,33 +216,68 @@ async def arp(ctx: ShellContext, argv: Sequence[str]) -> int:
 async def sysctl(ctx: ShellContext, argv: Sequence[str]) -> int:
     """sysctl [-n] [-a] [-w] NAME[=VALUE]."""
     words = [word for word in argv[1:] if not word.startswith("-")]
-    table = ctx.ns.sysctl
+    table, devices = ctx.ns.sysctl, ctx.ns.devices
     if "-a" in argv[1:]:
-        words = sorted(table)
+        words = table.names(devices)
     status = 0
     for word in words:
         name, equals, value = word.partition("=")
-        name = name.strip().replace("/", ".")
+        name = _dotted(name.strip())
+        if table.read(name, devices) is None:
+            ctx.err(f"sysctl: cannot stat /proc/sys/{_slashed(name)}: No such file or directory\n")
+            status = 255
+            continue
         if equals:
             if not value.strip().lstrip("-").isdigit():
                 ctx.err(f'sysctl: setting key "{name}": Invalid argument\n')
                 status = 255
                 continue
             table[name] = int(value)
-        if name not in table:
-            path = name.replace(".", "/")
-            ctx.err(f"sysctl: cannot stat /proc/sys/{path}: No such file or directory\n")
-            status = 255
-            continue
-        ctx.out(f"{table[name]}\n" if "-n" in argv[1:] else f"{name} = {table[name]}\n")
+        found = table.read(name, devices)
+        ctx.out(f"{found}\n" if "-n" in argv[1:] else f"{name} = {found}\n")
     return status
 
 
-def proc_files(ns: NetNs) -> Mapping[str, Callable[[], bytes]]:
-    """Files of /proc that follow the namespace, for a context's file system."""
+def _dotted(name: str) -> str:
+    """A setting's name with dots; one with slashes keeps the dots of a device (eth0.100)."""
+    return name if "/" not in name else name.replace("/", ".")
 
-    def setting(name: str) -> Callable[[], bytes]:
-        return lambda: f"{ns.sysctl.get(name, 0)}\n".encode()
 
-    names = ("net.ipv4.ip_forward", "net.bridge.bridge-nf-call-iptables")
-    return {f"/proc/sys/{name.replace('.', '/')}": setting(name) for name in names}
+def _slashed(name: str) -> str:
+    """The path below /proc/sys: a device's own dots stay."""
+    parts = name.split(".")
+    if parts[:2] == ["net", "ipv4"] and len(parts) > 5:
+        return "/".join((*parts[:3], ".".join(parts[3:-1]), parts[-1]))
+    return "/".join(parts)
+
+
+class ProcSys(Mapping[str, Callable[[], bytes]]):
+    """/proc/sys as files that follow a namespace: what ``cat`` and ``ls`` see."""
+
+    def __init__(self, ns: NetNs) -> None:
+        self._ns = ns
+
+    def __getitem__(self, path: str) -> Callable[[], bytes]:
+        name = path.removeprefix("/proc/sys/")
+        value = self._ns.sysctl.read(_dotted(name), self._ns.devices)
+        if value is None or name == path:
+            raise KeyError(path)
+        return lambda: f"{value}\n".encode()
+
+    def __iter__(self) -> Iterator[str]:
+        names = self._ns.sysctl.names(self._ns.devices)
+        return iter([f"/proc/sys/{_slashed(name)}" for name in names])
+
+    def __len__(self) -> int:
+        return len(self._ns.sysctl.names(self._ns.devices))
+
+    def write(self, path: str, data: bytes) -> bool:
+        """Take a new value, a decimal number; False for anything else."""
+        text = data.decode("ascii", "replace").strip()
+        if not text:
+            # A shell truncates a file before it writes to it.
+            return True
+        if not text.lstrip("-").isdigit():
+            return False
+        self._ns.sysctl[_dotted(path.removeprefix("/proc/sys/"))] = int(text)
+        return True

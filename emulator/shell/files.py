@@ -178,10 +178,16 @@ class DiskFiles:
     """A node's files: a directory of the host taken as the root, with generated files above it."""
 
     def __init__(
-        self, root: Path, *, generated: Mapping[str, Callable[[], bytes]] | None = None
+        self,
+        root: Path,
+        *,
+        generated: Mapping[str, Callable[[], bytes]] | None = None,
+        on_write: Callable[[str, bytes], bool] | None = None,
     ) -> None:
+        """``on_write`` takes what is written to a generated file; False refuses it."""
         self._root = root
-        self._generated = dict(generated or {})
+        self._generated: Mapping[str, Callable[[], bytes]] = generated or {}
+        self._on_write = on_write
 
     def _path(self, path: str) -> Path:
         target = self._root / normal(path).lstrip("/")
@@ -206,7 +212,11 @@ class DiskFiles:
         if name == "/dev/null":
             return
         if name in self._generated:
-            raise _error(errno.EACCES, path)
+            if self._on_write is None:
+                raise _error(errno.EACCES, path)
+            if not self._on_write(name, data):
+                raise _error(errno.EINVAL, path)
+            return
         try:
             with self._path(path).open("ab" if append else "wb") as file:
                 file.write(data)

@@ -1,4 +1,4 @@
-"""ip: iproute2's objects link, address, route, neighbour, netns and rule as verbs and dumps."""
+"""ip: iproute2's objects link, address, route, neighbour, tunnel, netns and rule."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from emulator.errors import UsageError
 from emulator.shell.ip_link import address, link
 from emulator.shell.ip_route import neighbour, route
+from emulator.shell.ip_tunnel import tunnel
 from emulator.shell.ip_words import (
     CommandError,
     Options,
@@ -50,7 +51,7 @@ ip link set IFACE [up|down] [arp on|off] [multicast on|off]
 ip neigh show|flush [to PREFIX] [dev DEV] [nud STATE]
 ip rule [list] | add|del SELECTOR ACTION
 """
-_OBJECTS = ("address", "link", "route", "neighbour", "neighbor", "netns", "rule", "help")
+_OBJECTS = ("address", "link", "route", "neighbour", "neighbor", "netns", "rule", "tunnel", "help")
 
 
 def parse_options(argv: Sequence[str]) -> Options:
@@ -105,6 +106,8 @@ async def ip(ctx: ShellContext, argv: Sequence[str]) -> int:
                 route(request)
             case "neighbour" | "neighbor":
                 neighbour(request)
+            case "tunnel":
+                tunnel(request)
             case "netns":
                 return await _netns(request)
             case "rule":

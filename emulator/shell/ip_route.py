@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from emulator.addr import Prefix, parse_ip
 from emulator.errors import UsageError
-from emulator.netstack.fib import Route, RouteType
+from emulator.netstack.fib import PROTOCOLS, NextHop, Route, RouteType, protocol_name
 from emulator.netstack.show.neigh import render_ip_neigh
 from emulator.netstack.show.route import render_ip_route, render_route_get
 from emulator.shell import busybox_ip
@@ -66,7 +67,7 @@ def _route_show(request: Request) -> None:
                 dev = next_word(words, word)
                 _link_exists(request.ns, dev)
             case "proto" | "protocol":
-                protocol = next_word(words, word)
+                protocol = _protocol(next_word(words, word))
             case "exact" | "root" | "match" | "to":
                 wanted = next_word(words, word)
             case "scope" | "type":
@@ -136,6 +137,9 @@ def _parse_route(words: Sequence[str]) -> Route:
         word = rest.pop(0)
         if word in ("blackhole", "unreachable", "prohibit", "unicast", "local"):
             kind = RouteType(word)
+        elif word == "nexthop":
+            fields["nexthops"] = _parse_nexthops(rest)
+            break
         elif word == "onlink":
             fields["onlink"] = True
         elif word in ("via", "dev", "src", "metric", "proto", "protocol", "scope", "mtu", "table"):
@@ -145,8 +149,10 @@ def _parse_route(words: Sequence[str]) -> Route:
                 fields[key] = parse_address(value)
             elif word in ("metric", "mtu"):
                 fields[word] = parse_number(value, word)
+            elif word.startswith("proto"):
+                fields["protocol"] = _protocol(value)
             else:
-                fields["protocol" if word.startswith("proto") else word] = value
+                fields[word] = value
         elif word == "to":
             continue
         elif dst is None:
@@ -156,6 +162,51 @@ def _parse_route(words: Sequence[str]) -> Route:
     if dst is None:
         raise UsageError("RTNETLINK answers: Invalid argument")
     return Route(dst, type=kind, **fields)  # type: ignore[arg-type]  # checked word by word above
+
+
+def _protocol(text: str) -> str:
+    """The protocol as it is kept: by its name if it has one."""
+    if text.isdigit() and int(text) <= 255:
+        return protocol_name(int(text))
+    if text not in PROTOCOLS.values():
+        raise CommandError(f'Error: argument "{text}" is wrong: "protocol" value is invalid')
+    return text
+
+
+def _parse_nexthops(words: list[str]) -> tuple[NextHop, ...]:
+    """``via A dev D weight N onlink nexthop via B …``."""
+    hops: list[NextHop] = []
+    for part in _split(words, "nexthop"):
+        rest, hop = list(part), NextHop()
+        if not rest:
+            raise CommandError('Command line is not complete. Try option "help"')
+        while rest:
+            word = rest.pop(0)
+            match word:
+                case "via":
+                    hop = replace(hop, gateway=parse_address(next_word(rest, word)))
+                case "dev":
+                    hop = replace(hop, dev=next_word(rest, word))
+                case "weight":
+                    hop = replace(hop, weight=parse_number(next_word(rest, word), word))
+                case "onlink":
+                    hop = replace(hop, onlink=True)
+                case _:
+                    raise CommandError(
+                        f'Error: "nexthop" or end of line is expected instead of "{word}"'
+                    )
+        hops.append(hop)
+    return tuple(hops)
+
+
+def _split(words: list[str], at: str) -> list[list[str]]:
+    parts: list[list[str]] = [[]]
+    for word in words:
+        if word == at:
+            parts.append([])
+        else:
+            parts[-1].append(word)
+    return parts
 
 
 def _prefix(text: str) -> Prefix:

@@ -107,6 +107,14 @@ def decrement_ttl(data: bytes) -> bytes:
     return b"".join((data[:8], head, data[12:]))
 
 
+def with_tos(data: bytes, tos: int) -> bytes:
+    """Return the packet with another TOS byte and the checksum for it."""
+    header_len = (data[0] & 15) * 4
+    head = b"".join((data[:1], bytes((tos,)), data[2:10], b"\x00\x00", data[12:header_len]))
+    value = checksum(head)
+    return b"".join((head[:10], value.to_bytes(2, "big"), head[12:], data[header_len:]))
+
+
 def with_total_length(header: bytes, total: int, ident: int, frag: int) -> bytes:
     """Return a header (options included) with these three fields and a new checksum."""
     fields = struct.pack("!HHH", total, ident, frag)

@@ -20,7 +20,7 @@ from emulator.netstack.kernel import Kernel
 from emulator.runtime.clock import real_clock
 from emulator.runtime.stack import StackNetwork
 from emulator.shell.context import Buffer, ShellContext
-from emulator.shell.devices import proc_files
+from emulator.shell.devices import ProcSys
 from emulator.shell.files import DiskFiles
 from emulator.shell.registry import run_command
 
@@ -93,7 +93,7 @@ class Node:
             kernel=self.kernel,
             ns=ns,
             network=self.network(ns),
-            files=DiskFiles(self.root, generated=proc_files(ns)),
+            files=DiskFiles(self.root, generated=ProcSys(ns), on_write=ProcSys(ns).write),
             hostname="w1",
             env={},
             stdout=out,
@@ -397,3 +397,47 @@ async def test_without_flannel_s_masquerade_the_bridge_plugin_brings_its_own(
         ]
         node.cni.delete("p3", "cni-p3")
         assert (await node.run("iptables-save -t nat | grep CNI-"))[1] == ""
+
+
+async def test_per_device_settings_are_files_that_can_be_read_and_written(tmp_path: Path) -> None:
+    with a_node(tmp_path) as node:
+        await node.out("ip link add v0 type veth peer name v1")
+        path = "/proc/sys/net/ipv4/conf/v0/proxy_arp"
+        assert await node.out(f"cat {path}") == "0\n"
+        await node.out(f"echo 1 > {path}")
+        assert (
+            await node.out("sysctl net.ipv4.conf.v0.proxy_arp")
+            == "net.ipv4.conf.v0.proxy_arp = 1\n"
+        )
+        await node.out("sysctl -w net.ipv4.neigh.v0.proxy_delay=0")
+        assert await node.out("cat /proc/sys/net/ipv4/neigh/v0/proxy_delay") == "0\n"
+        status, _, err = await node.run("sysctl net.ipv4.conf.nosuch.proxy_arp")
+        assert (status, "No such file" in err) == (255, True)
+
+
+async def test_tunnels_are_shown_under_both_commands(tmp_path: Path) -> None:
+    with a_node(tmp_path) as node:
+        await node.out("ip link add tunl0 type ipip")
+        await node.out("ip tunnel add t1 mode ipip local 10.0.0.1 remote 10.0.0.2 ttl 7")
+        assert await node.out("ip tunnel show") == (
+            "tunl0: any/ip remote any local any ttl inherit nopmtudisc\n"
+            "t1: ip/ip remote 10.0.0.2 local 10.0.0.1 ttl 7 nopmtudisc\n"
+        )
+        assert "ipip any remote any local any ttl inherit" in await node.out(
+            "ip -d link show tunl0"
+        )
+
+
+async def test_a_multipath_route_is_typed_and_shown(tmp_path: Path) -> None:
+    with a_node(tmp_path) as node:
+        await node.out(
+            "ip link add d0 type dummy; ip link set d0 up; ip addr add 10.9.0.1/24 dev d0"
+        )
+        await node.out(
+            "ip route add 10.5.0.0/16 proto 12 nexthop via 10.9.0.2 nexthop via 10.9.0.3"
+        )
+        assert (await node.out("ip route show 10.5.0.0/16")).splitlines() == [
+            "10.5.0.0/16 proto bird ",
+            "\tnexthop via 10.9.0.2 dev d0 weight 1 ",
+            "\tnexthop via 10.9.0.3 dev d0 weight 1 ",
+        ]

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, ClassVar, Final
 
 from emulator.addr import ZERO_MAC, format_ip, format_mac
 from emulator.errors import WireError
-from emulator.netstack import gso
 from emulator.netstack.devices.base import Device
 from emulator.netstack.devices.fdb import AGEING_S, Fdb
 from emulator.netstack.packet import Drop, DropReason, Packet
@@ -150,7 +149,10 @@ class Vxlan(Device):
 
 
 class Ipip(Device):
-    """An IP-in-IP tunnel.  ``remote`` 0 makes it a hub: the nexthop of the route is the far end."""
+    """An IP-in-IP tunnel.  ``remote`` 0 makes it a hub: the nexthop of the route is the far end.
+
+    ``ttl`` 0 and DF are inherited from the packet inside, as ``ip tunnel`` has it by default.
+    """
 
     kind: ClassVar[str] = "ipip"
     arp: ClassVar[bool] = False
@@ -158,12 +160,13 @@ class Ipip(Device):
     default_mtu: ClassVar[int] = 1480
     rx_header: ClassVar[int] = 0
 
-    def __init__(self, ns: NetNs, name: str, *, local: int, remote: int) -> None:
+    def __init__(self, ns: NetNs, name: str, *, local: int, remote: int, ttl: int = 0) -> None:
         super().__init__(ns, name, b"")
         self.local = local
         self.remote = remote
+        self.ttl = ttl
         self.carrier_ns = ns
-        self._ident = 0
+        self._ident = ns.next_ident()
 
     def destroy(self) -> None:
         """Close the receiving end."""
@@ -171,48 +174,55 @@ class Ipip(Device):
             self.carrier_ns.tunnels.remove(self)
 
     def _fields(self) -> dict[str, object]:
-        return super()._fields() | {"local": self.local, "remote": self.remote}
+        return super()._fields() | {"local": self.local, "remote": self.remote, "ttl": self.ttl}
+
+    def next_ident(self) -> int:
+        """The identification of the next outer packet."""
+        self._ident = (self._ident + 1) & 0xFFFF
+        return self._ident
 
     def _xmit(self, skb: Skb) -> Drop | None:
+        """ip_tunnel_xmit: find the far end and our address towards it, wrap, send."""
         # The IPv4 layer left the nexthop where an Ethernet device has the destination address.
         far = self.remote or int.from_bytes(skb.dst, "big")
-        if far == 0:
-            return Drop(DropReason.NO_ROUTE, f"{self.name}: the route names no far end")
         ns = self.carrier_ns
+        route = ns.route_output(far)
         src = self.local or ns.source_address(far)
-        if src is None:
+        if not far or route is None or src is None:
             return Drop(DropReason.NO_ROUTE, f"{self.name}: no route to {format_ip(far)}")
-        inner = gso.segments(skb.data, skb.gso_size) if skb.gso_size else [skb.data]
-        drop: Drop | None = None
-        for data in inner:
-            drop = self._send(skb, data, src, far) or drop
-        return drop
-
-    def _send(self, skb: Skb, inner: bytes, src: int, far: int) -> Drop | None:
-        self._ident = (self._ident + 1) & 0xFFFF
+        if route.dev == self.name and ns is self.ns:
+            detail = f"{self.name}: the far end {format_ip(far)} is behind the tunnel itself"
+            return Drop(DropReason.LOOP, detail)
         try:
-            data = ipip.encapsulate(inner, src, far, ttl=ipv4.DEFAULT_TTL, ident=self._ident)
+            data = ipip.encapsulate(skb.data, src, far, ttl=self.ttl, ident=self.next_ident())
         except WireError as error:
             return Drop(DropReason.TOO_BIG, f"{self.name}: {error}")
-        packet = Packet(data)
+        packet = Packet(data, gso_size=skb.gso_size)
         packet.mark, packet.trace = skb.mark, skb.trace
-        if skb.flow is not None:
-            # The outer header differs from packet to packet (total length, identification).
-            skb.flow.cacheable = False
+        flow = packet.flow = skb.flow
+        if flow is not None:
+            # One header is put back on a repetition; a tunnel in a tunnel takes the long way.
+            flow.cacheable = flow.cacheable and flow.tunnel is None
+            flow.tunnel = self
         if skb.trace is not None:
             detail = f"{self.name}: IP in IP to {format_ip(far)}"
             skb.trace.step(self.ns.name, "encap", detail, packet)
-        return self.carrier_ns.ip.output_packet(packet, "")
+        return ns.ip.output_packet(packet, "")
 
-    def receive_encapsulated(self, packet: Packet) -> None:
+    def receive_encapsulated(self, packet: Packet) -> Drop | None:
         """Take a packet of protocol 4 addressed to this tunnel."""
         try:
             inner = ipip.decapsulate(packet.data)
         except WireError as error:
-            self.carrier_ns.count_drop(Drop(DropReason.BAD_HEADER, str(error)), packet)
-            return
+            return Drop(DropReason.BAD_HEADER, str(error))
+        if packet.data[1] & 3 == ipip.CE:
+            if not inner[1] & 3:
+                detail = f"{self.name}: congestion marked outside, not capable inside"
+                return Drop(DropReason.BAD_HEADER, detail)
+            inner = ipv4.with_tos(inner, inner[1] | ipip.CE)
         skb = Skb(b"", b"", ETHERTYPE_IPV4, inner, gso_size=packet.gso_size)
-        skb.trace = packet.trace
+        skb.mark, skb.flow, skb.trace = packet.mark, packet.flow, packet.trace
         if skb.trace is not None:
             self.trace(skb, "decap", f"{self.name}: from {format_ip(packet.src)}")
         self.receive(skb)
+        return None

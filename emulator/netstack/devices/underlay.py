@@ -13,7 +13,7 @@ from emulator.addr import BROADCAST_MAC, ZERO_MAC, format_mac
 from emulator.errors import WireError
 from emulator.netstack import gso
 from emulator.netstack.devices.base import Device
-from emulator.netstack.packet import UDP, Drop, DropReason, FlowLog, Terminal
+from emulator.netstack.packet import IPIP, TCP, UDP, Drop, DropReason, FlowLog, Terminal
 from emulator.netstack.skb import Skb
 from emulator.wire import arp, ipv4, udp, vxlan
 from emulator.wire.ethernet import ETHERTYPE_ARP, ETHERTYPE_IPV4
@@ -98,8 +98,10 @@ class Underlay(Device):
     def _cut(self, data: bytes, gso_size: int) -> list[bytes]:
         """Cut an outer packet that holds a super-segment into outer packets."""
         header_len = (data[0] & 15) * 4
-        if data[9] != UDP:
-            return gso.segments(data, gso_size) if data[9] == 6 else [data]
+        if data[9] == TCP:
+            return gso.segments(data, gso_size)
+        if data[9] == IPIP:
+            return self._cut_inner(data, header_len, gso_size)
         start = header_len + _UDP_HEADER + VXLAN_PREFIX
         out = []
         for number, inner in enumerate(gso.segments(data[start:], gso_size)):
@@ -111,6 +113,17 @@ class Underlay(Device):
             prefix = data[header_len + 6 : start]
             out.append(b"".join((head, ports, length, prefix, inner)))
         return out
+
+    @staticmethod
+    def _cut_inner(data: bytes, header_len: int, gso_size: int) -> list[bytes]:
+        """Cut an IP-in-IP packet (inet_gso_segment: each piece has the outer header, numbered)."""
+        header, first = data[:header_len], int.from_bytes(data[4:6], "big")
+        frag = int.from_bytes(data[6:8], "big")
+        return [
+            ipv4.with_total_length(header, header_len + len(inner), (first + number) & 0xFFFF, frag)
+            + inner
+            for number, inner in enumerate(gso.segments(data[header_len:], gso_size))
+        ]
 
     def _xmit(self, skb: Skb) -> Drop | None:
         if skb.ethertype == ETHERTYPE_ARP:
@@ -150,6 +163,8 @@ class Underlay(Device):
         if flow is not None:
             # What VXLAN carries may be anything; only an IPv4 packet behind plain headers repeats.
             cut = start + VXLAN_PREFIX if kind == "vxlan" else 0
+            if flow.tunnel is not None and data[9] == IPIP and header_len == ipv4.HEADER_LEN:
+                cut = header_len
             if len(data) - cut >= ipv4.HEADER_LEN:
                 flow.ends.append(Terminal(kind, self, data[cut:], data[start:cut], peer, src_port))
             else:

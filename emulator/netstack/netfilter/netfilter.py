@@ -31,7 +31,7 @@ from emulator.netstack.netfilter.recent import RecentLists
 from emulator.netstack.netfilter.restore import restore
 from emulator.netstack.netfilter.rules import TABLES, Chain, RuleSpec, Table
 from emulator.netstack.netfilter.walk import Walker
-from emulator.netstack.packet import UDP, Drop, Hook, NamespaceView, Packet
+from emulator.netstack.packet import IPIP, UDP, Drop, Hook, NamespaceView, Packet
 
 if TYPE_CHECKING:
     import random
@@ -148,12 +148,12 @@ class Netfilter:
 
     @staticmethod
     def _one_way(connection: Connection, reply: bool) -> bool:
-        """True for datagrams nobody answers (VXLAN's outer packets): NEW, but none differs.
+        """True for packets nobody answers (VXLAN's and IP in IP's outer ones): none differs.
 
         The flow cache watches the status: the first answer makes it look again.
         """
         return (
-            connection.proto == UDP
+            connection.proto in (UDP, IPIP)
             and not reply
             and connection.status & (CONFIRMED | SEEN_REPLY | DYING) == CONFIRMED
         )

@@ -89,12 +89,29 @@ def _details(link: LinkInfo) -> str:
             text += "nolearning "
         return text + f"ttl auto ageing {link.ageing_s} udpcsum noudp6zerocsumtx noudp6zerocsumrx "
     if link.kind == "ipip":
-        remote = format_ip(link.remote) if link.remote else "any"
-        local = format_ip(link.local) if link.local else "any"
-        return f"    ipip remote {remote} local {local} ttl inherit nopmtudisc "
+        # tunl0, the fallback device, says nothing of what it carries.
+        carries = "ipip" if link.local or link.remote else "any"
+        return f"    ipip {carries} {_ends(link)} nopmtudisc "
     if link.kind in ("veth", "bridge", "dummy"):
         return f"    {link.kind} "
     return ""
+
+
+def _ends(link: LinkInfo) -> str:
+    remote = format_ip(link.remote) if link.remote else "any"
+    local = format_ip(link.local) if link.local else "any"
+    return f"remote {remote} local {local} ttl {link.ttl or 'inherit'}"
+
+
+def render_ip_tunnel(links: Iterable[LinkInfo], *, style: Style = "modern") -> str:
+    """``ip tunnel show``; until 2016 the fallback device was ``ip/ip`` as the others."""
+    lines = []
+    for link in links:
+        if link.kind == "ipip":
+            fallback = not link.local and not link.remote and style == "modern"
+            mode = "any/ip" if fallback else "ip/ip"
+            lines.append(f"{link.name}: {mode} {_ends(link)} nopmtudisc\n")
+    return "".join(lines)
 
 
 def _statistics(link: LinkInfo) -> list[str]:

@@ -10,7 +10,7 @@ from emulator.netstack.fib import RouteType
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from emulator.netstack.fib import Route
+    from emulator.netstack.fib import NextHop, Route
     from emulator.netstack.netns import NetNs
 
     Style = Literal["modern", "2017"]
@@ -34,6 +34,7 @@ def render_ip_route(
 
 
 def _line(route: Route, style: Style, hide_dev: bool, hide_proto: bool, show_table: bool) -> str:
+    """One route: a line, and one more for each way of several."""
     # Until 2018 these fields brought a blank of their own in front.
     pad = " " if style == "2017" else ""
     text = "" if route.type is RouteType.UNICAST else f"{route.type} "
@@ -60,7 +61,21 @@ def _line(route: Route, style: Style, hide_dev: bool, hide_proto: bool, show_tab
         text += "linkdown "
     if route.mtu:
         text += f" mtu {route.mtu}" if style == "2017" else f"mtu {route.mtu} "
-    return text
+    return text + "".join(_way(hop, style) for hop in route.nexthops)
+
+
+def _way(hop: NextHop, style: Style) -> str:
+    flags = [
+        name
+        for name, is_set in (("dead", hop.dead), ("onlink", hop.onlink), ("linkdown", hop.linkdown))
+        if is_set
+    ]
+    tail = [f"dev {hop.dev}", f"weight {hop.weight}", *flags]
+    if style == "2017":
+        via = f" via {format_ip(hop.gateway)} " if hop.gateway is not None else ""
+        return f"\n\tnexthop{via} {' '.join(tail)}"
+    via = f"via {format_ip(hop.gateway)} " if hop.gateway is not None else ""
+    return f"\n\tnexthop {via}{' '.join(tail)} "
 
 
 def _destination(route: Route) -> str:
