@@ -14,6 +14,15 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "command",
+        nargs="*",
+        help="nothing: serve; 'snapshot restore FILE': make --data-dir from a snapshot of etcdctl "
+        "or from a stopped real etcd's directory",
+    )
+    parser.add_argument(
+        "--skip-hash-check", action="store_true", help="restore a file that has no sha256"
+    )
     parser.add_argument("--name", default="default", help="the member's name")
     parser.add_argument("--data-dir", metavar="DIR", help="default: <name>.etcd")
     parser.add_argument("--listen-client-urls", metavar="URL", default=DEFAULT_ETCD)
@@ -21,6 +30,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.command:
+        return _snapshot(args)
     from etcd.server.config import EtcdConfig
     from etcd.server.daemon import run_etcd
 
@@ -36,6 +47,20 @@ def run(args: argparse.Namespace) -> int:
         advertise_client_urls=advertised,
     )
     return run_here(functools.partial(run_etcd, config), "etcd")
+
+
+def _snapshot(args: argparse.Namespace) -> int:
+    match args.command:
+        case ["snapshot", "restore", file]:
+            from etcd.server.restore import restore_snapshot
+
+            data_dir = args.data_dir or f"{args.name}.etcd"
+            skip = args.skip_hash_check
+            print(restore_snapshot(file, data_dir, name=args.name, skip_hash_check=skip))
+            return 0
+        case _:
+            words = " ".join(args.command)
+            raise UsageError(f"etcd {words}: unknown; there is 'etcd snapshot restore FILE'")
 
 
 def _address(flag: str, text: str) -> tuple[str, int]:

@@ -25,7 +25,7 @@ from etcd.core.pb import rpc_pb2 as pb
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from etcd.core.mvcc import Changes, KeyValue
+    from etcd.core.mvcc import Changes, KeyValue, Rows
     from etcd.core.wal import Kind
 
 # etcd --max-request-bytes.
@@ -317,7 +317,7 @@ def _puts(request: pb.TxnRequest) -> bool:
     )
 
 
-def _snapshot_payloads(head: bytes, rows: Iterator[tuple[int, int, KeyValue]]) -> Iterator[bytes]:
+def _snapshot_payloads(head: bytes, rows: Rows) -> Iterator[bytes]:
     yield head
     frames = 2
     batch: list[tuple[int, KeyValue]] = []

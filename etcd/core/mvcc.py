@@ -22,7 +22,7 @@ from etcd.core.pb import kv_pb2
 from etcd.core.sortedkeys import SortedKeys
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Generator, Iterable, Iterator
 
 
 class KeyValue(NamedTuple):
@@ -45,6 +45,8 @@ class Found(NamedTuple):
 
 
 Changes = tuple[KeyValue, ...]
+# Rows hashed between two yields of ``hash_kv``: about a millisecond.
+HASH_SLICE_ROWS = 500
 _mod_revision = attrgetter("mod_revision")
 
 
@@ -268,16 +270,15 @@ class Store:
 
     # Whole-store views ---------------------------------------------------------------------
 
-    def rows(self, upto: int | None = None) -> Iterator[tuple[int, int, KeyValue]]:
-        """Yield every stored version as (main, sub, version), in revision order.
-
-        The versions are those of the moment of the call, whatever happens while iterating.
-        """
+    def rows(self, upto: int | None = None) -> Rows:
+        """Return every stored version in revision order, as of this moment."""
         stop = len(self._log) if upto is None else max(0, upto + 1 - self._log_base)
-        return _rows(self._kept, self._kept_subs, self._log_base, self._log[:stop])
+        return Rows(self._kept, self._kept_subs, self._log_base, self._log[:stop])
 
-    def hash_kv(self, revision: int) -> tuple[int, int]:
+    def hash_kv(self, revision: int) -> Generator[None, None, tuple[int, int]]:
         """Return (crc32c as HashKV gives it, compacted revision) at ``revision`` (0: now).
+
+        Resume the generator until it returns; the hash is of the moment it was first resumed.
 
         Source: server/mvcc/hash.go, kvstore.go hashByRev.
         """
@@ -285,27 +286,34 @@ class Store:
             raise EtcdError(*COMPACTED)
         if revision > self.revision:
             raise EtcdError(*FUTURE_REVISION)
-        upto = revision or self.revision
-        seen: dict[bytes, tuple[int, int]] = {}
-        rows = list(self.rows(upto))
+        compacted = self.compacted
+        rows = self.rows(revision or self.revision)
+        # Only the rows of before the compaction need to know whether something newer follows.
+        newest: dict[bytes, int] = {}
         dead: set[bytes] = set()
-        for main, sub, kv in rows:
-            seen[kv.key] = (main, sub)
+        for count, (_, _, kv) in enumerate(rows):
+            newest[kv.key] = count
             if kv.version:
                 dead.discard(kv.key)
             else:
                 dead.add(kv.key)
-        keep_nothing = len(dead) == len(seen)
-        parts = [b"key"]
-        for main, sub, kv in rows:
-            if main <= self.compacted and not keep_nothing:
-                newest = seen[kv.key] == (main, sub)
-                if not newest or kv.key in dead:
-                    continue
+            if count % HASH_SLICE_ROWS == 0:
+                yield
+        keep_nothing = len(dead) == len(newest)
+        crc = crc32c(b"key")
+        parts: list[bytes] = []
+        for count, (main, sub, kv) in enumerate(rows):
+            outdated = newest[kv.key] != count or kv.key in dead
+            if outdated and main <= compacted and not keep_nothing:
+                continue
             mark = b"" if kv.version else b"t"
             parts.append(main.to_bytes(8, "big") + b"_" + sub.to_bytes(8, "big") + mark)
             parts.append(kv_message(kv).SerializeToString(deterministic=True))
-        return crc32c(b"".join(parts)), self.compacted
+            if count % HASH_SLICE_ROWS == 0:
+                crc = crc32c(b"".join(parts), crc)
+                parts.clear()
+                yield
+        return crc32c(b"".join(parts), crc), compacted
 
     def restore(
         self, revision: int, compacted: int, rows: Iterable[tuple[int, int, KeyValue]]
@@ -353,20 +361,36 @@ class Store:
         return iter(self._live.values())
 
 
-def _rows(
-    kept: list[KeyValue],
-    subs: dict[tuple[int, bytes], int],
-    base: int,
-    log: list[Changes | KeyValue],
-) -> Iterator[tuple[int, int, KeyValue]]:
-    for kv in kept:
-        yield kv.mod_revision, subs.get((kv.mod_revision, kv.key), 0), kv
-    for main, changes in enumerate(log, base):
-        if isinstance(changes, KeyValue):
-            yield main, 0, changes
-        else:
-            for sub, kv in enumerate(changes):
-                yield main, sub, kv
+class Rows:
+    """Stored versions as they were, whatever happens to the store meanwhile.
+
+    Iterating, as often as one likes, yields (main, sub, version) in revision order.
+    """
+
+    __slots__ = ("_base", "_kept", "_log", "_subs")
+
+    def __init__(
+        self,
+        kept: list[KeyValue],
+        subs: dict[tuple[int, bytes], int],
+        base: int,
+        log: list[Changes | KeyValue],
+    ) -> None:
+        self._kept = kept
+        self._subs = subs
+        self._base = base
+        self._log = log
+
+    def __iter__(self) -> Iterator[tuple[int, int, KeyValue]]:
+        subs = self._subs
+        for kv in self._kept:
+            yield kv.mod_revision, subs.get((kv.mod_revision, kv.key), 0), kv
+        for main, changes in enumerate(self._log, self._base):
+            if isinstance(changes, KeyValue):
+                yield main, 0, changes
+            else:
+                for sub, kv in enumerate(changes):
+                    yield main, sub, kv
 
 
 class WriteTxn:

@@ -53,6 +53,11 @@ class _Stream:
         connection = self._connection
         connection.member.answer(connection, self._id, payload, final=False)
 
+    def answer(self, payload: bytes) -> None:
+        connection = self._connection
+        connection.member.answer(connection, self._id, payload)
+        connection.touch()
+
     def writable(self) -> bool:
         return self._connection.writable(self._id)
 
@@ -234,6 +239,8 @@ class GrpcServerConnection(asyncio.Protocol):
         data = grpc.frame(payload)
         if final:
             self._h2.respond(call_id, grpc.RESPONSE_HEAD, data, grpc.OK_TRAILERS)
+            if call_id in self._calls:
+                self._drop(call_id)
             return
         call = self._calls.get(call_id)
         if isinstance(call, _Stream):

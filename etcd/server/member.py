@@ -41,10 +41,25 @@ class Caller(Protocol):
         """Write what was released to the socket."""
 
 
+class Work(Protocol):
+    """Something long, done a slice per loop tick."""
+
+    def step(self) -> bool:
+        """Do one slice; True if there is more that could be done at once.
+
+        Otherwise it is over, or waits for a client that reads too slowly.
+        """
+
+
 def _derive_id(*parts: str) -> int:
     """Return a stable non-zero 64-bit number, as etcd hashes its names and URLs."""
     digest = hashlib.sha1("\0".join(parts).encode(), usedforsecurity=False).digest()
     return int.from_bytes(digest[:8], "big") | 1
+
+
+def derive_ids(name: str) -> tuple[int, int]:
+    """Return (cluster id, member id) of a new member."""
+    return _derive_id("cluster", name), _derive_id("member", name)
 
 
 class Member:
@@ -73,6 +88,7 @@ class Member:
         self._touched: dict[Caller, None] = {}
         self._flush_scheduled = False
         self._sync_scheduled = False
+        self._work: dict[Work, None] = {}
         self._lease_wake = asyncio.Event()
         # When the expiry task wakes by itself.
         self._lease_due = float("inf")
@@ -84,8 +100,7 @@ class Member:
     def _recover(self) -> Engine:
         ids = self._storage.identity() if self._storage is not None else None
         if ids is None:
-            name = self.config.name
-            ids = _derive_id("cluster", name), _derive_id("member", name)
+            ids = derive_ids(self.config.name)
         engine = Engine(*ids, quota_bytes=self.config.quota_bytes)
         if self._storage is not None:
             self._storage.load(engine)
@@ -194,17 +209,29 @@ class Member:
             self.touch(caller)
         self.schedule_flush()
 
-    # Watches that lag ------------------------------------------------------------------------
+    # Watches that lag, long work ---------------------------------------------------------------
+
+    def begin_work(self, work: Work) -> None:
+        """Have ``work.step()`` called until ``end_work``."""
+        self._work[work] = None
+        self.schedule_sync()
+
+    def end_work(self, work: Work) -> None:
+        """Call it no more; nothing happens if it is not known."""
+        self._work.pop(work, None)
 
     def schedule_sync(self) -> None:
-        """Feed the watchers that lag behind, a slice per tick."""
-        if not self._sync_scheduled and self.hub.lagging:
+        """Feed the watchers that lag behind and go on with long work, a slice per tick."""
+        if not self._sync_scheduled and (self.hub.lagging or self._work):
             self._sync_scheduled = True
             self.loop.call_soon(self._sync)
 
     def _sync(self) -> None:
         self._sync_scheduled = False
-        if self.hub.sync():
+        more = self.hub.sync()
+        for work in list(self._work):
+            more = work.step() or more
+        if more:
             self.schedule_sync()
 
     # Background ------------------------------------------------------------------------------

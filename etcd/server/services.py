@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from google.protobuf.message import DecodeError, Message
 
 from etcd.core import errors
-from etcd.core.crc32c import crc32c
+from etcd.core.backup import PEER_URL
 from etcd.core.errors import Code, EtcdError
-from etcd.core.mvcc import kv_message
 from etcd.core.pb import health_pb2, rpc_pb2
 from etcd.core.pb import rpc_pb2 as pb
 from etcd.server.config import SERVER_VERSION
@@ -89,8 +88,6 @@ class Services:
             maintenance + "Defragment": Unary(
                 pb.DefragmentRequest, lambda _: pb.DefragmentResponse(header=member.engine.header())
             ),
-            maintenance + "Hash": Unary(pb.HashRequest, self._hash),
-            maintenance + "HashKV": Unary(pb.HashKVRequest, self._hash_kv),
             maintenance + "MoveLeader": Unary(pb.MoveLeaderRequest, self._move_leader),
             "/grpc.health.v1.Health/Check": Unary(health_pb2.HealthCheckRequest, self._health),
         }
@@ -120,7 +117,7 @@ class Services:
             pb.Member(
                 ID=member.engine.member_id,
                 name=member.config.name,
-                peerURLs=["http://localhost:2380"],
+                peerURLs=[PEER_URL],
                 clientURLs=member.client_urls,
             )
         ]
@@ -186,19 +183,6 @@ class Services:
                 changed = [(request.memberID, request.alarm)]
         alarms = [pb.AlarmMember(memberID=member, alarm=alarm) for member, alarm in changed]
         return pb.AlarmResponse(header=engine.header(), alarms=alarms)
-
-    def _hash(self, _: pb.HashRequest) -> Message:
-        """A checksum of the whole store; unlike HashKV it has no meaning between servers."""
-        engine = self._member.engine
-        crc = 0
-        for main, sub, kv in engine.store.rows():
-            crc = crc32c(b"%d_%d" % (main, sub) + kv_message(kv).SerializeToString(), crc)
-        return pb.HashResponse(header=engine.header(), hash=crc)
-
-    def _hash_kv(self, request: pb.HashKVRequest) -> Message:
-        engine = self._member.engine
-        value, compacted = engine.store.hash_kv(request.revision)
-        return pb.HashKVResponse(header=engine.header(), hash=value, compact_revision=compacted)
 
     def _move_leader(self, _: pb.MoveLeaderRequest) -> Message:
         raise EtcdError(*errors.BAD_LEADER_TRANSFEREE)

@@ -138,6 +138,14 @@ class Storage:
             return
         self._replay(engine, names, sequence)
 
+    def create(self, engine: Engine) -> None:
+        """Fill a fresh directory with an engine's state."""
+        self._header = wal.FileHeader(engine.cluster_id, engine.member_id, 0)
+        # The log begins at 1: a snapshot's number is never 0.
+        self._writer = wal.FrameWriter(1)
+        for _ in self.write_snapshot(engine.snapshot(self.sequence)):
+            pass
+
     @staticmethod
     def _names(directory: str, suffix: str) -> list[str]:
         return sorted(name for name in os.listdir(directory) if name.endswith(suffix))

@@ -1,4 +1,4 @@
-"""The streaming calls: watch, lease keepalive, health watch."""
+"""The calls that live on: watch, lease keepalive, health watch, and those of ``long_calls``."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from etcd.core.pb import health_pb2
 from etcd.core.pb import rpc_pb2 as pb
+from etcd.server.long_calls import LONG_CALLS
 from etcd.server.services import decode
 
 if TYPE_CHECKING:
@@ -23,6 +24,9 @@ class Reply(Protocol):
 
     def send_durable(self, payload: bytes) -> None:
         """Send one response message once everything pending is durable."""
+
+    def answer(self, payload: bytes) -> None:
+        """Send the one response of a unary call once everything pending is durable; end it."""
 
     def writable(self) -> bool:
         """Whether the client keeps up."""
@@ -108,4 +112,5 @@ STREAMS: dict[str, Callable[[Member, Reply], StreamCall]] = {
     "/etcdserverpb.Watch/Watch": WatchCall,
     "/etcdserverpb.Lease/LeaseKeepAlive": KeepAliveCall,
     "/grpc.health.v1.Health/Watch": HealthWatchCall,
+    **LONG_CALLS,
 }
