@@ -25,6 +25,7 @@ class KubeletConfig:
     ``node_ip`` is the emulated address, ``underlay_host`` the real one other processes dial,
     ``state_dir`` the node's root directory (``run/flannel/subnet.env`` lies under it).
     ``tls_cert`` and ``tls_key`` are paths of PEM files; both empty serves plain HTTP (tests).
+    ``network_up`` is reason and message of the condition NetworkUnavailable once it is False.
     ``token`` is the bearer token a caller of the API on ``listen_port`` must show.
     """
 
@@ -41,6 +42,7 @@ class KubeletConfig:
     era: str = "modern"
     cluster_dns: str = ""
     cluster_domain: str = "cluster.local"
+    network_up: tuple[str, str] = ("FlannelIsUp", "Flannel is running on this node")
     labels: dict[str, str] = field(default_factory=dict)
     taints: tuple[dict[str, str], ...] = ()
     unschedulable: bool = False

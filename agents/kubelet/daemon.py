@@ -114,7 +114,7 @@ class Kubelet:
 
     async def run(self) -> None:
         """Serve until cancelled."""
-        dead = self._plugin.collect([])
+        dead = await self._plugin.collect([])
         if dead:
             self._role.log.info("released the addresses of %d dead sandboxes", len(dead))
         self.server.start()
@@ -174,7 +174,7 @@ class Kubelet:
         # A fault in one pod's handling must not end the other pods of the node.
         except Exception as error:
             self._sync_failed(key, worker.pod.obj, error)
-            worker.abandon()
+            await worker.abandon()
             await asyncio.sleep(SYNC_RETRY_S)
         finally:
             del self.workers[key]
@@ -245,7 +245,7 @@ class Kubelet:
         due_at = 0.0
         while True:
             complaint, now = self._plugin.ready(), self._role.clock.monotonic()
-            denied = conditions_differ(self._node, complaint)
+            denied = conditions_differ(self.config, self._node, complaint)
             if complaint != reported or denied or now >= due_at:
                 try:
                     await self._send_node_status()

@@ -86,7 +86,7 @@ def node_status(
     return {
         "capacity": resources,
         "allocatable": dict(resources),
-        "conditions": _conditions(not_ready, known, now),
+        "conditions": _conditions(config, not_ready, known, now),
         "addresses": [
             {"type": "InternalIP", "address": config.node_ip},
             {"type": "Hostname", "address": config.node_name},
@@ -107,7 +107,7 @@ def node_status(
     }
 
 
-def _wanted(not_ready: str | None) -> list[tuple[str, str, str, str]]:
+def _wanted(config: KubeletConfig, not_ready: str | None) -> list[tuple[str, str, str, str]]:
     """(type, status, reason, message) of this kubelet's conditions."""
     wanted = [
         (
@@ -128,23 +128,27 @@ def _wanted(not_ready: str | None) -> list[tuple[str, str, str, str]]:
     if not_ready is not None:
         wanted[-1] = ("Ready", "False", "KubeletNotReady", NETWORK_NOT_READY.format(not_ready))
     else:
-        wanted.insert(
-            0, ("NetworkUnavailable", "False", "FlannelIsUp", "Flannel is running on this node")
-        )
+        wanted.insert(0, ("NetworkUnavailable", "False", *config.network_up))
     return wanted
 
 
-def conditions_differ(known: Mapping[str, Any] | None, not_ready: str | None) -> bool:
+def conditions_differ(
+    config: KubeletConfig, known: Mapping[str, Any] | None, not_ready: str | None
+) -> bool:
     """Whether the Node as last seen says other than this kubelet about its own conditions."""
     if known is None:
         return True
     conditions = (known.get("status") or {}).get("conditions") or ()
     said = {each["type"]: (each.get("status"), each.get("reason")) for each in conditions}
-    return any(said.get(kind) != (status, reason) for kind, status, reason, _ in _wanted(not_ready))
+    return any(
+        said.get(kind) != (status, reason) for kind, status, reason, _ in _wanted(config, not_ready)
+    )
 
 
-def _conditions(not_ready: str | None, known: Mapping[str, Any] | None, now: float) -> list[Object]:
-    wanted = _wanted(not_ready)
+def _conditions(
+    config: KubeletConfig, not_ready: str | None, known: Mapping[str, Any] | None, now: float
+) -> list[Object]:
+    wanted = _wanted(config, not_ready)
     before = {
         each["type"]: each for each in ((known or {}).get("status") or {}).get("conditions") or ()
     }

@@ -23,16 +23,23 @@ class PodAttachment(Protocol):
 
 
 class PodNetwork(Protocol):
-    """The network plugin as the kubelet sees it (agents/cni NodeCni); errors are PodwireErrors."""
+    """The network plugin as the kubelet sees it (agents/cni, agents/calico).
+
+    Errors are PodwireErrors.  Adding what is wired and deleting what is not are none.
+    """
+
+    @property
+    def plugin_type(self) -> str:
+        """The plugin's name, which events blame."""
 
     def ready(self) -> str | None:
         """None when pods can be wired, else the runtime's complaint."""
 
-    def add(self, container_id: str, netns: str) -> PodAttachment: ...
+    async def add(self, container_id: str, netns: str, pod: PodSpec) -> PodAttachment: ...
 
-    def delete(self, container_id: str, netns: str) -> None: ...
+    async def delete(self, container_id: str, netns: str) -> None: ...
 
-    def collect(self, live: list[str]) -> tuple[str, ...]:
+    async def collect(self, live: list[str]) -> tuple[str, ...]:
         """Give back what sandboxes not in ``live`` held."""
 
 
@@ -52,7 +59,7 @@ class Sandbox:
         return tuple(format_ip(each.ip) for each in self.ns.addrs())
 
 
-def create_sandbox(
+async def create_sandbox(
     pod: PodSpec,
     config: KubeletConfig,
     kernel: Kernel,
@@ -68,7 +75,7 @@ def create_sandbox(
     ns = kernel.netns_add(netns)
     try:
         ns.link_set("lo", up=True)
-        attachment = plugin.add(sandbox_id, netns)
+        attachment = await plugin.add(sandbox_id, netns, pod)
     except BaseException:
         kernel.netns_del(netns)
         raise
@@ -79,11 +86,11 @@ def create_sandbox(
     return Sandbox(sandbox_id, netns, ns, StackNetwork(ns, hosts=hosts), hostname, attachment.ip)
 
 
-def delete_sandbox(sandbox: Sandbox, kernel: Kernel, plugin: PodNetwork) -> None:
+async def delete_sandbox(sandbox: Sandbox, kernel: Kernel, plugin: PodNetwork) -> None:
     """Give the address back and drop the namespace; a sandbox half made is no error."""
     if not sandbox.netns:
         return
-    plugin.delete(sandbox.sandbox_id, sandbox.netns)
+    await plugin.delete(sandbox.sandbox_id, sandbox.netns)
     if sandbox.netns in kernel.netns_names():
         kernel.netns_del(sandbox.netns)
 

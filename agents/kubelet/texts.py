@@ -67,11 +67,24 @@ def unhealthy(kind: str, output: str) -> str:
     return f"{kind} probe failed: {output}"
 
 
-def sandbox_failed(sandbox_id: str, pod_name: str, network: str, cause: str) -> str:
+def sandbox_failed(sandbox_id: str, plugin: str, cause: str) -> str:
     """FailedCreatePodSandBox, as kuberuntime and containerd word it together."""
     return (
         "Failed to create pod sandbox: rpc error: code = Unknown desc = failed to setup network "
-        f'for sandbox "{sandbox_id}": plugin type="flannel" failed (add): {cause}'
+        f'for sandbox "{sandbox_id}": plugin type="{plugin}" failed (add): {cause}'
+    )
+
+
+def sandbox_not_removed(uid: str, sandbox_id: str, plugin: str, cause: str) -> str:
+    """FailedKillPod, as kuberuntime and containerd word it together."""
+    inner = (
+        f'failed to destroy network for sandbox "{sandbox_id}": plugin type="{plugin}" failed '
+        f"(delete): {cause}"
+    )
+    quoted = f"rpc error: code = Unknown desc = {inner}".replace('"', '\\"')
+    return (
+        f'error killing pod: failed to "KillPodSandbox" for "{uid}" with KillPodSandboxError: '
+        f'"{quoted}"'
     )
 
 

@@ -130,8 +130,7 @@ class PodWorker:
         now = self._now()
         actions = compute_actions(self.pod, self.record, now)
         if actions.finished:
-            self._release()
-            return None
+            return None if await self._release() else RETRY_S
         if actions.create_sandbox:
             if not await self._create_sandbox():
                 return RETRY_S
@@ -154,7 +153,7 @@ class PodWorker:
         try:
             # Volumes first, as the real kubelet: a pod without them never gets an address.
             await node.content.prepare(pod)
-            self.sandbox = create_sandbox(
+            self.sandbox = await create_sandbox(
                 pod, node.config, node.kernel, node.plugin, node.network, sandbox_id
             )
         except VolumeError as error:
@@ -164,7 +163,7 @@ class PodWorker:
             node.role.log.warning("pod %s: %s", pod.key, error)
             return False
         except PodwireError as error:
-            text = texts.sandbox_failed(sandbox_id, pod.name, "", str(error))
+            text = texts.sandbox_failed(sandbox_id, node.plugin.plugin_type, str(error))
             self._event("Warning", "FailedCreatePodSandBox", text)
             return False
         self.record.sandbox_id = sandbox_id
@@ -359,25 +358,33 @@ class PodWorker:
         while self._tasks:
             self._wake.clear()
             await self._wake.wait()
-        self._release()
+        await self.abandon()
 
-    def abandon(self) -> None:
-        """Give back what a worker that failed still holds; its programs are cancelled already."""
-        self._release()
+    async def abandon(self) -> None:
+        """Give back what a worker still holds, as soon as the plugin can; no program runs."""
+        while not await self._release():
+            self._wake.clear()
+            await self._wait(RETRY_S)
 
-    def _release(self) -> None:
-        """Give the sandbox back; the record keeps the address it had."""
+    async def _release(self) -> bool:
+        """Give the sandbox back; the record keeps the address it had.  False: try again."""
         for task in list(self._probes.values()):
             task.cancel()
-        if self.sandbox is None:
-            return
-        sandbox, self.sandbox = self.sandbox, None
-        self.record.sandbox_gone = True
+        sandbox, node = self.sandbox, self._node
+        if sandbox is None:
+            return True
         try:
-            delete_sandbox(sandbox, self._node.kernel, self._node.plugin)
+            await delete_sandbox(sandbox, node.kernel, node.plugin)
         except PodwireError as error:
-            self._node.role.log.warning("pod %s: sandbox not removed: %s", self.pod.key, error)
-        self._node.content.forget(self.pod)
+            text = texts.sandbox_not_removed(
+                self.pod.uid, sandbox.sandbox_id, node.plugin.plugin_type, str(error)
+            )
+            self._event("Warning", "FailedKillPod", text)
+            return False
+        self.sandbox = None
+        self.record.sandbox_gone = True
+        node.content.forget(self.pod)
+        return True
 
     async def _forget(self) -> None:
         """Report the end and remove the object: the kubelet has the last word on a pod."""

@@ -8,6 +8,7 @@ import os
 from typing import TYPE_CHECKING, Any, Final
 
 from agents.cni.plugin import NodeCni
+from agents.cni.runtime import SandboxNetwork
 from agents.flannel.daemon import FlannelConfig, LeaseRevokedError, run_flannel
 from agents.kubelet.config import KubeletConfig
 from agents.kubelet.daemon import run_kubelet
@@ -197,7 +198,8 @@ class _Node:
             taints=config.taints,
         )
         cni = NodeCni(self._kernel, config.root, era=kubelet.era, rng=self._env.rng)
-        await run_kubelet(kubelet, self._part("kubelet"), self._kernel, cni, self._network)
+        plugin = SandboxNetwork(cni)
+        await run_kubelet(kubelet, self._part("kubelet"), self._kernel, plugin, self._network)
 
     async def _run_kubeproxy(self) -> None:
         config = self._config

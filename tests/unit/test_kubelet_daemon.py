@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 import aiohttp
 from aiohttp import web
 
+from agents.cni.errors import GENERIC, CniError
 from agents.cni.plugin import NodeCni
+from agents.cni.runtime import SandboxNetwork
 from agents.kubelet.config import KubeletConfig
 from agents.kubelet.daemon import Kubelet
 from emulator.kubeclient.config import KubeConfig
@@ -27,6 +29,8 @@ from emulator.workloads.images import default_registry
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
     from pathlib import Path
+
+    import pytest
 
 SUBNET_ENV = (
     "FLANNEL_NETWORK=10.2.0.0/16\nFLANNEL_SUBNET=10.2.59.1/24\n"
@@ -267,7 +271,7 @@ async def node(
         token="secret",
         era=era,
     )
-    plugin = NodeCni(kernel, root, era=era, rng=role.rng)
+    plugin = SandboxNetwork(NodeCni(kernel, root, era=era, rng=role.rng))
     async with RestClient(KubeConfig(server=server), rng=role.rng) as client:
         kubelet = Kubelet(
             config, role, kernel, plugin, StackNetwork(kernel.root), client, default_registry()
@@ -394,6 +398,31 @@ async def test_a_deleted_pod_stops_gives_its_address_back_and_is_removed(tmp_pat
         assert world.kernel.netns_names() == ("root",)
         assert not (tmp_path / "var/lib/cni/networks/cbr0/10.2.59.2").exists()
         await world.api.until(lambda: "Killing" in world.reasons("web"))
+
+
+async def test_a_pod_stays_until_the_plugin_has_given_its_address_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    delete, refused = NodeCni.delete, []
+
+    def refuse_once(cni: NodeCni, container_id: str, netns: str) -> None:
+        if not refused:
+            refused.append(container_id)
+            raise CniError(GENERIC, "etcd is away")
+        delete(cni, container_id, netns)
+
+    monkeypatch.setattr(NodeCni, "delete", refuse_once)
+    async with node(tmp_path) as world:
+        world.create("web", NGINX)
+        await world.running("web")
+        world.delete("web", 30)
+        await world.api.until(lambda: "FailedKillPod" in world.reasons("web"))
+        await world.api.until(lambda: not world.pod("web"))
+        assert not (tmp_path / "var/lib/cni/networks/cbr0/10.2.59.2").exists()
+        (event,) = [each for each in world.api.events if each["reason"] == "FailedKillPod"]
+        assert event["message"].endswith(
+            f'sandbox \\"{refused[0]}\\": plugin type=\\"flannel\\" failed (delete): etcd is away"'
+        )
 
 
 async def test_a_program_that_ignores_the_signal_is_killed_after_the_grace(tmp_path: Path) -> None:
