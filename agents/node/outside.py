@@ -49,9 +49,10 @@ class Outside:
         for ip in self.addresses:
             root.addr_add("eth0", ip, config.network.length if ip in config.network else 32)
         root.link_set("eth0", up=True)
-        root.link_add("wan", "dummy")
-        root.link_set("wan", up=True)
-        root.route_replace(Route(config.site, dev="wan", scope="link"))
+        if config.site != config.network:
+            root.link_add("wan", "dummy")
+            root.link_set("wan", up=True)
+            root.route_replace(Route(config.site, dev="wan", scope="link"))
         root.route_replace(Route(Prefix(0, 0), type=RouteType.BLACKHOLE))
         device = root.device("eth0")
         assert isinstance(device, Underlay)
