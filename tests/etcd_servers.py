@@ -145,14 +145,14 @@ async def _start_real(
 
 @contextlib.asynccontextmanager
 async def real_etcd_process(
-    data_dir: Path, *, binary: str | None = None
+    data_dir: Path, *flags: str, binary: str | None = None
 ) -> AsyncIterator[tuple[asyncio.subprocess.Process, str]]:
-    """Run the real etcd (or another ``binary`` of it); yield its process and endpoint."""
+    """Run the real etcd (or another ``binary`` of it) with flags; yield process and endpoint."""
     binary = binary or real_etcd_binary()
     assert binary is not None, NO_REAL_ETCD
     client, peer = free_port(), free_port()
     cluster = f"default=http://127.0.0.1:{peer}"
-    process = await _start_real(binary, "default", data_dir, client, peer, cluster)
+    process = await _start_real(binary, "default", data_dir, client, peer, cluster, *flags)
     try:
         endpoint = f"127.0.0.1:{client}"
         async with EtcdClient([endpoint], timeout_s=START_TIMEOUT_S) as probe:
@@ -163,9 +163,9 @@ async def real_etcd_process(
 
 
 @contextlib.asynccontextmanager
-async def real_etcd(data_dir: Path, *, binary: str | None = None) -> AsyncIterator[str]:
-    """Run the real etcd; yield its endpoint."""
-    async with real_etcd_process(data_dir, binary=binary) as (_, endpoint):
+async def real_etcd(data_dir: Path, *flags: str, binary: str | None = None) -> AsyncIterator[str]:
+    """Run the real etcd with flags; yield its endpoint."""
+    async with real_etcd_process(data_dir, *flags, binary=binary) as (_, endpoint):
         yield endpoint
 
 

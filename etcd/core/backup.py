@@ -34,8 +34,6 @@ BUCKETS = (
     *(b"members", b"members_removed", b"meta"),
 )
 SHA256_BYTES = 32
-# The one member has no peers; this is what etcd assumes when it is not told.
-PEER_URL = "http://localhost:2380"
 _REVISION = struct.Struct(">QcQ")  # main revision, '_', sub revision
 
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from etcd.core.mvcc import Changes, KeyValue, Rows
+    from etcd.core.v2.durable import DurableV2
     from etcd.core.wal import Kind
 
 # etcd --max-request-bytes.
@@ -45,6 +46,8 @@ class Engine:
         self.leases = LeaseTable()
         # (member id, AlarmType) -> None, in the order they were raised.
         self.alarms: dict[tuple[int, pb.AlarmType.ValueType], None] = {}
+        # The v2 keys, if they were ever enabled.
+        self.v2: DurableV2 | None = None
         self.raft_term = 1
         self.raft_index = 3
         self._quota_bytes = quota_bytes
@@ -232,6 +235,17 @@ class Engine:
         self._log(wal.alarm_record(member_id, alarm, active))
         return True
 
+    # The v2 store ---------------------------------------------------------------------------
+
+    def enable_v2(self) -> DurableV2:
+        """Return the v2 store, an empty one if there was none."""
+        if self.v2 is None:
+            # Most servers never need it, and their start should not wait for it.
+            from etcd.core.v2.durable import DurableV2
+
+            self.v2 = DurableV2(self._log, lambda: (self.member_id, pb.NOSPACE) in self.alarms)
+        return self.v2
+
     # Recovery ------------------------------------------------------------------------------
 
     def start(self, *, now: float) -> None:
@@ -267,7 +281,10 @@ class Engine:
                 else:
                     self.alarms.pop((member_id, pb.AlarmType.Value(alarm)), None)
             case wal.Kind.START:
-                self.raft_term, _ = wal.parse_pair(data)
+                self.raft_term, logged = wal.parse_pair(data)
+                self.raft_index = max(self.raft_index, logged)
+            case wal.Kind.V2_OPERATION:
+                self.enable_v2().replay(kind, data)
             case _:
                 raise AssertionError(f"{kind.name} record in the log")
 
@@ -283,7 +300,8 @@ class Engine:
         head = wal.meta_record(meta)
         head += b"".join(wal.lease_grant_record(lease.id, lease.ttl_s) for lease in self.leases)
         head += b"".join(wal.alarm_record(member, alarm, True) for member, alarm in self.alarms)
-        return _snapshot_payloads(head, store.rows())
+        v2 = self.v2.snapshot() if self.v2 is not None else []
+        return _snapshot_payloads(head, v2, store.rows())
 
     def restore(self, payloads: Iterable[bytes], name: str) -> int:
         """Fill an empty engine from a snapshot; return the log sequence to go on with.
@@ -295,7 +313,7 @@ class Engine:
         if not head or head[0][0] != wal.Kind.META:
             raise CorruptionError(f"{name}: the snapshot is empty; restore it from a backup")
         meta = wal.parse_meta(head[0][1])
-        rows = _SnapshotRows(source)
+        rows = _SnapshotRows(source, self)
         self.store.restore(meta.revision, meta.compacted, rows)
         if not rows.complete:
             raise CorruptionError(f"{name}: the snapshot has no end; restore it from a backup")
@@ -317,9 +335,10 @@ def _puts(request: pb.TxnRequest) -> bool:
     )
 
 
-def _snapshot_payloads(head: bytes, rows: Rows) -> Iterator[bytes]:
+def _snapshot_payloads(head: bytes, v2: list[bytes], rows: Rows) -> Iterator[bytes]:
     yield head
-    frames = 2
+    yield from v2
+    frames = 2 + len(v2)
     batch: list[tuple[int, KeyValue]] = []
     for _, sub, kv in rows:
         batch.append((sub, kv))
@@ -336,8 +355,9 @@ def _snapshot_payloads(head: bytes, rows: Rows) -> Iterator[bytes]:
 class _SnapshotRows:
     """The rows of a snapshot's payloads; ``complete`` once its END was met."""
 
-    def __init__(self, payloads: Iterator[bytes]) -> None:
+    def __init__(self, payloads: Iterator[bytes], engine: Engine) -> None:
         self._payloads = payloads
+        self._engine = engine
         self.complete = False
 
     def __iter__(self) -> Iterator[tuple[int, int, KeyValue]]:
@@ -345,6 +365,8 @@ class _SnapshotRows:
             for kind, data in wal.parse_records(payload):
                 if kind == wal.Kind.END:
                     self.complete = True
+                elif kind >= wal.Kind.V2_OPERATION:
+                    self._engine.enable_v2().replay(kind, data)
                 else:
                     for sub, kv in wal.parse_rows(data):
                         yield kv.mod_revision, sub, kv

@@ -54,6 +54,11 @@ class Kind(enum.IntEnum):
     META = 7  # first of a snapshot
     ROWS = 8  # rows of a snapshot
     END = 9  # last of a snapshot
+    # The v2 store (etcd.core.v2.log).
+    V2_OPERATION = 32
+    V2_HEAD = 33  # of a snapshot
+    V2_NODES = 34
+    V2_EVENTS = 35
 
 
 class FileHeader(NamedTuple):

@@ -31,6 +31,10 @@ class EtcdConfig:
     snapshot_bytes: int = 64 * 1024**2
     # etcd --experimental-watch-progress-notify-interval; Kubernetes wants 5 s.
     progress_interval_s: float = 5.0
+    # etcd --enable-v2: the keys API of etcd 2, with a store of its own.
+    enable_v2: bool = False
+    # What the member list shows: etcd's default.  There are no peers, so nothing listens there.
+    peer_urls: tuple[str, ...] = ("http://localhost:2380",)
     # PEM files; both or none.  client_ca_file demands client certificates.
     cert_file: str | None = None
     key_file: str | None = None

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
     from etcd.server.member import Member
     from etcd.server.services import Services
+    from etcd.server.v2 import V2Keys
+    from etcd.server.v2http import V2Front
 
 _ROUTES = {
     "/v3/kv/range": "/etcdserverpb.KV/Range",
@@ -83,7 +85,9 @@ class Http1Front:
     def __init__(self, member: Member, services: Services) -> None:
         self._member = member
         self._services = services
-        self._server = web.Server(self._handle, access_log=None)
+        # Cancelling tells a long poll that its client is gone.
+        self._server = web.Server(self._handle, access_log=None, handler_cancellation=True)
+        self._v2_front: V2Front | None = None
 
     def protocol(self) -> asyncio.Protocol:
         """Return the protocol of a new connection."""
@@ -102,6 +106,8 @@ class Http1Front:
         if path == "/version":
             versions = {"etcdserver": SERVER_VERSION, "etcdcluster": CLUSTER_VERSION}
             return web.json_response(versions, headers=_CORS, dumps=_compact)
+        if self._member.v2 is not None and path.startswith("/v2/"):
+            return await self._v2(self._member.v2).handle(request)
         if path.startswith("/v3beta/"):
             path = path.replace("/v3beta/", "/v3/", 1)
         if not path.startswith("/v3/"):
@@ -115,6 +121,13 @@ class Http1Front:
         except EtcdError as error:
             body = {"error": error.message, "code": int(error.code), "message": error.message}
             return self._json(_HTTP_STATUS.get(error.code, 500), _compact(body))
+
+    def _v2(self, keys: V2Keys) -> V2Front:
+        if self._v2_front is None:
+            from etcd.server.v2http import V2Front
+
+            self._v2_front = V2Front(keys, _CORS)
+        return self._v2_front
 
     def _health(self, request: web.BaseRequest) -> web.Response:
         if request.method != "GET":

@@ -90,7 +90,7 @@ def _snapshot(member: Member, reply: Reply, request: Message) -> Generator[None,
     """Maintenance.Snapshot: the database file in blobs, then its SHA-256 as one more blob."""
     config = member.config
     record = backup.MemberRecord(
-        config.name, (backup.PEER_URL,), tuple(member.client_urls), CLUSTER_VERSION
+        config.name, config.peer_urls, tuple(member.client_urls), CLUSTER_VERSION
     )
     layout = yield from backup.dump(member.engine, record)
     digest = hashlib.sha256()

@@ -23,6 +23,7 @@ from etcd.server.storage import NoSpaceError, Storage, StorageError
 if TYPE_CHECKING:
     from emulator.runtime.role import RoleEnv
     from etcd.server.config import EtcdConfig
+    from etcd.server.v2 import V2Keys
 
 # Snapshot slices written per loop tick take about a millisecond each; the pause lets requests in.
 SNAPSHOT_PAUSE_S = 0.001
@@ -76,6 +77,8 @@ class Member:
         try:
             self.engine = self._recover()
             self.engine.start(now=loop.time())
+            if config.enable_v2 or self.engine.v2 is not None:
+                self.engine.enable_v2().publish(int(env.clock.time() * 1e9))
             self._append()
         except BaseException:
             self.close_files()
@@ -94,6 +97,12 @@ class Member:
         self._lease_due = float("inf")
         self._snapshot_wanted = asyncio.Event()
         self.stopped = False
+        # The v2 API, if it is enabled.
+        self.v2: V2Keys | None = None
+        if config.enable_v2:
+            from etcd.server.v2 import V2Keys
+
+            self.v2 = V2Keys(self)
 
     # Recovery ------------------------------------------------------------------------------
 
@@ -204,6 +213,8 @@ class Member:
         engine.take_records()
         self.engine = engine
         self.hub.rebase(engine.store)
+        if old.v2 is not None:
+            old.v2.store.hub.clear()
         for caller, call_id, _, _ in waiting:
             caller.refuse(call_id, EtcdError(*NO_SPACE))
             self.touch(caller)
@@ -297,6 +308,8 @@ class Member:
         """Make what is pending durable, release it; nothing runs after."""
         self._flush()
         self.stopped = True
+        if self.v2 is not None:
+            self.v2.close()
         if not self.failure.done():
             self.failure.cancel()
 

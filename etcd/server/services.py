@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from google.protobuf.message import DecodeError, Message
 
 from etcd.core import errors
-from etcd.core.backup import PEER_URL
 from etcd.core.errors import Code, EtcdError
 from etcd.core.pb import health_pb2, rpc_pb2
 from etcd.core.pb import rpc_pb2 as pb
@@ -117,7 +116,7 @@ class Services:
             pb.Member(
                 ID=member.engine.member_id,
                 name=member.config.name,
-                peerURLs=[PEER_URL],
+                peerURLs=member.config.peer_urls,
                 clientURLs=member.client_urls,
             )
         ]
