@@ -53,6 +53,76 @@ asyncio.run(run_etcd(config, env))
 """
 
 
+# A process that imports everything once and, for each line with a port, waits for the last server's
+# death and forks the next; it answers with the pid at once.  Its argv: data_dir, snapshot_bytes.
+FORK = """
+import asyncio, gc, os, random, sys
+from emulator.runtime.clock import real_clock
+from emulator.runtime.role import RoleEnv
+from etcd.server import EtcdConfig, run_etcd
+
+gc.freeze()
+pid = 0
+for line in sys.stdin:
+    if pid:
+        os.waitpid(pid, 0)
+    pid = os.fork()
+    if not pid:
+        os.close(0)
+        config = EtcdConfig(
+            data_dir=sys.argv[1], listen_port=int(line), snapshot_bytes=int(sys.argv[2])
+        )
+        asyncio.run(run_etcd(config, RoleEnv(real_clock(), random.Random())))
+        os._exit(0)
+    print(pid, flush=True)
+"""
+
+
+class ForkedEtcd:
+    """Our server on a directory and a port, killed and started in milliseconds."""
+
+    def __init__(self, data_dir: Path, port: int, snapshot_bytes: int) -> None:
+        self._argv = (str(data_dir), str(snapshot_bytes))
+        self._port = port
+        self._parent: asyncio.subprocess.Process | None = None
+        self._pid = 0
+
+    async def __aenter__(self) -> ForkedEtcd:
+        self._parent = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-c", FORK, *self._argv),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+        )
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        self.kill()
+        assert self._parent is not None
+        await kill(self._parent)
+
+    async def start(self) -> None:
+        """Start a server; it may not answer yet."""
+        assert self._parent is not None
+        assert self._parent.stdin is not None
+        assert self._parent.stdout is not None
+        self._parent.stdin.write(b"%d\n" % self._port)
+        async with asyncio.timeout(START_TIMEOUT_S):
+            self._pid = int(await self._parent.stdout.readline())
+
+    def kill(self) -> None:
+        """SIGKILL it; nothing happens without a server."""
+        if self._pid:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._pid, signal.SIGKILL)
+            self._pid = 0
+
+    @property
+    def alive(self) -> bool:
+        """Whether the server did not end by itself."""
+        with open(f"/proc/{self._pid}/stat") as file:
+            return file.read().rpartition(")")[2].split()[0] != "Z"
+
+
 def real_etcd_binary() -> str | None:
     """Return the path of a real etcd, None if there is none."""
     given = os.environ.get("PODWIRE_TEST_ETCD")

@@ -99,11 +99,13 @@ class Watcher:
 class WatchStream:
     """One Watch call: its watchers by id."""
 
-    __slots__ = ("next_id", "sink", "watchers")
+    __slots__ = ("compacted", "next_id", "sink", "watchers")
 
     def __init__(self, sink: Sink) -> None:
         self.sink = sink
         self.watchers: dict[int, Watcher] = {}
+        # Ids of watches a compaction cancelled: taken until the client cancels them as well.
+        self.compacted: dict[int, None] = {}
         self.next_id = 0
 
 
@@ -185,11 +187,11 @@ class WatchHub:
             return
         watch_id = request.watch_id
         if watch_id:
-            if watch_id in stream.watchers:
+            if watch_id in stream.watchers or watch_id in stream.compacted:
                 self._refuse(stream, DUPLICATE_WATCH_ID)
                 return
         else:
-            while stream.next_id in stream.watchers:
+            while stream.next_id in stream.watchers or stream.next_id in stream.compacted:
                 stream.next_id += 1
             watch_id = stream.next_id
             stream.next_id += 1
@@ -208,9 +210,12 @@ class WatchHub:
 
     def _cancel(self, stream: WatchStream, watch_id: int) -> None:
         watcher = stream.watchers.get(watch_id)
-        if watcher is None:
+        if watcher is not None:
+            self._remove(watcher)
+        elif watch_id in stream.compacted:
+            del stream.compacted[watch_id]
+        else:
             return
-        self._remove(watcher)
         canceled = pb.WatchResponse(watch_id=watch_id, canceled=True)
         self._respond(stream, canceled, self.revision)
 
@@ -302,7 +307,9 @@ class WatchHub:
         else:
             gone = kv_pb2.KeyValue(key=kv.key, mod_revision=kv.mod_revision)
             event = kv_pb2.Event(type=kv_pb2.Event.DELETE, kv=gone)
-        if prev_kv:
+        # A key made in this revision has none, even if the same transaction deleted an older one
+        # before (v3rpc/watch.go, IsCreateEvent).
+        if prev_kv and kv.create_revision != kv.mod_revision:
             previous = self._store.previous(kv.key, kv.mod_revision)
             if previous is not None:
                 event.prev_kv.CopyFrom(kv_message(previous))
@@ -335,6 +342,7 @@ class WatchHub:
     def _catch_up(self, watcher: Watcher) -> bool:
         if watcher.next_revision < self._store.compacted or watcher.next_revision < 0:
             self._remove(watcher)
+            watcher.stream.compacted[watcher.id] = None
             canceled = pb.WatchResponse(
                 header=pb.ResponseHeader(),
                 watch_id=watcher.id,
