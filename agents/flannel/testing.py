@@ -31,6 +31,12 @@ class RememberingKernel:
     def address_type(self, ip: int) -> AddressType:
         return AddressType.UNICAST
 
+    def address_type_on(self, ip: int, dev: str) -> AddressType:
+        return AddressType.UNICAST
+
+    def reverse_path_ok(self, src: int, dev: str, *, loose: bool, accept_local: bool) -> bool:
+        return True
+
     def primary_address(self, dev: str, dst: int) -> int | None:
         return None
 

@@ -307,6 +307,24 @@ class NetNs:
         route = self.local.lookup(ip)
         return AddressType.UNICAST if route is None else _ADDRESS_TYPES[route.type]
 
+    def address_type_on(self, ip: int, dev: str) -> AddressType:
+        """inet_dev_addr_type: an address of another device is but a unicast one."""
+        kind = self.address_type(ip)
+        route = self.local.lookup(ip)
+        return kind if route is None or route.dev == dev else AddressType.UNICAST
+
+    def reverse_path_ok(self, src: int, dev: str, *, loose: bool, accept_local: bool) -> bool:
+        """rpfilter_lookup_reverse."""
+        route = self.local.lookup(src) or self.main.match(src)
+        if route is None:
+            return False
+        if route.type is RouteType.LOCAL:
+            if not accept_local:
+                return False
+        elif route.type is not RouteType.UNICAST:
+            return False
+        return loose or route.uses(dev)
+
     def primary_address(self, dev: str, dst: int) -> int | None:
         """The address MASQUERADE takes on ``dev`` for a packet to ``dst``; None if it has none."""
         device = self.devices.get(dev)

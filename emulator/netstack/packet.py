@@ -263,6 +263,12 @@ class NamespaceView(Protocol):
 
     def address_type(self, ip: int) -> AddressType: ...
 
+    def address_type_on(self, ip: int, dev: str) -> AddressType:
+        """The same where only the addresses of one device are local."""
+
+    def reverse_path_ok(self, src: int, dev: str, *, loose: bool, accept_local: bool) -> bool:
+        """True if an answer to ``src`` would leave by ``dev``, or anywhere if ``loose``."""
+
     def primary_address(self, dev: str, dst: int) -> int | None:
         """The address MASQUERADE takes on ``dev`` for a packet to ``dst``; None if it has none."""
 

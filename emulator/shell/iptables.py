@@ -1,10 +1,11 @@
-"""iptables, iptables-save, iptables-restore and conntrack: the pure tools on this namespace."""
+"""iptables, its save and restore, ipset and conntrack: the pure tools on this namespace."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from emulator.netstack.netfilter.conntrack_command import run_conntrack
+from emulator.netstack.netfilter.ipset_command import run_ipset
 from emulator.netstack.netfilter.iptables import (
     run_iptables,
     run_iptables_restore,
@@ -64,3 +65,26 @@ async def iptables_restore(ctx: ShellContext, argv: Sequence[str]) -> int:
 async def conntrack(ctx: ShellContext, argv: Sequence[str]) -> int:
     """conntrack -L, -D, -F, -C."""
     return _answer(ctx, run_conntrack(ctx.ns.netfilter, argv[1:]))
+
+
+async def ipset(ctx: ShellContext, argv: Sequence[str]) -> int:
+    """ipset: restore reads standard input, or the file after -file."""
+    words, text = list(argv[1:]), ""
+    path = ""
+    for option in ("-file", "-f", "--file"):
+        if option in words[:-1]:
+            at = words.index(option)
+            path = words[at + 1]
+            del words[at : at + 2]
+    if "restore" in words or "-R" in words:
+        try:
+            data = (
+                ctx.files.read(ctx.path(path))
+                if path
+                else b"".join([part async for part in read_input(ctx, (), "ipset")])
+            )
+        except OSError as error:
+            ctx.err(f"ipset v7.17: Cannot open {path}: {os_error_text(error)}\n")
+            return 1
+        text = data.decode("utf-8", "replace")
+    return _answer(ctx, run_ipset(ctx.ns.netfilter.sets, words, text))

@@ -13,7 +13,7 @@ from emulator.shell.curl import curl
 from emulator.shell.devices import arp, brctl, bridge, ifconfig, route, sysctl
 from emulator.shell.interpreter import Interpreter
 from emulator.shell.ip import ip
-from emulator.shell.iptables import conntrack, iptables, iptables_restore, iptables_save
+from emulator.shell.iptables import conntrack, ipset, iptables, iptables_restore, iptables_save
 from emulator.shell.ping import ping
 from emulator.shell.sockets import nc, netstat, ss
 from emulator.shell.traceroute import tracepath, traceroute
@@ -165,6 +165,7 @@ COMMANDS: Final[Mapping[str, Command]] = {
     "arp": arp,
     "sysctl": sysctl,
     "iptables": iptables,
+    "ipset": ipset,
     "iptables-nft": iptables,
     "iptables-legacy": iptables,
     "iptables-save": iptables_save,

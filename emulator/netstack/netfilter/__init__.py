@@ -7,6 +7,7 @@ from emulator.netstack.netfilter.connection import (
     Translation,
 )
 from emulator.netstack.netfilter.conntrack_command import run_conntrack
+from emulator.netstack.netfilter.ipset_command import run_ipset
 from emulator.netstack.netfilter.iptables import (
     run_iptables,
     run_iptables_restore,
@@ -27,6 +28,7 @@ __all__ = [
     "Style",
     "Translation",
     "run_conntrack",
+    "run_ipset",
     "run_iptables",
     "run_iptables_restore",
     "run_iptables_save",

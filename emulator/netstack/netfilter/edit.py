@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from emulator.netstack.netfilter.command import Command
+    from emulator.netstack.netfilter.ipset import IpSets
 
 # Chains a packet may be in at once (NFT_JUMP_STACK_SIZE).
 MAX_JUMP_DEPTH: Final = 16
@@ -51,8 +52,9 @@ class _Staged:
 class TableEdit:
     """Pending changes of one table."""
 
-    def __init__(self, table: Table) -> None:
+    def __init__(self, table: Table, sets: IpSets) -> None:
         self.table = table
+        self._sets = sets
         self._staged: dict[str, _Staged | None] = {}
         self._references: dict[str, int] | None = None
         self._zeroed: list[Rule] = []
@@ -264,9 +266,16 @@ class TableEdit:
                 '\nThe "nat" table is not intended for filtering, '
                 "the use of DROP is therefore inhibited.\n\n"
             )
+        for match in spec.matches:
+            for name in match.sets:
+                if self._sets.find(name) is None:
+                    raise ParameterError(f"Set {name} doesn't exist.\n")
         scope = RuleScope(spec.proto, spec.proto_inverted)
         target = spec.target
-        if any(match.kernel_refuses(scope) for match in spec.matches) or (
+        if any(
+            match.kernel_refuses(scope) or (match.tables and self.table.name not in match.tables)
+            for match in spec.matches
+        ) or (
             target is not None
             and (
                 target.kernel_refuses(scope)
@@ -292,6 +301,9 @@ class TableEdit:
             followers: dict[str, None] = {}
             for rule in rules:
                 spec = rule.spec
+                for match in spec.matches:
+                    if match.chains:
+                        limits.setdefault(name, []).append(match.chains)
                 if spec.target is not None:
                     if spec.target.chains:
                         limits.setdefault(name, []).append(spec.target.chains)

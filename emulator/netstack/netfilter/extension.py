@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import random
     from typing import Self
 
+    from emulator.netstack.netfilter.ipset import IpSets
     from emulator.netstack.netfilter.nat import Nat
     from emulator.netstack.netfilter.recent import RecentLists
     from emulator.netstack.packet import NamespaceView
@@ -67,6 +68,7 @@ class RuleEnvironment(Protocol):
     view: NamespaceView
     nat: Nat
     recent: RecentLists
+    sets: IpSets
 
 
 class Extension:
@@ -103,6 +105,19 @@ class Match(Extension):
     """Answers yes or no about a packet."""
 
     __slots__ = ()
+
+    # Tables the kernel allows it in; empty means all.
+    tables: ClassVar[frozenset[str]] = frozenset()
+
+    @property
+    def chains(self) -> frozenset[str]:
+        """Built-in chains the kernel allows it to be reached from; empty means all."""
+        return frozenset()
+
+    @property
+    def sets(self) -> tuple[str, ...]:
+        """The IP sets it looks into: they must exist."""
+        return ()
 
     def compile(self, env: RuleEnvironment) -> Predicate | None:
         """Return the closure, or None if every packet matches."""

@@ -115,11 +115,11 @@ def _run(netfilter: Netfilter, command: Command, style: Style) -> str:
             style=style,
         )
     if letter == "C":
-        edit = TableEdit(netfilter.table(command.table))
+        edit = TableEdit(netfilter.table(command.table), netfilter.sets)
         for spec in command.specs:
             edit.check(chain, spec)
         return ""
-    edit = TableEdit(netfilter.table(command.table))
+    edit = TableEdit(netfilter.table(command.table), netfilter.sets)
     apply_command(edit, command)
     edit.commit(_OPERATIONS.get(letter, "RULE_APPEND"), netfilter.rules_changed)
     return _chatter(command, edit) if command.verbose else ""

@@ -1,4 +1,4 @@
-"""Matches that look at one field of a packet: comment, mark, connmark, addrtype, physdev."""
+"""Matches that look at one field of a packet: comment, mark, connmark, physdev."""
 
 from __future__ import annotations
 
@@ -24,20 +24,6 @@ if TYPE_CHECKING:
     from emulator.netstack.packet import Packet
 
 MAX_COMMENT: Final = 255  # XT_MAX_COMMENT_LEN less the final zero
-ADDRESS_TYPES: Final = (
-    "UNSPEC",
-    "UNICAST",
-    "LOCAL",
-    "BROADCAST",
-    "ANYCAST",
-    "MULTICAST",
-    "BLACKHOLE",
-    "UNREACHABLE",
-    "PROHIBIT",
-    "THROW",
-    "NAT",
-    "XRESOLVE",
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,105 +96,6 @@ class ConnmarkMatch(MarkMatch):
     @property
     def needs_conntrack(self) -> bool:
         return True
-
-
-@dataclass(frozen=True, slots=True)
-class AddrtypeMatch(Match):
-    """-m addrtype: what the routing tables think of an address; 0 means not asked."""
-
-    name: ClassVar[str] = "addrtype"
-    options: ClassVar = {
-        "--src-type": 1,
-        "--dst-type": 1,
-        "--limit-iface-in": 0,
-        "--limit-iface-out": 0,
-    }
-
-    src_types: int = 0
-    dst_types: int = 0
-    src_inverted: bool = False
-    dst_inverted: bool = False
-    limit_in: bool = False
-    limit_out: bool = False
-
-    @classmethod
-    def build(cls, given: Sequence[Given], scope: RuleScope) -> Self:
-        found = single(given, "addrtype")
-        if "--limit-iface-in" in found and "--limit-iface-out" in found:
-            raise ParameterError(
-                'addrtype: option "--limit-iface-in" cannot be used together with '
-                '"--limit-iface-out".\n'
-            )
-        src, dst = found.get("--src-type"), found.get("--dst-type")
-        if src is None and dst is None:
-            raise ParameterError("addrtype: you must specify --src-type or --dst-type")
-        return cls(
-            _parse_types(src.values[0]) if src else 0,
-            _parse_types(dst.values[0]) if dst else 0,
-            src is not None and src.inverted,
-            dst is not None and dst.inverted,
-            "--limit-iface-in" in found,
-            "--limit-iface-out" in found,
-        )
-
-    def save(self) -> str:
-        parts: list[str] = []
-        for side, types, inverted in (
-            ("src", self.src_types, self.src_inverted),
-            ("dst", self.dst_types, self.dst_inverted),
-        ):
-            if types:
-                parts.append(f"{'! ' if inverted else ''}--{side}-type {_type_names(types)}")
-        if self.limit_in:
-            parts.append("--limit-iface-in")
-        if self.limit_out:
-            parts.append("--limit-iface-out")
-        return " ".join(parts)
-
-    def listing(self, numeric: bool) -> str:
-        parts = ["ADDRTYPE match"]
-        for side, types, inverted in (
-            ("src", self.src_types, self.src_inverted),
-            ("dst", self.dst_types, self.dst_inverted),
-        ):
-            if types:
-                parts.append(f"{side}-type {'!' if inverted else ''}{_type_names(types)}")
-        if self.limit_in:
-            parts.append("limit-in")
-        if self.limit_out:
-            parts.append("limit-out")
-        return " ".join(parts)
-
-    def compile(self, env: RuleEnvironment) -> Predicate | None:
-        # Every address of a namespace is local whatever device it sits on (the weak host model),
-        # so the interface limits make no difference to the answer.
-        type_of = env.view.address_type
-        src, dst, src_inv, dst_inv = (
-            self.src_types,
-            self.dst_types,
-            self.src_inverted,
-            self.dst_inverted,
-        )
-
-        def matches(packet: Packet, _in: str, _out: str) -> bool:
-            if src and bool(src >> type_of(packet.src) & 1) is src_inv:
-                return False
-            return not dst or bool(dst >> type_of(packet.dst) & 1) is not dst_inv
-
-        return matches
-
-
-def _parse_types(text: str) -> int:
-    bits = 0
-    for word in text.split(","):
-        if word.upper() not in ADDRESS_TYPES:
-            raise ParameterError(f'addrtype: bad type "{word}"')
-        bits |= 1 << ADDRESS_TYPES.index(word.upper())
-    return bits
-
-
-def _type_names(bits: int) -> str:
-    return ",".join(name for index, name in enumerate(ADDRESS_TYPES) if bits >> index & 1)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""One namespace's netfilter: the hooks packets pass, and the tables tools edit.
+"""One namespace's netfilter: the hooks packets pass, the tables and sets tools edit.
 
 Theory of operation: at each hook the tables are visited by priority.  PREROUTING and OUTPUT: raw,
 connection tracking, mangle, nat (destination); OUTPUT then filter.  FORWARD: mangle, filter.
@@ -26,6 +26,7 @@ from emulator.netstack.netfilter.connection import (
     is_plain,
 )
 from emulator.netstack.netfilter.conntrack import NF_CONNTRACK_MAX, ConntrackTable
+from emulator.netstack.netfilter.ipset import IpSets
 from emulator.netstack.netfilter.nat import Nat, describe_nat
 from emulator.netstack.netfilter.recent import RecentLists
 from emulator.netstack.netfilter.restore import restore
@@ -88,6 +89,7 @@ class Netfilter:
         self.conntrack = ConntrackTable(clock, limit=conntrack_max)
         self.nat = Nat(self.conntrack, rng)
         self.recent = RecentLists()
+        self.sets = IpSets(rng=rng, changed=view.invalidate_flows, references=self._set_references)
         self.tracking = False
         # What restore() has parsed before, by the text after ``-A CHAIN ``.
         self.remembered_rules: dict[str, tuple[RuleSpec, ...]] = {}
@@ -236,6 +238,16 @@ class Netfilter:
             for match in rule.spec.matches
         }
         self.recent.keep_only(named)
+
+    def _set_references(self, name: str) -> int:
+        """How many matches of rules look into an IP set."""
+        return sum(
+            match.sets.count(name)
+            for table in self.tables.values()
+            for chain in table.chains.values()
+            for rule in chain.rules
+            for match in rule.spec.matches
+        )
 
     def restore(self, text: str, *, noflush: bool = True, counters: bool = False) -> None:
         """Load rules in iptables-save's format, each table all or nothing.

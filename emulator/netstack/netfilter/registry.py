@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Final
 
 from emulator.netstack.netfilter.match_l4 import IcmpMatch, MultiportMatch, TcpMatch, UdpMatch
 from emulator.netstack.netfilter.match_plain import (
-    AddrtypeMatch,
     CommentMatch,
     ConnmarkMatch,
     MarkMatch,
     PhysdevMatch,
 )
 from emulator.netstack.netfilter.match_rate import LimitMatch, RecentMatch, StatisticMatch
+from emulator.netstack.netfilter.match_route import AddrtypeMatch, RpfilterMatch, SetMatch
 from emulator.netstack.netfilter.match_state import ConntrackMatch, StateMatch
 from emulator.netstack.netfilter.target_nat import (
     DnatTarget,
@@ -46,6 +46,8 @@ MATCHES: Final[dict[str, type[Match]]] = {
         MultiportMatch,
         PhysdevMatch,
         RecentMatch,
+        RpfilterMatch,
+        SetMatch,
         StateMatch,
         StatisticMatch,
         TcpMatch,

@@ -133,7 +133,7 @@ class _Reader:
             raise ParameterError(
                 f"iptables-restore: line {self.line_number} table name {shown}invalid"
             )
-        self._edit = TableEdit(self._netfilter.table(name))
+        self._edit = TableEdit(self._netfilter.table(name), self._netfilter.sets)
         self._lines = {}
         if not self._noflush:
             self._edit.reset()
