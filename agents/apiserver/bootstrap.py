@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
+from agents.apiserver import crds
 from emulator.apimachinery.status import StatusError
 
 if TYPE_CHECKING:
     import logging
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Iterable, Mapping
 
     from agents.apiserver.objects import Objects
     from emulator.apimachinery.objects import Obj
@@ -23,9 +24,18 @@ _LABELS: Final = {"component": "apiserver", "provider": "kubernetes"}
 
 
 async def run(
-    objects: Objects, registry: Registry, *, service_ip: str, advertise_ip: str, advertise_port: int
+    objects: Objects,
+    registry: Registry,
+    *,
+    service_ip: str,
+    advertise_ip: str,
+    advertise_port: int,
+    definitions: Iterable[Mapping[str, Any]] = (),
 ) -> None:
     """Create what is missing and correct the endpoints; safe to repeat."""
+    for definition in definitions:
+        group, _, version = definition["apiVersion"].partition("/")
+        await _ensure(objects, registry, group, version, crds.DIRECTORY, "", dict(definition))
     for name in NAMESPACES:
         await _ensure(objects, registry, "", "v1", "namespaces", "", {"metadata": {"name": name}})
     ipaddress.ip_address(advertise_ip)

@@ -1,7 +1,8 @@
 """The watch cache: every object in memory, one etcd watch, many client watches.
 
-One watch on ``/registry/`` feeds all resources, so there is one order of events and one current
-revision, which is every list's resourceVersion.  An object and an event are encoded once, however
+One watch feeds all resources, so there is one order of events and one current revision, which is
+every list's resourceVersion.  Beside ``/registry/`` it may follow other roots, where a network's
+own resources live.  An object and an event are encoded once, however
 many watchers get them.  A read waits until the cache has seen this server's own latest write, so a
 client always reads what it wrote.
 """
@@ -100,7 +101,7 @@ class Event:
 
 
 class Bucket:
-    """All objects of one directory below ``/registry/``."""
+    """All objects of one directory (``ResourceType.directory``)."""
 
     __slots__ = ("_order", "entries", "oldest", "ring", "watchers")
 
@@ -152,8 +153,10 @@ class Bucket:
 class Cache:
     """All buckets and the revision they have reached."""
 
-    def __init__(self, store: Store, log: logging.Logger) -> None:
+    def __init__(self, store: Store, log: logging.Logger, roots: tuple[str, ...] = ()) -> None:
+        """``roots`` are key prefixes beside ``/registry/``, ending in a slash."""
         self._store = store
+        self._roots = tuple(root.encode() for root in roots)
         self._log = log
         self._buckets: dict[str, Bucket] = {}
         self._waiting: dict[asyncio.Future[None], int] = {}
@@ -178,6 +181,9 @@ class Cache:
 
     async def _load(self) -> None:
         stored, revision = await self._store.load(PREFIX)
+        for root in self._roots:
+            # What changed between the two reads comes once more by the watch.
+            stored += (await self._store.load(root))[0]
         for bucket in self._buckets.values():
             for deliver in list(bucket.watchers.values()):
                 deliver(None)
@@ -191,20 +197,23 @@ class Cache:
         self.loaded.set()
 
     def _take(self, item: Stored) -> None:
-        directory, key = _split(item.key)
+        directory, key = self._split(item.key)
         self.bucket(directory).entries[key] = Entry(key, item.value, item.revision)
 
     async def _follow(self) -> None:
-        async with self._store.watch(PREFIX, self.revision + 1) as batches:
+        first = min((PREFIX, *self._roots))
+        end = _prefix_end(max((PREFIX, *self._roots)))
+        async with self._store.watch(first, end, self.revision + 1) as batches:
             async for changes, revision in batches:
                 for change in changes:
-                    self._apply(change)
+                    if change.key.startswith((PREFIX, *self._roots)):
+                        self._apply(change)
                 self.revision = max(self.revision, revision)
                 self._wake()
 
     def _apply(self, change: Change) -> None:
         self.revision = max(self.revision, change.revision)
-        directory, key = _split(change.key)
+        directory, key = self._split(change.key)
         bucket = self.bucket(directory)
         if change.value is None:
             bucket.drop(key, change.revision)
@@ -213,6 +222,14 @@ class Cache:
         notify = self.on_change.get(directory)
         if notify is not None:
             notify()
+
+    def _split(self, key: bytes) -> tuple[str, str]:
+        """(directory, ``ns/name`` or ``name``) of a key."""
+        for root in self._roots:
+            if key.startswith(root):
+                plural, _, rest = key[len(root) :].decode("utf-8", "replace").partition("/")
+                return root.decode() + plural, rest
+        return _registry_split(key)
 
     def bucket(self, directory: str) -> Bucket:
         """The bucket of a directory, made when first asked for."""
@@ -262,7 +279,12 @@ class Cache:
         return {name: len(bucket.entries) for name, bucket in sorted(self._buckets.items())}
 
 
-def _split(key: bytes) -> tuple[str, str]:
+def _prefix_end(prefix: bytes) -> bytes:
+    """The first key after all that begin with ``prefix``, which ends in a slash."""
+    return prefix[:-1] + bytes([prefix[-1] + 1])
+
+
+def _registry_split(key: bytes) -> tuple[str, str]:
     """(directory, ``ns/name`` or ``name``) of ``/registry/<directory>/…``."""
     directory, _, rest = key[len(PREFIX) :].decode("utf-8", "replace").partition("/")
     if directory == "services":
@@ -275,7 +297,8 @@ def _split(key: bytes) -> tuple[str, str]:
 def object_key(directory: str, namespace: str, name: str) -> bytes:
     """The etcd key of an object."""
     path = f"{namespace}/{name}" if namespace else name
-    return PREFIX + f"{directory}/{path}".encode()
+    prefix = b"" if directory.startswith("/") else PREFIX
+    return prefix + f"{directory}/{path}".encode()
 
 
 __all__ = ["PREFIX", "Any", "Bucket", "Cache", "Entry", "Event", "object_key"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -41,12 +41,26 @@ class UserInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class StorageRoot:
+    """Where custom resources of a group are kept, if not below ``/registry/``.
+
+    ``root`` is a key prefix that ends in a slash, ``<root><plural>/[<namespace>/]<name>`` an
+    object's key and ``api_version`` what its stored form says.
+    """
+
+    root: str
+    api_version: str
+
+
+@dataclass(frozen=True, slots=True)
 class ApiServerConfig:
     """Addresses are text.  ``tls_cert``, ``tls_key``, ``client_ca`` and ``kubelet_ca`` are paths.
 
     ``advertise_ip`` and ``advertise_port`` are the emulated address behind the ``kubernetes``
     Service.  ``tokens`` maps bearer tokens to users; a client certificate's CN is the user and its
-    O the groups.  Every authenticated user may do everything.
+    O the groups.  Every authenticated user may do everything.  ``definitions`` are
+    CustomResourceDefinitions that are there from the start, ``storage_roots`` says by group whose
+    objects live where another program keeps them.
     """
 
     listen_host: str
@@ -64,3 +78,5 @@ class ApiServerConfig:
     node_port_range: tuple[int, int] = (30000, 32767)
     cluster_name: str = "podwire"
     version: str = "v1.32.5"
+    definitions: tuple[Mapping[str, Any], ...] = ()
+    storage_roots: Mapping[str, StorageRoot] = field(default_factory=dict)

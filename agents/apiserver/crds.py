@@ -12,8 +12,9 @@ from emulator.apimachinery.resources import READ_WRITE, Registry, ResourceType, 
 from emulator.apimachinery.times import age
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
+    from agents.apiserver.config import StorageRoot
     from emulator.apimachinery.objects import Obj
 
 DIRECTORY: Final = "customresourcedefinitions"
@@ -78,11 +79,17 @@ def _printer(columns: list[Obj]) -> Printer:
     return Printer(tuple(shown), row)
 
 
-def resources_of(definition: Obj) -> list[ResourceType]:
-    """The resources a definition serves, its storage version first."""
+def resources_of(
+    definition: Obj, roots: Mapping[str, StorageRoot] | None = None
+) -> list[ResourceType]:
+    """The resources a definition serves, its storage version first.
+
+    ``roots`` says by group whose objects are not below ``/registry/``.
+    """
     spec = definition.get("spec") or {}
     names = spec.get("names") or {}
     plural, group = str(names.get("plural", "")), str(spec.get("group", ""))
+    root = (roots or {}).get(group)
     versions = [v for v in spec.get("versions") or [] if v.get("served")]
     out = []
     for version in sorted(versions, key=lambda v: not v.get("storage")):
@@ -102,7 +109,8 @@ def resources_of(definition: Obj) -> list[ResourceType]:
                 short_names=tuple(names.get("shortNames") or ()),
                 categories=tuple(names.get("categories") or ()),
                 subresources=tuple(subresources),
-                storage=f"{plural}.{group}",
+                storage=f"{plural}.{group}" if root is None else root.root + plural,
+                storage_version="" if root is None else root.api_version,
                 printer=_printer(items(version, "additionalPrinterColumns")),
                 singular_name=str(names.get("singular") or ""),
             )
@@ -113,8 +121,9 @@ def resources_of(definition: Obj) -> list[ResourceType]:
 class Definitions:
     """Keeps the registry in step with the stored definitions."""
 
-    def __init__(self, registry: Registry) -> None:
+    def __init__(self, registry: Registry, roots: Mapping[str, StorageRoot] | None = None) -> None:
         self._registry = registry
+        self.roots = roots or {}
         self._served: dict[tuple[str, str, str], ResourceType] = {}
         self._documents: dict[tuple[str, str], bytes] = {}
 
@@ -124,7 +133,7 @@ class Definitions:
         schemas: dict[tuple[str, str], list[tuple[ResourceType, Obj]]] = {}
         for definition in definitions:
             by_name = {v.get("name"): v for v in items(definition, "spec", "versions")}
-            for resource in resources_of(definition):
+            for resource in resources_of(definition, self.roots):
                 wanted[resource.group, resource.version, resource.plural] = resource
                 schema = dig(by_name[resource.version], "schema", "openAPIV3Schema") or {}
                 schemas.setdefault((resource.group, resource.version), []).append(

@@ -45,11 +45,12 @@ async def run_apiserver(config: ApiServerConfig, env: RoleEnv) -> None:
 async def serve(config: ApiServerConfig, env: RoleEnv, store: Store) -> None:
     """Serve objects of any store until cancelled."""
     registry = Registry()
-    cache = Cache(store, env.log)
+    roots = tuple(sorted({root.root for root in config.storage_roots.values()}))
+    cache = Cache(store, env.log, roots)
     addresses = ServiceAddresses(config.service_cidr, config.node_port_range, env.rng)
-    objects = Objects(cache, store, addresses, env.clock.time, env.rng)
+    objects = Objects(cache, store, addresses, env.clock.time, env.rng, config.storage_roots)
     rest = Rest(objects)
-    definitions = Definitions(registry)
+    definitions = Definitions(registry, config.storage_roots)
 
     def sync_definitions() -> None:
         stored = cache.bucket(crds.DIRECTORY)
@@ -85,6 +86,7 @@ async def serve(config: ApiServerConfig, env: RoleEnv, store: Store) -> None:
                 service_ip=addresses.first_ip,
                 advertise_ip=config.advertise_ip,
                 advertise_port=config.advertise_port,
+                definitions=config.definitions,
             )
 
         await bootstrap_once()

@@ -58,11 +58,11 @@ class EtcdStore:
 
     @contextlib.asynccontextmanager
     async def watch(
-        self, prefix: bytes, start_revision: int
+        self, first: bytes, end: bytes, start_revision: int
     ) -> AsyncIterator[AsyncIterator[tuple[list[Change], int]]]:
         """See Store."""
         async with self._client.watch(
-            prefix, prefix=True, start_revision=start_revision, progress_notify=True
+            first, range_end=end, start_revision=start_revision, progress_notify=True
         ) as watch:
             yield _changes(watch)
 

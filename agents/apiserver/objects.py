@@ -24,10 +24,11 @@ from emulator.apimachinery.times import rfc3339
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from agents.apiserver.cache import Bucket, Cache, Entry
     from agents.apiserver.call import Call
+    from agents.apiserver.config import StorageRoot
     from agents.apiserver.services import Reservation, ServiceAddresses
     from agents.apiserver.store import Store
     from emulator.apimachinery.resources import ResourceType
@@ -50,8 +51,10 @@ class Objects:
         addresses: ServiceAddresses,
         now: Callable[[], float],
         rng: random.Random,
+        roots: Mapping[str, StorageRoot] | None = None,
     ) -> None:
         self.cache = cache
+        self._roots = roots or {}
         self._store = store
         self._addresses = addresses
         self.now = now
@@ -264,7 +267,7 @@ class Objects:
 
     async def _empty(self, definition: Obj) -> None:
         """Delete all objects of a custom resource before its definition goes."""
-        for resource in crds.resources_of(definition)[:1]:
+        for resource in crds.resources_of(definition, self._roots)[:1]:
             bucket = self.bucket(resource)
             for key in list(bucket.order()):
                 namespace, _, name = key.rpartition("/")

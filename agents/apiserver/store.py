@@ -49,6 +49,6 @@ class Store(Protocol):
         """Delete a key that must still be at ``revision``."""
 
     def watch(
-        self, prefix: bytes, start_revision: int
+        self, first: bytes, end: bytes, start_revision: int
     ) -> AbstractAsyncContextManager[AsyncIterator[tuple[list[Change], int]]]:
-        """Batches of changes, each with the revision reached."""
+        """Batches of changes from key ``first`` up to ``end``, each with the revision reached."""

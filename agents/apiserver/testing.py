@@ -15,7 +15,7 @@ import socket
 import ssl
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from aiohttp import web
 from cryptography import x509
@@ -83,7 +83,7 @@ class MemoryStore:
 
     @contextlib.asynccontextmanager
     async def watch(
-        self, prefix: bytes, start_revision: int
+        self, first: bytes, end: bytes, start_revision: int
     ) -> AsyncIterator[AsyncIterator[tuple[list[Change], int]]]:
         queue: asyncio.Queue[Change] = asyncio.Queue()
         for change in self._history:
@@ -94,7 +94,7 @@ class MemoryStore:
         async def batches() -> AsyncIterator[tuple[list[Change], int]]:
             while True:
                 change = await queue.get()
-                yield [change] if change.key.startswith(prefix) else [], change.revision
+                yield [change] if first <= change.key < end else [], change.revision
 
         try:
             yield batches()
@@ -352,8 +352,10 @@ async def kubelet(pki: Pki) -> AsyncIterator[tuple[Kubelet, int]]:
 
 
 @contextlib.asynccontextmanager
-async def api_server(folder: Path, store: Store | None = None) -> AsyncIterator[World]:
-    """Run an API server until the block ends."""
+async def api_server(
+    folder: Path, store: Store | None = None, **settings: Any
+) -> AsyncIterator[World]:
+    """Run an API server until the block ends; ``settings`` are further fields of its config."""
     pki = make_pki(folder)
     store = store or MemoryStore()
     port = free_port()
@@ -371,6 +373,7 @@ async def api_server(folder: Path, store: Store | None = None) -> AsyncIterator[
         kubelet_token=KUBELET_TOKEN,
         kubelet_ca=pki.ca,
         tokens={TOKEN: UserInfo("tester", ("system:masters",))},
+        **settings,
     )
     env = RoleEnv(
         real_clock(), random.Random(1), logging.getLogger("apiserver"), lambda _: ready.set()

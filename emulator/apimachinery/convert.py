@@ -37,6 +37,8 @@ def to_storage(resource: ResourceType, obj: Obj) -> Obj:
             return out
         case "autoscaling", "v1":
             return _autoscaler_to_v2(obj)
+    if resource.storage_version:
+        return {**obj, "apiVersion": resource.storage_version}
     return obj
 
 

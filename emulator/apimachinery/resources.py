@@ -50,6 +50,7 @@ class ResourceType:
     storage: str = ""
     printer: Printer | None = None
     singular_name: str = ""
+    storage_version: str = ""
 
     @property
     def singular(self) -> str:
@@ -63,7 +64,11 @@ class ResourceType:
 
     @property
     def directory(self) -> str:
-        """The name below ``/registry/`` in etcd; a few are older than their resource's name."""
+        """The name below ``/registry/`` in etcd; a few are older than their resource's name.
+
+        With a slash in front it is a whole key: the resource is kept where others keep it too, with
+        ``storage_version`` as its apiVersion.
+        """
         return self.storage or self.plural
 
     @property

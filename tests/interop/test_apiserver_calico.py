@@ -1,0 +1,109 @@
+"""Calico's resources by kubectl: the same keys Calico's own programs use."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import random
+from typing import TYPE_CHECKING
+
+import pytest
+
+from agents.apiserver.config import StorageRoot
+from agents.apiserver.etcd_store import EtcdStore
+from agents.apiserver.testing import World, api_server
+from agents.calico import crds, resources
+from agents.calico.client import ResourceClient
+from agents.calico.datastore import EtcdDatastore
+from emulator.runtime.clock import real_clock
+from emulator.runtime.role import RoleEnv
+from etcd.client import EtcdClient
+from etcd.server.config import EtcdConfig
+from etcd.server.daemon import EtcdServer
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+POOL = """
+apiVersion: crd.projectcalico.org/v1
+kind: IPPool
+metadata: {name: extra}
+spec: {cidr: 10.9.0.0/16, natOutgoing: true}
+"""
+
+
+@pytest.fixture
+async def etcd(tmp_path: Path) -> AsyncIterator[EtcdClient]:
+    env = RoleEnv(real_clock(), random.Random(1), logging.getLogger("etcd"))
+    config = EtcdConfig(listen_port=0, data_dir=str(tmp_path / "etcd"), durability="memory")
+    async with (
+        EtcdServer(config, env) as server,
+        EtcdClient([f"http://127.0.0.1:{server.port}"]) as client,
+    ):
+        yield client
+
+
+@contextlib.asynccontextmanager
+async def cluster(folder: Path, etcd: EtcdClient) -> AsyncIterator[World]:
+    roots = {crds.GROUP: StorageRoot(resources.ROOT, resources.API_VERSION)}
+    store = EtcdStore(etcd, real_clock().monotonic)
+    async with api_server(
+        folder, store, definitions=crds.definitions(), storage_roots=roots
+    ) as world:
+        yield world
+
+
+async def test_what_kubectl_writes_is_where_calico_looks(tmp_path: Path, etcd: EtcdClient) -> None:
+    async with cluster(tmp_path, etcd) as world:
+        assert "extra created" in await world.ok("create", "-f", "-", stdin=POOL)
+        (kv,) = (await etcd.get(resources.resource_key("IPPool", "extra").encode())).kvs
+        stored = json.loads(kv.value)
+        assert (stored["kind"], stored["apiVersion"]) == ("IPPool", "projectcalico.org/v3")
+        assert "resourceVersion" not in stored["metadata"]
+        calico = ResourceClient(EtcdDatastore(etcd), real_clock(), random.Random(1))
+        assert (await calico.get("IPPool", "extra"))["spec"]["blockSize"] == 26
+        await world.ok(
+            "patch", "ippool", "extra", "--type=merge", "-p", '{"spec":{"ipipMode":"Always"}}'
+        )
+        assert (await calico.get("IPPool", "extra"))["spec"]["ipipMode"] == "Always"
+        await world.ok("delete", "ippool", "extra")
+        assert (await etcd.get(resources.ROOT.encode(), prefix=True)).kvs == ()
+
+
+async def test_what_calico_writes_kubectl_shows_and_watches(
+    tmp_path: Path, etcd: EtcdClient
+) -> None:
+    async with cluster(tmp_path, etcd) as world:
+        calico = ResourceClient(EtcdDatastore(etcd), real_clock(), random.Random(1))
+        watching = await world.spawn("get", "ippools", "-w", "-o", "name")
+        await calico.create(
+            {
+                "kind": "IPPool",
+                "apiVersion": "projectcalico.org/v3",
+                "metadata": {"name": "default-ipv4-ippool"},
+                "spec": {"cidr": "192.168.0.0/16", "ipipMode": "Always"},
+            }
+        )
+        async with asyncio.timeout(10):
+            assert watching.stdout is not None
+            line = await watching.stdout.readline()
+        watching.terminate()
+        await watching.communicate()
+        assert line == b"ippool.crd.projectcalico.org/default-ipv4-ippool\n"
+        shown = json.loads(await world.ok("get", "ippools", "-o", "json"))
+        (pool,) = shown["items"]
+        assert pool["apiVersion"] == "crd.projectcalico.org/v1"
+        assert pool["spec"]["cidr"] == "192.168.0.0/16"
+        assert "ippools.crd.projectcalico.org" in await world.ok("get", "crd", "-o", "name")
+
+
+async def test_resources_of_calico_are_found_after_a_restart(
+    tmp_path: Path, etcd: EtcdClient
+) -> None:
+    async with cluster(tmp_path, etcd) as world:
+        await world.ok("create", "-f", "-", stdin=POOL)
+    async with cluster(tmp_path, etcd) as world:
+        assert "extra" in await world.ok("get", "ippools")
