@@ -26,7 +26,7 @@ from agents.flannel.subnetenv import SubnetEnv, docker_options, parse_previous_s
 from agents.flannel.view import Change, ChangeKind, LeaseView
 from emulator.addr import Prefix, format_ip, parse_ip
 from emulator.errors import PodwireError, UsageError
-from etcd.client import CompactedError, EtcdClient, EtcdError
+from etcd.client import NO_ACCESS, CompactedError, EtcdAccess, EtcdClient, EtcdError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -80,8 +80,7 @@ class FlannelConfig:
     profile: Profile = "modern"
     # (0, 0) is the kernel's own choice; a node names the ports its real sockets have.
     vxlan_source_ports: tuple[int, int] = (0, 0)
-    username: str | None = None
-    password: str | None = None
+    etcd_access: EtcdAccess = NO_ACCESS
 
     def __post_init__(self) -> None:
         """Check the margin as flannel does."""
@@ -97,8 +96,7 @@ async def run_flannel(config: FlannelConfig, env: RoleEnv, kernel: NodeKernel) -
     """
     async with EtcdClient(
         config.etcd_endpoints,
-        username=config.username,
-        password=config.password,
+        access=config.etcd_access,
         rng=env.rng,
     ) as client:
         agent = _Flanneld(config, env, kernel, client)

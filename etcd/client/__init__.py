@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from etcd.client.access import NO_ACCESS, EtcdAccess
 from etcd.client.client import EtcdClient
 from etcd.client.model import (
     Delete,
@@ -29,10 +30,12 @@ from etcd.core.errors import Code, CompactedError, EtcdError
 from etcd.core.mvcc import KeyValue
 
 __all__ = [
+    "NO_ACCESS",
     "Code",
     "CompactedError",
     "Delete",
     "DeleteResult",
+    "EtcdAccess",
     "EtcdClient",
     "EtcdError",
     "Event",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 from google.protobuf.message import Message
 
 from emulator.errors import UsageError
+from etcd.client.access import EtcdAccess, TokenHolder, is_stale
 from etcd.client.transport import (
     ONE_ENDPOINT,
     SEVERAL_ENDPOINTS,
@@ -37,6 +38,8 @@ _LEADERLESS = ("etcdserver: no leader", "etcdserver: request timed out")
 # Pauses between rounds of all endpoints (gRPC's backoff starts at 1 s; one machine is quicker).
 BACKOFF_MIN_S = 0.05
 BACKOFF_MAX_S = 3.0
+# Tokens fetched for one call; more than one only when users are being changed at that moment.
+MAX_RENEWALS = 3
 
 
 class Backoff:
@@ -81,8 +84,7 @@ class Channel:
         self,
         endpoints: Sequence[str],
         *,
-        username: str | None,
-        password: str | None,
+        access: EtcdAccess,
         ssl: ssl_module.SSLContext | None,
         rng: random.Random | None,
         timeout_s: float,
@@ -90,11 +92,11 @@ class Channel:
         if not endpoints:
             raise UsageError("etcd: no endpoint given")
         self._endpoints = [_split(endpoint) for endpoint in endpoints]
-        self._ssl = ssl
+        self._ssl = access.tls() if ssl is None else ssl
         self.rng = rng
         self._timeout_s = timeout_s
-        self._credentials = None if username is None else (username, password or "")
-        self._token: str | None = None
+        self._access = access
+        self._tokens = TokenHolder(access)
         self._at = 0
         self._connection: ClientConnection | None = None
         # Connections left for a better one, until their last call is over.
@@ -189,23 +191,28 @@ class Channel:
     # Calls ---------------------------------------------------------------------------------
 
     async def _metadata(self) -> tuple[Header, ...]:
-        if self._credentials is None:
-            return ()
-        if self._token is None:
-            name, password = self._credentials
-            request = pb.AuthenticateRequest(name=name, password=password)
-            connection = await self._connect()
-            data = await _exchange(connection, "/etcdserverpb.Auth/Authenticate", (), request)
-            self._token = pb.AuthenticateResponse.FromString(data).token
-        return ((b"token", self._token.encode()),)
+        return await self._tokens.metadata(self._authenticate)
+
+    async def _authenticate(self) -> str:
+        request = pb.AuthenticateRequest(name=self._access.user, password=self._access.password)
+        connection = await self._connect()
+        data = await _exchange(connection, "/etcdserverpb.Auth/Authenticate", (), request)
+        return pb.AuthenticateResponse.FromString(data).token
+
+    def renews(self, used: tuple[Header, ...], text: str) -> bool:
+        """Whether an error's text is about the token a call used and a new one will be fetched."""
+        return is_stale(text) and self._tokens.reject(used)
 
     async def call(self, path: str, request: Message, response: type[R], *, read: bool) -> R:
         """Make a unary call.
 
         What never reached a server is tried again; ``read`` calls are tried again after any
-        UNAVAILABLE.  Raises EtcdError, DEADLINE_EXCEEDED when the time of the client is over.
+        UNAVAILABLE, all after the token ran out.  Raises EtcdError, DEADLINE_EXCEEDED when the time
+        of the client is over.
         """
         backoff = Backoff(self.rng)
+        metadata: tuple[Header, ...] = ()
+        renewals = 0
         last: EtcdError | None = None
         try:
             async with asyncio.timeout(self._timeout_s):
@@ -218,6 +225,9 @@ class Channel:
                         return response.FromString(data)
                     except EtcdError as error:
                         last = error
+                        if renewals < MAX_RENEWALS and self.renews(metadata, error.message):
+                            renewals += 1
+                            continue
                         if connection is not None:
                             self.suspect(connection, error)
                         if not self._retry(error, read):
@@ -232,9 +242,6 @@ class Channel:
     def _retry(self, error: EtcdError, read: bool) -> bool:
         if self._closed:
             return False
-        if error.code == Code.UNAUTHENTICATED and self._token is not None:
-            self._token = None
-            return True
         return error.code == Code.UNAVAILABLE and (read or isinstance(error, NotSentError))
 
     async def open(self, path: str, *, leader: bool = False) -> ClientStream:
@@ -242,11 +249,13 @@ class Channel:
 
         ``leader``: the server ends the call when its cluster has no leader (hasleader).
         """
-        metadata = await self._metadata()
+        metadata = token = await self._metadata()
         if leader:
             metadata = (*metadata, (b"hasleader", b"true"))
         connection = await self._connect()
-        return await connection.open(path, metadata)
+        stream = await connection.open(path, metadata)
+        stream.token = token
+        return stream
 
 
 async def _exchange(

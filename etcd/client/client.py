@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 from etcd.client import model as m
+from etcd.client.access import NO_ACCESS, EtcdAccess
 from etcd.client.channel import Backoff, Channel
 from etcd.client.watch import Watch
 from etcd.core.errors import LEASE_NOT_FOUND, Code, EtcdError
@@ -33,6 +34,7 @@ class EtcdClient:
     """An async context manager; see ARCHITECTURE.md, "etcd client".
 
     Endpoints are ``host:port`` or URLs; the first that answers serves all calls until it fails.
+    ``access`` names a user and TLS files (``ssl`` takes a context instead); tokens are renewed.
     ``rng`` spreads reconnects; without it the pauses are exact.  All calls raise EtcdError.
     """
 
@@ -40,16 +42,13 @@ class EtcdClient:
         self,
         endpoints: Sequence[str],
         *,
-        username: str | None = None,
-        password: str | None = None,
+        access: EtcdAccess = NO_ACCESS,
         ssl: ssl_module.SSLContext | None = None,
         rng: random.Random | None = None,
         timeout_s: float = DEFAULT_TIMEOUT_S,
     ) -> None:
         self._timeout_s = timeout_s
-        self._channel = Channel(
-            endpoints, username=username, password=password, ssl=ssl, rng=rng, timeout_s=timeout_s
-        )
+        self._channel = Channel(endpoints, access=access, ssl=ssl, rng=rng, timeout_s=timeout_s)
 
     async def __aenter__(self) -> EtcdClient:
         return self
@@ -175,7 +174,9 @@ class EtcdClient:
         """Renew a lease; EtcdError NOT_FOUND if it is gone."""
         return await self._renew(lease_id, self._timeout_s)
 
-    async def _renew(self, lease_id: int, timeout_s: float) -> m.LeaseInfo:
+    async def _renew(
+        self, lease_id: int, timeout_s: float, *, new_token: bool = False
+    ) -> m.LeaseInfo:
         stream = None
         try:
             async with asyncio.timeout(timeout_s):
@@ -193,6 +194,8 @@ class EtcdClient:
         except EtcdError as error:
             if stream is not None:
                 self._channel.suspect(stream.connection, error)
+                if not new_token and self._channel.renews(stream.token, error.message):
+                    return await self._renew(lease_id, timeout_s, new_token=True)
             raise
         finally:
             if stream is not None:

@@ -53,6 +53,8 @@ class ClientStream:
         self._waiter: asyncio.Future[None] | None = None
         self._ended: EtcdError | bool = False
         self.status: tuple[Code, str] | None = None
+        # The headers that told the server whose call this is.
+        self.token: tuple[Header, ...] = ()
 
     def send(self, message: bytes, *, last: bool = False) -> None:
         """Send a message; ``last`` half-closes the call."""

@@ -6,15 +6,30 @@ from typing import TYPE_CHECKING
 
 from etcd.client.channel import Backoff
 from etcd.client.model import WatchBatch, event_from
-from etcd.core.errors import Code, CompactedError, EtcdError
+from etcd.core.errors import (
+    AUTH_OLD_REVISION,
+    INVALID_AUTH_TOKEN,
+    PERMISSION_DENIED,
+    USER_EMPTY,
+    WATCH_CANCELED,
+    Code,
+    CompactedError,
+    EtcdError,
+)
 from etcd.core.pb import rpc_pb2 as pb
 
 if TYPE_CHECKING:
     from etcd.client.channel import Channel
     from etcd.client.transport import ClientStream
+    from etcd.core.http2.hpack import Header
 
 # Ends of a stream that another server, or the same one later, may not repeat.
 _RESUMABLE = frozenset({Code.UNAVAILABLE, Code.CANCELLED, Code.UNKNOWN, Code.INTERNAL})
+
+_REFUSALS = {
+    text: code
+    for code, text in (PERMISSION_DENIED, INVALID_AUTH_TOKEN, AUTH_OLD_REVISION, USER_EMPTY)
+}
 
 
 class Watch:
@@ -32,6 +47,10 @@ class Watch:
         self._backoff = Backoff(channel.rng)
         # What a new stream starts from; 0 until the server has told its revision.
         self._next_revision = request.start_revision
+        # The token headers of the newest stream.
+        self._token: tuple[Header, ...] = ()
+        # Whether a refusal has been answered with a new token and no watch was granted since.
+        self._renewed = False
         # The store's revision when the watch was first confirmed.
         self.revision = 0
 
@@ -77,14 +96,24 @@ class Watch:
         if self._stream is not None:
             self._channel.suspect(self._stream.connection, error)
         self._drop()
-        if error.code not in _RESUMABLE:
+        if error.code not in _RESUMABLE and not self._renews(error.message):
             raise error
+
+    def _renews(self, text: str) -> bool:
+        """Whether a new token may help; servers before 3.5.6 call a stale one "denied"."""
+        if self._renewed or not self._channel.renews(
+            self._token, INVALID_AUTH_TOKEN[1] if text.endswith(PERMISSION_DENIED[1]) else text
+        ):
+            return False
+        self._renewed = True
+        return True
 
     async def _resume(self) -> None:
         """Open a stream and wait until the server has created the watch."""
         while True:
             try:
                 self._stream = await self._channel.open("/etcdserverpb.Watch/Watch", leader=True)
+                self._token = self._stream.token
                 request = pb.WatchCreateRequest()
                 request.CopyFrom(self._request)
                 request.start_revision = self._next_revision
@@ -93,6 +122,7 @@ class Watch:
                 if data is not None:
                     self._on_created(pb.WatchResponse.FromString(data))
                     self._backoff.reset()
+                    self._renewed = False
                     return
                 self._drop()
             except EtcdError as error:
@@ -114,9 +144,9 @@ class Watch:
         self._drop()
         if response.compact_revision:
             raise CompactedError(response.compact_revision)
-        reason = response.cancel_reason or "etcdserver: watch canceled"
-        denied = "permission denied" in reason
-        raise EtcdError(Code.PERMISSION_DENIED if denied else Code.FAILED_PRECONDITION, reason)
+        # Refusals by auth come with grpc-go's words around them.
+        reason = response.cancel_reason.rpartition(" desc = ")[2] or WATCH_CANCELED[1]
+        raise EtcdError(_REFUSALS.get(reason, Code.FAILED_PRECONDITION), reason)
 
     def _on_response(self, response: pb.WatchResponse) -> WatchBatch | None:
         if response.canceled:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from etcd.core import txn, wal
+from etcd.core.auth import AuthStore
 from etcd.core.errors import (
     KEY_NOT_FOUND,
     LEASE_NOT_FOUND,
@@ -44,6 +45,7 @@ class Engine:
         self.member_id = member_id
         self.store = Store()
         self.leases = LeaseTable()
+        self.auth = AuthStore(lambda change: self._log(wal.record(wal.Kind.AUTH, change)))
         # (member id, AlarmType) -> None, in the order they were raised.
         self.alarms: dict[tuple[int, pb.AlarmType.ValueType], None] = {}
         # The v2 keys, if they were ever enabled.
@@ -280,6 +282,8 @@ class Engine:
                     self.alarms[member_id, pb.AlarmType.Value(alarm)] = None
                 else:
                     self.alarms.pop((member_id, pb.AlarmType.Value(alarm)), None)
+            case wal.Kind.AUTH:
+                self.auth.replay(data)
             case wal.Kind.START:
                 self.raft_term, logged = wal.parse_pair(data)
                 self.raft_index = max(self.raft_index, logged)
@@ -300,6 +304,7 @@ class Engine:
         head = wal.meta_record(meta)
         head += b"".join(wal.lease_grant_record(lease.id, lease.ttl_s) for lease in self.leases)
         head += b"".join(wal.alarm_record(member, alarm, True) for member, alarm in self.alarms)
+        head += wal.record(wal.Kind.AUTH, self.auth.record())
         v2 = self.v2.snapshot() if self.v2 is not None else []
         return _snapshot_payloads(head, v2, store.rows())
 

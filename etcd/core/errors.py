@@ -29,6 +29,11 @@ class Code(enum.IntEnum):
     DATA_LOSS = 15
     UNAUTHENTICATED = 16
 
+    @property
+    def camel(self) -> str:
+        """The name as grpc-go prints it."""
+        return "OK" if self is Code.OK else "".join(map(str.capitalize, self.name.split("_")))
+
 
 class EtcdError(PodwireError):
     """What a call answers instead of its response: a gRPC code and etcd's text."""
@@ -96,6 +101,56 @@ ONLY_LEARNER: Final[Status] = (
 BAD_LEADER_TRANSFEREE: Final[Status] = (
     Code.FAILED_PRECONDITION,
     "etcdserver: bad leader transferee",
+)
+ROOT_USER_MISSING: Final[Status] = (
+    Code.FAILED_PRECONDITION,
+    "etcdserver: root user does not exist",
+)
+ROOT_ROLE_MISSING: Final[Status] = (
+    Code.FAILED_PRECONDITION,
+    "etcdserver: root user does not have root role",
+)
+USER_EXISTS: Final[Status] = (Code.FAILED_PRECONDITION, "etcdserver: user name already exists")
+USER_EMPTY: Final[Status] = (Code.INVALID_ARGUMENT, "etcdserver: user name is empty")
+USER_NOT_FOUND: Final[Status] = (Code.FAILED_PRECONDITION, "etcdserver: user name not found")
+ROLE_EXISTS: Final[Status] = (Code.FAILED_PRECONDITION, "etcdserver: role name already exists")
+ROLE_EMPTY: Final[Status] = (Code.INVALID_ARGUMENT, "etcdserver: role name is empty")
+ROLE_NOT_FOUND: Final[Status] = (Code.FAILED_PRECONDITION, "etcdserver: role name not found")
+ROLE_NOT_GRANTED: Final[Status] = (
+    Code.FAILED_PRECONDITION,
+    "etcdserver: role is not granted to the user",
+)
+PERMISSION_NOT_GIVEN: Final[Status] = (
+    Code.INVALID_ARGUMENT,
+    "etcdserver: permission not given",
+)
+PERMISSION_NOT_GRANTED: Final[Status] = (
+    Code.FAILED_PRECONDITION,
+    "etcdserver: permission is not granted to the role",
+)
+PERMISSION_DENIED: Final[Status] = (Code.PERMISSION_DENIED, "etcdserver: permission denied")
+AUTH_FAILED: Final[Status] = (
+    Code.INVALID_ARGUMENT,
+    "etcdserver: authentication failed, invalid user ID or password",
+)
+# No gRPC error of its own upstream, so it comes out raw.
+NO_PASSWORD_USER: Final[Status] = (
+    Code.UNKNOWN,
+    "auth: authentication failed, password was given for no password user",
+)
+# golang.org/x/crypto/bcrypt, raw.
+PASSWORD_TOO_LONG: Final[Status] = (
+    Code.UNKNOWN,
+    "bcrypt: password length exceeds 72 bytes",
+)
+INVALID_AUTH_TOKEN: Final[Status] = (Code.UNAUTHENTICATED, "etcdserver: invalid auth token")
+INVALID_AUTH_MANAGEMENT: Final[Status] = (
+    Code.INVALID_ARGUMENT,
+    "etcdserver: invalid auth management",
+)
+AUTH_OLD_REVISION: Final[Status] = (
+    Code.INVALID_ARGUMENT,
+    "etcdserver: revision of auth store is old",
 )
 AUTH_NOT_ENABLED: Final[Status] = (
     Code.FAILED_PRECONDITION,

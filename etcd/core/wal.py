@@ -54,6 +54,7 @@ class Kind(enum.IntEnum):
     META = 7  # first of a snapshot
     ROWS = 8  # rows of a snapshot
     END = 9  # last of a snapshot
+    AUTH = 20  # users, roles, whether auth is on (etcd.core.auth)
     # The v2 store (etcd.core.v2.log).
     V2_OPERATION = 32
     V2_HEAD = 33  # of a snapshot

@@ -175,7 +175,8 @@ class WatchHub:
         head = self._header(revision)
         stream.sink.send(b"\x0a" + varint(len(head)) + head + response.SerializeToString())
 
-    def _refuse(self, stream: WatchStream, reason: str) -> None:
+    def refuse(self, stream: WatchStream, reason: str) -> None:
+        """Tell a stream that the watch it asked for will not be."""
         refusal = pb.WatchResponse(watch_id=-1, created=True, canceled=True, cancel_reason=reason)
         self._respond(stream, refusal, self.revision)
 
@@ -183,12 +184,12 @@ class WatchHub:
         key = request.key or b"\0"
         ends = interval(key, request.range_end)
         if ends is not None and ends[1] is not None and ends[1] <= key:
-            self._refuse(stream, EMPTY_WATCHER_RANGE)
+            self.refuse(stream, EMPTY_WATCHER_RANGE)
             return
         watch_id = request.watch_id
         if watch_id:
             if watch_id in stream.watchers or watch_id in stream.compacted:
-                self._refuse(stream, DUPLICATE_WATCH_ID)
+                self.refuse(stream, DUPLICATE_WATCH_ID)
                 return
         else:
             while stream.next_id in stream.watchers or stream.next_id in stream.compacted:

@@ -39,3 +39,9 @@ class EtcdConfig:
     cert_file: str | None = None
     key_file: str | None = None
     client_ca_file: str | None = None
+    # --client-cert-auth: a client without a token is the user its certificate's common name tells.
+    client_cert_auth: bool = False
+    # --auth-token, --auth-token-ttl, --bcrypt-cost.
+    auth_token: str = "simple"
+    auth_token_ttl_s: float = 300.0
+    bcrypt_cost: int = 10

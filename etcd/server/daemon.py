@@ -112,7 +112,11 @@ class EtcdServer:
         self.loop = asyncio.get_running_loop()
         tls = server_tls(config)
         self.member = Member(config, self.env, self.loop)
-        self.services = Services(self.member)
+        try:
+            self.services = Services(self.member)
+        except UsageError:
+            self.member.close_files()
+            raise
         try:
             self._listener = await self.loop.create_server(
                 lambda: _Sniffer(self),

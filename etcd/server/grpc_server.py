@@ -9,10 +9,14 @@ from etcd.core import grpc
 from etcd.core.errors import Code, EtcdError
 from etcd.core.http2 import connection as h2
 from etcd.core.http2.frames import ErrorCode
+from etcd.server.auth import Credentials, common_name, header_token
 from etcd.server.services import decode, unknown_method
 from etcd.server.streams import STREAMS
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from etcd.core.http2.hpack import Header
     from etcd.server.member import Member
     from etcd.server.services import Services, Unary
     from etcd.server.streams import StreamCall
@@ -25,25 +29,33 @@ WRITE_HIGH_WATER_BYTES = 1024 * 1024
 
 
 class _UnaryCall:
-    __slots__ = ("method", "reader")
+    __slots__ = ("headers", "method", "path", "reader")
 
-    def __init__(self, method: Unary) -> None:
+    def __init__(self, path: str, method: Unary, headers: Sequence[Header]) -> None:
+        self.path = path
         self.method = method
+        self.headers = headers
         self.reader = grpc.MessageReader(grpc.MAX_RECEIVE_BYTES)
 
 
 class _Stream:
     """A streaming call's way back (``streams.Reply``)."""
 
-    __slots__ = ("_connection", "_id", "call", "deadline", "reader", "started")
+    __slots__ = ("_connection", "_credentials", "_id", "call", "deadline", "reader", "started")
 
-    def __init__(self, connection: GrpcServerConnection, stream_id: int) -> None:
+    def __init__(
+        self, connection: GrpcServerConnection, stream_id: int, credentials: Credentials
+    ) -> None:
         self._connection = connection
         self._id = stream_id
+        self._credentials = credentials
         self.reader = grpc.MessageReader(grpc.MAX_RECEIVE_BYTES)
         self.call: StreamCall | None = None
         self.deadline: asyncio.TimerHandle | None = None
         self.started = False
+
+    def admit(self, path: str, request: object) -> None:
+        self._connection.auth.admit(path, request, self._credentials)
 
     def send(self, payload: bytes) -> None:
         self._connection.release(self._id, payload, False)
@@ -71,6 +83,8 @@ class GrpcServerConnection(asyncio.Protocol):
     def __init__(self, member: Member, services: Services) -> None:
         self.member = member
         self._unary = services.unary
+        self.auth = services.auth
+        self._common_name: str | None = None
         self._h2 = h2.Http2Connection(client=False)
         self._calls: dict[int, _UnaryCall | _Stream] = {}
         self._transport: asyncio.Transport | None = None
@@ -82,6 +96,7 @@ class GrpcServerConnection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
+        self._common_name = common_name(transport)
         transport.set_write_buffer_limits(high=WRITE_HIGH_WATER_BYTES)
         self.flush()
 
@@ -166,20 +181,31 @@ class GrpcServerConnection(asyncio.Protocol):
         name_text = path.decode("latin-1")
         method = self._unary.get(name_text)
         if method is not None:
-            self._calls[stream_id] = _UnaryCall(method)
+            self._calls[stream_id] = _UnaryCall(name_text, method, event.headers)
         elif name_text in STREAMS:
-            self._open_stream(stream_id, name_text, timeout)
+            try:
+                self._open_stream(stream_id, name_text, timeout, event.headers)
+            except EtcdError as error:
+                self.refuse(stream_id, error)
+                return
         else:
             self.refuse(stream_id, unknown_method(name_text))
             return
         if event.end_stream:
             self._on_data(h2.DataReceived(stream_id, b"", 0, True))
 
-    def _open_stream(self, stream_id: int, path: str, timeout: bytes | None) -> None:
+    def _shown(self, headers: Sequence[Header]) -> Credentials:
+        return Credentials(header_token(headers), self._common_name)
+
+    def _open_stream(
+        self, stream_id: int, path: str, timeout: bytes | None, headers: Sequence[Header]
+    ) -> None:
         if self.member.stopped:
             self.refuse(stream_id, self.member.stopped_error())
             return
-        stream = self._calls[stream_id] = _Stream(self, stream_id)
+        shown = self._shown(headers)
+        self.auth.admit_stream(path, shown)
+        stream = self._calls[stream_id] = _Stream(self, stream_id, shown)
         stream.call = STREAMS[path](self.member, stream)
         timeout_s = None if timeout is None else grpc.parse_timeout_s(timeout)
         if timeout_s is not None:
@@ -221,7 +247,10 @@ class GrpcServerConnection(asyncio.Protocol):
                 Code.INTERNAL, f"grpc: {len(messages)} request messages where one belongs"
             )
         del self._calls[stream_id]
-        response = call.method.call(decode(call.method.request, messages[0]))
+        request = decode(call.method.request, messages[0])
+        if self.auth.enabled:
+            self.auth.admit(call.path, request, self._shown(call.headers))
+        response = call.method.call(request)
         self.member.answer(self, stream_id, response.SerializeToString())
 
     def _drop(self, stream_id: int) -> None:

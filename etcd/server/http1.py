@@ -14,6 +14,7 @@ from google.protobuf import json_format
 
 from etcd.core.errors import Code, EtcdError
 from etcd.core.pb import rpc_pb2 as pb
+from etcd.server.auth import GATEWAY_ROUTES, Credentials
 from etcd.server.config import CLUSTER_VERSION, SERVER_VERSION
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ _ROUTES = {
     "/v3/maintenance/alarm": "/etcdserverpb.Maintenance/Alarm",
     "/v3/maintenance/defragment": "/etcdserverpb.Maintenance/Defragment",
     "/v3/maintenance/hash": "/etcdserverpb.Maintenance/Hash",
+    **GATEWAY_ROUTES,
 }
 _HTTP_STATUS = {
     Code.INVALID_ARGUMENT: 400,
@@ -117,7 +119,8 @@ class Http1Front:
         if request.method != "POST":
             return web.Response(status=405, text="Method Not Allowed\n", headers=_CORS)
         try:
-            return self._json(200, await self._call(_ROUTES[path], await request.read()))
+            body_bytes = await request.read()
+            return self._json(200, await self._call(_ROUTES[path], body_bytes, _shown(request)))
         except EtcdError as error:
             body = {"error": error.message, "code": int(error.code), "message": error.message}
             return self._json(_HTTP_STATUS.get(error.code, 500), _compact(body))
@@ -145,18 +148,25 @@ class Http1Front:
             status=status, text=text, content_type="application/json", headers=headers
         )
 
-    async def _call(self, method: str, body: bytes) -> str:
+    async def _call(self, method: str, body: bytes, shown: Credentials) -> str:
         unary = self._services.unary[method]
         message = unary.request()
         try:
             json_format.Parse(body or b"{}", message, ignore_unknown_fields=True)
         except (json_format.ParseError, UnicodeDecodeError) as error:
             raise EtcdError(Code.INVALID_ARGUMENT, str(error)) from None
+        self._services.auth.admit(method, message, shown)
         response = unary.call(message)
         waiter = _Waiter(self._member.loop)
         self._member.answer(waiter, 0, response.SerializeToString())
         answer = type(response).FromString(await waiter.done)
         return _compact(json_format.MessageToDict(answer, preserving_proto_field_name=True))
+
+
+def _shown(request: web.BaseRequest) -> Credentials:
+    """The gateway takes tokens only: a certificate may be a proxy's own."""
+    token = request.headers.get("Grpc-Metadata-Token") or request.headers.get("Authorization")
+    return Credentials(token)
 
 
 def _compact(value: object) -> str:

@@ -14,6 +14,7 @@ from etcd.core import errors
 from etcd.core.errors import Code, EtcdError
 from etcd.core.pb import health_pb2, rpc_pb2
 from etcd.core.pb import rpc_pb2 as pb
+from etcd.server.auth import AuthService
 from etcd.server.config import SERVER_VERSION
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ class Services:
 
     def __init__(self, member: Member) -> None:
         self._member = member
+        self.auth = AuthService(member)
         kv, lease = "/etcdserverpb.KV/", "/etcdserverpb.Lease/"
         cluster, maintenance = "/etcdserverpb.Cluster/", "/etcdserverpb.Maintenance/"
         self.unary: dict[str, Unary] = {
@@ -90,6 +92,7 @@ class Services:
             maintenance + "MoveLeader": Unary(pb.MoveLeaderRequest, self._move_leader),
             "/grpc.health.v1.Health/Check": Unary(health_pb2.HealthCheckRequest, self._health),
         }
+        self.unary |= {path: Unary(*pair) for path, pair in self.auth.methods().items()}
 
     # Lease ---------------------------------------------------------------------------------
 

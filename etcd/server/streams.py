@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
+from etcd.core.auth_check import WATCH
+from etcd.core.errors import EtcdError
 from etcd.core.pb import health_pb2
 from etcd.core.pb import rpc_pb2 as pb
 from etcd.server.long_calls import LONG_CALLS
@@ -12,12 +14,14 @@ from etcd.server.services import decode
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from etcd.core.errors import EtcdError
     from etcd.server.member import Member
 
 
 class Reply(Protocol):
     """A stream's way back to its client."""
+
+    def admit(self, path: str, request: object) -> None:
+        """Raise EtcdError unless auth lets the client send this message."""
 
     def send(self, payload: bytes) -> None:
         """Send one response message now."""
@@ -59,6 +63,14 @@ class WatchCall:
     def on_message(self, data: bytes) -> None:
         request = decode(pb.WatchRequest, data)
         assert isinstance(request, pb.WatchRequest)
+        if request.HasField("create_request"):
+            try:
+                self._reply.admit(WATCH, request.create_request)
+            except EtcdError as error:
+                # The other watches of the stream go on.
+                text = f"rpc error: code = {error.code.camel} desc = {error.message}"
+                self._member.hub.refuse(self._stream, text)
+                return
         self._member.hub.receive(self._stream, request)
         self._member.schedule_sync()
 
@@ -79,6 +91,7 @@ class KeepAliveCall:
     def on_message(self, data: bytes) -> None:
         request = decode(pb.LeaseKeepAliveRequest, data)
         assert isinstance(request, pb.LeaseKeepAliveRequest)
+        self._reply.admit("/etcdserverpb.Lease/LeaseKeepAlive", request)
         member = self._member
         response = member.engine.lease_keep_alive(request.ID, now=member.loop.time())
         self._reply.send_durable(response.SerializeToString())
