@@ -10,6 +10,7 @@ Source: projectcalico/calico libcalico-go/lib/selector.
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 import re
 from dataclasses import dataclass
@@ -177,8 +178,9 @@ class Selector:
         return "s:" + base64.urlsafe_b64encode(digest).rstrip(b"=").decode()
 
 
+@functools.lru_cache(maxsize=1024)
 def parse_selector(text: str) -> Selector:
-    """Parse a selector; raises SelectorError with libcalico's text."""
+    """Parse a selector, or remember it; raises SelectorError with libcalico's text."""
     tokens = _tokenize(text)
     if tokens[0].kind == "end":
         return Selector(All())

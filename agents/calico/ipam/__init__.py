@@ -1,0 +1,1 @@
+"""Calico's address management: blocks of addresses per host, kept in etcd."""

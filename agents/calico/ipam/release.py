@@ -1,0 +1,223 @@
+"""Taking addresses back: by address with options, or all of a handle.
+
+Source: projectcalico/calico libcalico-go/lib/ipam/ipam.go ReleaseIPs, ReleaseByHandle.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from agents.calico.datastore import Delete, Query, Update
+from agents.calico.errors import DatastoreError, DoesNotExistError, UpdateConflictError
+from agents.calico.ipam.affinity import LOST, RETRIES
+from agents.calico.ipam.block import AllocationBlock, ReleaseOptions
+from agents.calico.ipam.errors import (
+    MAX_RETRIES_TEXT,
+    BlockNotEmptyError,
+    ClaimConflictError,
+    IpamError,
+)
+from agents.calico.ipam.model import (
+    Handle,
+    block_key,
+    block_of_key,
+    block_prefix,
+    handle_key,
+)
+from agents.calico.ipam.order import block_of
+from agents.calico.ipam.pools import pool_of, pool_over, read_pools
+from agents.calico.ipam.view import handle_write
+from agents.calico.net import Cidr
+from agents.calico.resources import labels_of, resource_key, resource_prefix
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from agents.calico.datastore import Datastore, KVPair, Write
+    from agents.calico.ipam.affinity import Affinities
+    from agents.calico.ipam.pools import Pool
+    from agents.calico.net import Ip
+
+
+@dataclass(frozen=True, slots=True)
+class ReleaseOutcome:
+    """``unallocated`` were free already; ``released`` went without an error, those included.
+
+    ``failure`` is the first error: the addresses of its block are as they were.
+    """
+
+    unallocated: tuple[Ip, ...]
+    released: tuple[ReleaseOptions, ...]
+    failure: DatastoreError | None = None
+
+
+class Releaser:
+    """Releases on one datastore."""
+
+    def __init__(self, datastore: Datastore, affinities: Affinities) -> None:
+        self._datastore = datastore
+        self._affinities = affinities
+
+    async def release_ips(self, options: Sequence[ReleaseOptions]) -> ReleaseOutcome:
+        """Free addresses, block by block: one block's refusal does not keep the others."""
+        query = Query(resource_prefix("IPPool"), prefix=True)
+        pools = read_pools((await self._datastore.read(query)).results[0])
+        unallocated: list[Ip] = []
+        released: list[ReleaseOptions] = []
+        failure: DatastoreError | None = None
+        by_block: dict[Cidr, list[ReleaseOptions]] = {}
+        outside: list[ReleaseOptions] = []
+        for each in options:
+            pool = pool_of(pools, each.address)
+            if pool is None:
+                outside.append(each)
+            else:
+                by_block.setdefault(block_of(each.address, pool.block_size), []).append(each)
+        if outside:
+            unallocated += await self._find_blocks(outside, by_block)
+        for cidr, group in by_block.items():
+            try:
+                unallocated += await self._release_from(cidr, group, pools)
+            except DatastoreError as error:
+                failure = failure or error
+            else:
+                released += group
+        return ReleaseOutcome(tuple(unallocated), tuple(released), failure)
+
+    async def _find_blocks(
+        self, outside: Sequence[ReleaseOptions], by_block: dict[Cidr, list[ReleaseOptions]]
+    ) -> list[Ip]:
+        """Addresses of pools that are gone: look through all blocks; return those of none."""
+        found = await self._datastore.read(
+            *(Query(block_prefix(version), prefix=True) for version in (4, 6))
+        )
+        blocks = [block_of_key(kvp.key) for kvps in found.results for kvp in kvps]
+        nowhere: list[Ip] = []
+        for each in outside:
+            cidr = next((one for one in blocks if one and one.holds(each.address)), None)
+            if cidr is None:
+                nowhere.append(each.address)
+            else:
+                by_block.setdefault(cidr, []).append(each)
+        return nowhere
+
+    async def _release_from(
+        self, cidr: Cidr, group: Sequence[ReleaseOptions], pools: Sequence[Pool]
+    ) -> tuple[Ip, ...]:
+        unallocated: tuple[Ip, ...] = ()
+
+        def release(block: AllocationBlock) -> dict[str, int]:
+            nonlocal unallocated
+            unallocated, by_handle = block.release(group)
+            return (
+                by_handle if len(unallocated) < len({each.address for each in group}) else {"": 0}
+            )
+
+        if not await self._change(cidr, release, pools):
+            return tuple(dict.fromkeys(each.address for each in group))
+        return unallocated
+
+    async def release_by_handle(self, handle: str) -> None:
+        """Free all addresses of a handle; DoesNotExistError if there is no such handle."""
+        handle = handle.split("\r")[0]
+        snapshot = await self._datastore.read(
+            Query(handle_key(handle)), Query(resource_prefix("IPPool"), prefix=True)
+        )
+        found = snapshot.one(0)
+        if found is None:
+            raise DoesNotExistError(handle)
+        pools = read_pools(snapshot.results[1])
+
+        def release(block: AllocationBlock) -> dict[str, int]:
+            return {handle: block.release_by_handle(handle)}
+
+        for text in Handle.read(found).blocks:
+            await self._change(Cidr.parse(text), release, pools)
+        await self._drop_overcount(handle)
+
+    async def _drop_overcount(self, handle: str) -> None:
+        """Remove what a handle counts beyond the addresses it had: nothing holds it any more."""
+        for _ in range(RETRIES):
+            found = (await self._datastore.read(Query(handle_key(handle)))).one(0)
+            if found is None:
+                return
+            keys = [block_key(Cidr.parse(text)) for text in Handle.read(found).blocks]
+            blocks = await self._datastore.read(*(Query(key) for key in keys))
+            if any(
+                AllocationBlock.from_value(kvp.value).ips_by_handle(handle)
+                for kvps in blocks.results
+                for kvp in kvps
+            ):
+                return
+            try:
+                await self._datastore.commit(Delete(found.key, found.revision))
+            except LOST:
+                continue
+            return
+
+    async def _change(
+        self,
+        cidr: Cidr,
+        release: Callable[[AllocationBlock], dict[str, int]],
+        pools: Sequence[Pool],
+    ) -> bool:
+        """Apply ``release`` to a block and lower the handles it names; False without a block.
+
+        ``release`` returns how many addresses each handle lost.
+        """
+        for _ in range(RETRIES):
+            kvp = (await self._datastore.read(Query(block_key(cidr)))).one(0)
+            if kvp is None:
+                return False
+            block = AllocationBlock.from_value(kvp.value)
+            before = len(block.unallocated)
+            freed = release(block)
+            if len(block.unallocated) == before:
+                return True
+            try:
+                await self._datastore.commit(
+                    _block_write(kvp, block), *await self._handle_writes(freed, cidr)
+                )
+            except LOST:
+                continue
+            await self._ensure_selected(block, pools)
+            return True
+        raise IpamError(MAX_RETRIES_TEXT)
+
+    async def _handle_writes(self, freed: dict[str, int], cidr: Cidr) -> list[Write]:
+        handles = [handle for handle, count in freed.items() if handle and count]
+        if not handles:
+            return []
+        snapshot = await self._datastore.read(*(Query(handle_key(each)) for each in handles))
+        writes: list[Write] = []
+        for index, handle in enumerate(handles):
+            found = snapshot.one(index)
+            known = Handle.read(found) if found else None
+            change = handle_write(handle, known, cidr, -freed[handle])
+            if change is not None:
+                writes.append(change)
+        return writes
+
+    async def _ensure_selected(self, block: AllocationBlock, pools: Sequence[Pool]) -> None:
+        """Give an empty block up if its pool no longer selects the node it belongs to."""
+        pool = pool_over(pools, block.cidr)
+        if not block.host or not block.is_empty() or pool is None:
+            return
+        if pool.node_selector == "all()" or pool.disabled:
+            return
+        node = (await self._datastore.read(Query(resource_key("Node", block.host)))).one(0)
+        if node is None or pool.selects_node(labels_of(node.value)):
+            return
+        try:
+            await self._affinities.release(block.host, block.cidr, must_be_empty=True)
+        except (BlockNotEmptyError, ClaimConflictError, DoesNotExistError, UpdateConflictError):
+            return
+
+
+def _block_write(kvp: KVPair, block: AllocationBlock) -> Write:
+    """A block without an owner goes with its last address."""
+    if block.affinity is None and block.is_empty():
+        return Delete(kvp.key, kvp.revision)
+    block.sequence_number += 1
+    return Update(kvp.with_value(block.to_value()))
