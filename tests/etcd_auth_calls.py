@@ -57,9 +57,9 @@ async def caller(
         await channel.close()
 
 
-async def populate(endpoint: str) -> None:
+async def populate(endpoint: str, ssl: ssl_module.SSLContext | None = None) -> None:
     """Root, and alice who may read ``r…`` and read and write ``w…``; then switch auth on."""
-    async with caller(endpoint) as call:
+    async with caller(endpoint, ssl=ssl) as call:
         for who in (ROOT, ALICE):
             await call("Auth/UserAdd", name=who.user, password=who.password)
         await call("Auth/RoleAdd", name="root")
