@@ -47,7 +47,9 @@ class User:
         )
 
     @classmethod
-    def of(cls, message: auth_pb2.User) -> User:
+    def parse(cls, data: bytes) -> User:
+        """Return a stored user; DecodeError or UnicodeDecodeError for what is none."""
+        message = auth_pb2.User.FromString(data)
         return cls(
             message.name.decode(),
             message.password,
@@ -69,7 +71,9 @@ class Role:
         return auth_pb2.Role(name=self.name.encode(), keyPermission=granted)
 
     @classmethod
-    def of(cls, message: auth_pb2.Role) -> Role:
+    def parse(cls, data: bytes) -> Role:
+        """Return a stored role; DecodeError or UnicodeDecodeError for what is none."""
+        message = auth_pb2.Role.FromString(data)
         return cls(message.name.decode(), tuple(map(Permission.of, message.keyPermission)))
 
 
@@ -121,6 +125,14 @@ class AuthStore:
         everything: list[User | Role] = [*self._users.values(), *self._roles.values()]
         return self._record(_entry(entry) for entry in everything)
 
+    def restore(
+        self, *, enabled: bool, revision: int, users: Iterable[User], roles: Iterable[Role]
+    ) -> None:
+        """Fill an empty store, which then has to be made durable as a whole."""
+        self.enabled, self.revision = enabled, max(revision, 1)
+        self._users = {user.name: user for user in users}
+        self._roles = {role.name: role for role in roles}
+
     def replay(self, record: bytes) -> None:
         """Apply a logged record again."""
         enabled, self.revision = _HEAD.unpack_from(record)
@@ -132,9 +144,9 @@ class AuthStore:
             data = record[at : at + size]
             at += size
             if what == _PUT_USER:
-                self._put(User.of(auth_pb2.User.FromString(data)))
+                self._put(User.parse(data))
             elif what == _PUT_ROLE:
-                self._put(Role.of(auth_pb2.Role.FromString(data)))
+                self._put(Role.parse(data))
             else:
                 self._delete(what, data.decode())
         self._merged.clear()

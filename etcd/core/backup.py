@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from google.protobuf.message import DecodeError
 
 from etcd.core import bbolt
+from etcd.core.auth import Role, User
 from etcd.core.errors import CorruptionError
 from etcd.core.mvcc import KeyValue, kv_message
 from etcd.core.pb import kv_pb2
@@ -23,7 +24,7 @@ from etcd.core.pb import rpc_pb2 as pb
 from etcd.core.watch import varint
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator
+    from collections.abc import Generator, Iterator, Sequence
 
     from etcd.core.engine import Engine
     from etcd.core.mvcc import Rows
@@ -111,11 +112,21 @@ def dump(engine: Engine, member: MemberRecord) -> Generator[None, None, bbolt.La
     record |= {"name": member.name, "clientURLs": list(member.client_urls)}
     content[b"members"][b"%x" % engine.member_id] = _json(record)
     content[b"cluster"][b"clusterVersion"] = member.cluster_version.encode()
-    content[b"auth"][b"authRevision"] = _u64(1)
+    auth = engine.auth
+    content[b"auth"] = {
+        b"authEnabled": bytes([auth.enabled]),
+        b"authRevision": _u64(auth.revision),
+    }
+    content[b"authUsers"] = _by_name(auth.users())
+    content[b"authRoles"] = _by_name(auth.roles())
     rows = store.rows()
     del content[b"key"]
     buckets = [bbolt.Bucket.of(name, pairs) for name, pairs in content.items()]
     return bbolt.plan([*buckets, _rows_bucket(rows)])
+
+
+def _by_name(entries: Sequence[User | Role]) -> dict[bytes, bytes]:
+    return {entry.name.encode(): entry.message().SerializeToString() for entry in entries}
 
 
 def _json(value: object) -> bytes:
@@ -147,6 +158,16 @@ def load(database: bbolt.Database, engine: Engine, name: str) -> None:
     for key, _ in database.bucket(b"alarm"):
         alarm = pb.AlarmMember.FromString(key)
         engine.alarms[alarm.memberID, alarm.alarm] = None
+    auth = dict(database.bucket(b"auth"))
+    try:
+        engine.auth.restore(
+            enabled=auth.get(b"authEnabled") == b"\1",
+            revision=int.from_bytes(auth.get(b"authRevision", b"\1"), "big"),
+            users=[User.parse(data) for _, data in database.bucket(b"authUsers")],
+            roles=[Role.parse(data) for _, data in database.bucket(b"authRoles")],
+        )
+    except (DecodeError, UnicodeDecodeError):
+        raise CorruptionError(f"{name}: a user or role cannot be read") from None
     engine.raft_term = max(engine.raft_term, int.from_bytes(meta.get(b"term", b"")[:8], "big"))
     index = int.from_bytes(meta.get(b"consistent_index", b"")[:8], "big")
     engine.raft_index = max(engine.raft_index, index)

@@ -10,7 +10,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from etcd.client import EtcdClient
+from etcd.core import errors
 from etcd.server.restore import restore_snapshot
+from tests.etcd_auth_calls import ALICE, ROOT, caller, populate, refused
+from tests.etcd_auth_peers import Real
 from tests.etcd_servers import (
     NO_DISTRO,
     NO_REAL_ETCD,
@@ -97,6 +100,39 @@ async def test_ours_starts_from_a_real_etcds_snapshot_and_from_its_directory(
         restore_snapshot(source, str(to), name="default", skip_hash_check=False)
         async with disk_etcd(to) as server:
             assert await state(server.endpoint, lease) == want
+
+
+@needs_tools
+async def test_users_roles_and_passwords_go_both_ways(tmp_path: Path) -> None:
+    ours, theirs = str(tmp_path / "ours.db"), str(tmp_path / "theirs.db")
+    async with memory_etcd(bcrypt_cost=4) as server:
+        await populate(server.endpoint)
+        await _save_as_root(server.endpoint, ours)
+    await tool(ETCDCTL, "snapshot", "restore", ours, "--data-dir", str(tmp_path / "real"))
+    real = Real(tmp_path / "real", None)
+    try:
+        await real.restart()
+        await _alice_is_alice(real.endpoint)
+        await _save_as_root(real.endpoint, theirs)
+    finally:
+        await real.stop()
+    data_dir = tmp_path / "again"
+    restore_snapshot(theirs, str(data_dir), name="default", skip_hash_check=False)
+    async with disk_etcd(data_dir) as server:
+        await _alice_is_alice(server.endpoint)
+        async with caller(server.endpoint, ROOT) as root:
+            assert (await root("Auth/AuthStatus")).authRevision == 9
+            assert len((await root("Auth/RoleGet", role="clerk")).perm) == 2
+
+
+async def _save_as_root(endpoint: str, path: str) -> None:
+    await tool(ETCDCTL, f"--endpoints={endpoint}", "--user=root:rootpw", "snapshot", "save", path)
+
+
+async def _alice_is_alice(endpoint: str) -> None:
+    async with EtcdClient([endpoint], access=ALICE) as alice:
+        await alice.put(b"w1", b"x")
+        await refused(errors.PERMISSION_DENIED, alice.put(b"r1", b"x"))
 
 
 @needs_distro
