@@ -231,7 +231,7 @@ class _Flanneld:
 
     def _previous_subnet(self) -> Prefix | None:
         try:
-            with open(self._config.subnet_file, encoding="ascii", errors="replace") as file:
+            with open(self._config.subnet_file, encoding="utf-8", errors="replace") as file:
                 return parse_previous_subnet(file.read())
         except FileNotFoundError:
             return None
@@ -402,7 +402,7 @@ def _write_whole(path: str, text: str) -> None:
     temporary = os.path.join(folder, f".{name}")
     try:
         os.makedirs(folder or ".", exist_ok=True)
-        with open(temporary, "w", encoding="ascii") as file:
+        with open(temporary, "w", encoding="utf-8") as file:
             file.write(text)
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)

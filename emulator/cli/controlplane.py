@@ -32,6 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from emulator.cluster.credentials import Credentials
     from emulator.cluster.launch import write_credentials
     from emulator.cluster.roles import controlplane_config
 
@@ -39,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
     plan = plan_alone(args)
     share_directory(plan)
     write_credentials(plan)
-    config = controlplane_config(plan)
+    config = controlplane_config(plan, Credentials.read(plan.pki))
     if bind:
         apiserver = dataclasses.replace(config.apiserver, listen_host=bind)
         config = dataclasses.replace(config, apiserver=apiserver)

@@ -90,6 +90,7 @@ def _spec(plan: ClusterPlan, like: NodeSpec, args: argparse.Namespace) -> NodeSp
 async def _join(plan: ClusterPlan, node: NodePlan, wait_s: float, env: RoleEnv) -> None:
     """Run the node as soon as the control plane has written who is who."""
     from agents.node.daemon import run_node
+    from emulator.cluster.credentials import Credentials
     from emulator.cluster.pki import Authority
     from emulator.cluster.roles import node_config
 
@@ -97,7 +98,8 @@ async def _join(plan: ClusterPlan, node: NodePlan, wait_s: float, env: RoleEnv) 
     authority = Authority(plan.pki, datetime.datetime.now(datetime.UTC))
     # Its own certificate: the control plane could not know this node's address.
     pair = authority.issue(f"kubelet-{node.spec.name}", "system:node", names=[node.host])
-    config = replace(node_config(plan, node), kubelet_cert=pair.cert, kubelet_key=pair.key)
+    config = node_config(plan, node, Credentials.read(plan.pki))
+    config = replace(config, kubelet_cert=pair.cert, kubelet_key=pair.key)
     await run_node(config, env)
 
 

@@ -12,8 +12,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from emulator.cluster.launch import prepare, supervise
 from emulator.cluster.networks import NETWORKS
+from emulator.cluster.order import make_names
 from emulator.cluster.presets import PRESETS, preset_text
 from emulator.cluster.spec import load_spec
 from emulator.cluster.state import ClusterDirectory
@@ -49,6 +49,9 @@ def run(args: argparse.Namespace) -> int:
     directory = ClusterDirectory(spec.name)
     directory.acquire()
     try:
+        make_names()
+        from emulator.cluster.launch import prepare, supervise  # and with it nearly all there is
+
         plan = prepare(spec, directory)
     except BaseException:
         directory.remove()
@@ -213,6 +216,8 @@ def _supervisor_process(
     def on_up() -> None:
         tell({"up": True})
         terminal.close()
+
+    from emulator.cluster.launch import supervise
 
     try:
         supervise(

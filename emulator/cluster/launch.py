@@ -84,8 +84,8 @@ def supervise(
 
         if not plan.embedded_etcd:
             asyncio.run(_ask_etcd(plan.etcd_endpoints))
-        warm_up(plan)
-        channel, zygote = start_zygote(functools.partial(run_child, plan), close)
+        roles = warm_up(plan)
+        channel, zygote = start_zygote(functools.partial(run_child, roles), close)
         asyncio.run(_supervise(plan, channel, on_progress, on_up, waiter))
     finally:
         if channel is not None:

@@ -22,11 +22,13 @@ from emulator.cluster.order import lay_together
 from emulator.cluster.process import run_role
 from emulator.kubeclient.config import KubeConfig
 from emulator.runtime.tls import rehearse_handshake
+from emulator.workloads.images import default_registry
+from etcd.core.http2 import huffman
 from etcd.server.config import EtcdConfig
 from etcd.server.daemon import run_etcd
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Callable, Coroutine, Mapping
     from typing import Any
 
     from emulator.cluster.plan import ClusterPlan, NodePlan
@@ -36,34 +38,42 @@ if TYPE_CHECKING:
     Role = Callable[[RoleEnv], Coroutine[Any, Any, None]]
 
 
-def warm_up(plan: ClusterPlan) -> None:
-    """Make in the parent what each node would make alike: its memory is then shared."""
+def warm_up(plan: ClusterPlan) -> dict[str, Role]:
+    """Make in the parent what each node would make alike: its memory is then shared.
+
+    Returns what ``run_child`` runs, by role.
+    """
     credentials = Credentials.read(plan.pki)
     client = kubeconfig(plan, credentials, NODE).ssl_context()
     if client is not None:
         pair = credentials.apiserver
         rehearse_handshake(client, pair.cert, pair.key, plan.api_host)
+    huffman.decode(huffman.encode(b"?"))  # makes tables of 270 KiB
+    default_registry().resolve("nginx")  # compiles the patterns every other image is tried with
     lay_together()
+    return roles_of(plan, credentials)
 
 
-def run_child(plan: ClusterPlan, child: Child) -> int:
+def roles_of(plan: ClusterPlan, credentials: Credentials) -> dict[str, Role]:
+    """What each role of a cluster runs, by name."""
+    roles: dict[str, Role] = {
+        "etcd": functools.partial(run_etcd, etcd_config(plan)),
+        "controlplane": functools.partial(run_controlplane, controlplane_config(plan, credentials)),
+    }
+    for node in plan.nodes:
+        roles[node.spec.name] = functools.partial(run_node, node_config(plan, node, credentials))
+    return roles
+
+
+def run_child(made: Mapping[str, Role], child: Child) -> int:
     """Run the role a forked child was asked to be; returns its exit code."""
     return run_role(
-        _role(plan, child.role),
+        made[child.role],
         name=child.role,
         on_ready=child.ready,
         on_failed=child.failed,
         lifeline=child.lifeline,
     )
-
-
-def _role(plan: ClusterPlan, name: str) -> Role:
-    if name == "etcd":
-        return functools.partial(run_etcd, etcd_config(plan))
-    if name == "controlplane":
-        return functools.partial(run_controlplane, controlplane_config(plan))
-    node = next(node for node in plan.nodes if node.spec.name == name)
-    return functools.partial(run_node, node_config(plan, node))
 
 
 def kubeconfig(plan: ClusterPlan, credentials: Credentials, user: str) -> KubeConfig:
@@ -81,9 +91,7 @@ def etcd_config(plan: ClusterPlan) -> EtcdConfig:
     )
 
 
-def controlplane_config(plan: ClusterPlan) -> ControlPlaneConfig:
-    credentials = Credentials.read(plan.pki)
-
+def controlplane_config(plan: ClusterPlan, credentials: Credentials) -> ControlPlaneConfig:
     apiserver = ApiServerConfig(
         listen_host=plan.api_host,
         listen_port=plan.api_port,
@@ -116,8 +124,7 @@ def _etcd_relay(plan: ClusterPlan) -> Relay:
     return Relay(plan.spec.etcd_ip, int(port), host, int(port))
 
 
-def node_config(plan: ClusterPlan, node: NodePlan) -> NodeConfig:
-    credentials = Credentials.read(plan.pki)
+def node_config(plan: ClusterPlan, node: NodePlan, credentials: Credentials) -> NodeConfig:
     relays = [
         Relay(plan.spec.control_plane_ip, plan.api_port, plan.api_host, plan.api_port),
     ]

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 # asyncio fills 256 KiB per TLS connection with zeros to receive into.  A TLS record has 16 KiB, a
 # node keeps half a dozen watches open and the API server of 100 nodes a thousand.
-TLS_BUFFER_BYTES: Final = 32 * 1024
+TLS_BUFFER_BYTES: Final = 8 * 1024
 
 
 def use_small_tls_buffers() -> None:

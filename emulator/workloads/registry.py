@@ -25,6 +25,7 @@ _REFERENCE = re.compile(
     r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*(?:/[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*)*)"
     r"(?::(?P<tag>[\w][\w.-]{0,127}))?(?:@(?P<digest>sha256:[0-9a-f]{64}))?$"
 )
+_VERSION = re.compile(r"v?(\d+(?:\.\d+)*)")
 
 
 class ImageNotFoundError(PodwireError):
@@ -109,7 +110,7 @@ class Image:
 
 def version_of(tag: str) -> str:
     """The version a tag states: ``1.7.9`` of ``1.7.9-alpine``; empty for ``latest``."""
-    match = re.match(r"v?(\d+(?:\.\d+)*)", tag)
+    match = _VERSION.match(tag)
     return match[1] if match else ""
 
 

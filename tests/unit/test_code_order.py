@@ -16,9 +16,10 @@ if TYPE_CHECKING:
 
 
 def sums(limit: int) -> list[int]:
-    """With an inner function and a comprehension."""
+    """With an inner function, a comprehension and constants that are no names."""
 
-    def add(a: int, b: int) -> int:
+    def add(a: int, b: int, texts: tuple[str, ...] = ("not a name", "x", "")) -> int:
+        assert texts == ("not a name", "x", "")
         return a + b
 
     return [add(number, limit) for number in range(limit)]
@@ -39,6 +40,20 @@ def test_copied_functions_do_the_same(tmp_path: Path, monkeypatch: pytest.Monkey
     assert sums.__code__ == before
     assert untouched.__code__ is other
     assert sums(3) == [3, 4, 5]
+
+
+def test_names_made_beforehand_are_the_ones_code_uses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "names.txt"
+    file.write_text("seldom_seen_first\nseldom_seen_second Outer.<locals>.seldom_seen\n")
+    made: list[str] = []
+    monkeypatch.setattr(order, "NAMES_FILE", file)
+    monkeypatch.setattr(order, "_names", made)
+    order.make_names()
+    assert made == ["seldom_seen_first", "seldom_seen_second", "Outer.<locals>.seldom_seen"]
+    code = compile("a.seldom_seen_second", "test", "eval")
+    assert code.co_names[1] is made[1]
 
 
 def test_nearly_all_of_our_functions_in_the_order_file_exist() -> None:

@@ -9,6 +9,7 @@ from emulator.addr import IP_MAX, format_ip, mask_of, parse_ip
 from emulator.errors import UsageError
 from emulator.netstack.netfilter.extension import ParameterError
 
+_ESCAPES: Final = str.maketrans({char: "\\" + char for char in "\"'\\"})
 _NO_QUOTES_NEEDED: Final = re.compile(r"[A-Za-z0-9_-]+\Z")
 
 # iptables' own list first, then /etc/protocols.
@@ -108,7 +109,7 @@ def quote(value: str) -> str:
     """Return a word as iptables-save writes it."""
     if _NO_QUOTES_NEEDED.match(value):
         return value
-    return '"' + re.sub(r"([\"\\'])", r"\\\1", value) + '"'
+    return '"' + value.translate(_ESCAPES) + '"'
 
 
 def parse_unsigned(text: str, low: int = 0, high: int = 0xFFFFFFFF) -> int | None:
