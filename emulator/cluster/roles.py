@@ -86,6 +86,7 @@ def etcd_config(plan: ClusterPlan) -> EtcdConfig:
     return EtcdConfig(
         name=plan.spec.name,
         data_dir=str(plan.directory / "etcd"),
+        cluster_token=plan.spec.name,
         listen_host=plan.etcd_host,
         listen_port=plan.etcd_port,
     )

@@ -39,7 +39,15 @@ SNAPSHOT_ROWS_PER_FRAME = 2000
 class Engine:
     """Store, leases and alarms of the one member of a cluster."""
 
-    def __init__(self, cluster_id: int, member_id: int, *, quota_bytes: int = 0) -> None:
+    def __init__(
+        self,
+        cluster_id: int,
+        member_id: int,
+        *,
+        quota_bytes: int = 0,
+        max_request_bytes: int = MAX_REQUEST_BYTES,
+        max_txn_ops: int = txn.MAX_TXN_OPS,
+    ) -> None:
         """``quota_bytes``: size of keys and values above which writes are refused; 0: none."""
         self.cluster_id = cluster_id
         self.member_id = member_id
@@ -53,6 +61,8 @@ class Engine:
         self.raft_term = 1
         self.raft_index = 3
         self._quota_bytes = quota_bytes
+        self._max_request_bytes = max_request_bytes
+        self._max_txn_ops = max_txn_ops
         self._records: list[bytes] = []
         self._commits: list[tuple[int, Changes]] = []
         self._header_ids = b""
@@ -130,7 +140,7 @@ class Engine:
 
     def txn(self, request: pb.TxnRequest) -> pb.TxnResponse:
         """KV.Txn."""
-        txn.check_txn(request)
+        txn.check_txn(request, self._max_txn_ops)
         if not txn.is_read_only(request):
             self._check_size(request)
             if self.alarms and _puts(request):
@@ -148,7 +158,7 @@ class Engine:
         return pb.CompactionResponse(header=self.header())
 
     def _check_size(self, request: pb.PutRequest | pb.TxnRequest) -> None:
-        if request.ByteSize() > MAX_REQUEST_BYTES:
+        if request.ByteSize() > self._max_request_bytes:
             raise EtcdError(*REQUEST_TOO_LARGE)
 
     def _check_space(self) -> None:

@@ -67,9 +67,9 @@ def check_delete(request: pb.DeleteRangeRequest) -> None:
         raise EtcdError(*EMPTY_KEY)
 
 
-def check_txn(request: pb.TxnRequest) -> None:
+def check_txn(request: pb.TxnRequest, max_ops: int = MAX_TXN_OPS) -> None:
     """Raise EtcdError for too many operations, bad operations, or keys written twice."""
-    _check_ops(request, MAX_TXN_OPS)
+    _check_ops(request, max_ops)
     _check_intervals(request.success)
     _check_intervals(request.failure)
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from emulator.errors import UsageError
 from etcd.core.http2.frames import PREFACE
 from etcd.server.grpc_server import GrpcServerConnection
-from etcd.server.member import Member, server_tls
+from etcd.server.listeners import Listeners
+from etcd.server.member import Member, load_own_certificate, server_tls
 from etcd.server.services import Services
 
 if TYPE_CHECKING:
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 # A connection that says nothing in this time is no client; gRPC and HTTP clients speak first.
 FIRST_BYTES_TIMEOUT_S = 10.0
-# Unread connections waiting in the kernel.
-BACKLOG = 1024
+# What --listen-metrics-urls answers.
+METRICS_PATHS = ("/metrics", "/health")
 
 
 class _Sniffer(asyncio.Protocol):
@@ -95,8 +95,9 @@ class EtcdServer:
         self.loop: asyncio.AbstractEventLoop
         self.member: Member
         self.services: Services
-        self._listener: asyncio.Server | None = None
+        self.listeners: Listeners
         self._http1: Http1Front | None = None
+        self._metrics: Http1Front | None = None
         self._runner: asyncio.Task[None] | None = None
         self.port = 0
 
@@ -110,36 +111,26 @@ class EtcdServer:
         """Recover and listen; UsageError for a bad directory or a taken port."""
         config = self.config
         self.loop = asyncio.get_running_loop()
+        # Addresses first: a taken port leaves no fresh directory behind.
+        self.listeners = Listeners(self.loop)
         tls = server_tls(config)
-        self.member = Member(config, self.env, self.loop)
+        await self.listeners.bind(config, tls, lambda: _Sniffer(self), self.metrics_protocol)
         try:
-            self.services = Services(self.member)
-        except UsageError:
-            self.member.close_files()
+            self.member = Member(config, self.env, self.loop)
+            try:
+                self.services = Services(self.member)
+                if tls is not None and config.auto_tls:
+                    load_own_certificate(tls, config, self.env.clock.time())
+            except BaseException:
+                self.member.close_files()
+                raise
+        except BaseException:
+            self.listeners.close()
             raise
-        try:
-            self._listener = await self.loop.create_server(
-                lambda: _Sniffer(self),
-                config.listen_host,
-                config.listen_port,
-                ssl=tls,
-                backlog=BACKLOG,
-            )
-        except OSError as error:
-            self.member.close_files()
-            raise UsageError(
-                f"etcd cannot listen on {config.listen_host}:{config.listen_port}: "
-                f"{error.strerror}; choose another port or stop what uses it"
-            ) from None
-        self.port = self._port()
-        scheme = "http" if tls is None else "https"
-        self.member.client_urls = config.advertise_client_urls or (f"{scheme}://{self.endpoint}",)
+        self.port = self.listeners.port
+        self.member.client_urls = config.advertise_client_urls or tuple(self.listeners.urls)
         self._runner = self.loop.create_task(self.member.run(), name="etcd.member")
-
-    def _port(self) -> int:
-        assert self._listener is not None
-        sockets = self._listener.sockets
-        return int(sockets[0].getsockname()[1]) if sockets else self.config.listen_port
+        await self.listeners.serve()
 
     async def failed(self) -> None:
         """Wait for the member to fail, and raise what it raised."""
@@ -148,13 +139,13 @@ class EtcdServer:
 
     async def close(self) -> None:
         """Stop listening, make pending writes durable, tell the clients, close the files."""
-        if self._listener is not None:
-            self._listener.close()
+        self.listeners.close()
         self.member.stop()
         for connection in list(self.connections):
             connection.shut_down()
-        if self._http1 is not None:
-            await self._http1.close()
+        for front in (self._http1, self._metrics):
+            if front is not None:
+                await front.close()
         if self._runner is not None:
             self._runner.cancel()
             await asyncio.gather(self._runner, return_exceptions=True)
@@ -175,6 +166,14 @@ class EtcdServer:
         """Return the protocol of a new gRPC connection."""
         return _Grpc(self)
 
+    def metrics_protocol(self) -> asyncio.Protocol:
+        """Return the protocol of a connection to --listen-metrics-urls."""
+        if self._metrics is None:
+            from etcd.server.http1 import Http1Front
+
+            self._metrics = Http1Front(self.member, self.services, only=METRICS_PATHS)
+        return self._metrics.protocol()
+
     def http1_protocol(self) -> asyncio.Protocol:
         """Return the protocol of a new HTTP/1.1 connection."""
         if self._http1 is None:
@@ -192,7 +191,16 @@ async def run_etcd(config: EtcdConfig, env: RoleEnv) -> None:
     StorageError when the disk fails.
     """
     async with EtcdServer(config, env) as server:
-        env.ready(f"etcd {config.name} serves {server.member.client_urls[0]}")
+        log = env.log
+        log.info("ready to serve client requests")
+        for where, secure in server.listeners.names:
+            if secure:
+                log.info("serving client requests on %s", where)
+            else:
+                log.info(
+                    "serving insecure client requests on %s, this is strongly discouraged!", where
+                )
+        env.ready(f"etcd {config.name} serves {server.listeners.urls[0]}")
         await server.failed()
 
 

@@ -84,9 +84,11 @@ class _Waiter:
 class Http1Front:
     """The HTTP/1.1 server of a member, over connections it is handed."""
 
-    def __init__(self, member: Member, services: Services) -> None:
+    def __init__(self, member: Member, services: Services, only: tuple[str, ...] = ()) -> None:
+        """``only``: the paths that are answered, all if it is empty."""
         self._member = member
         self._services = services
+        self._only = only
         # Cancelling tells a long poll that its client is gone.
         self._server = web.Server(self._handle, access_log=None, handler_cancellation=True)
         self._v2_front: V2Front | None = None
@@ -101,6 +103,8 @@ class Http1Front:
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
         path = request.path
+        if self._only and path not in self._only:
+            return web.Response(status=404, text="404 page not found\n", headers=_CORS)
         if request.method == "OPTIONS":
             return web.Response(headers=_CORS)
         if path == "/health":

@@ -8,13 +8,15 @@ the watch events released.
 from __future__ import annotations
 
 import asyncio
-import hashlib
+import contextlib
+import os
 import ssl
 from typing import TYPE_CHECKING, Protocol
 
 from emulator.errors import UsageError
 from etcd.core.engine import Engine
 from etcd.core.errors import NO_SPACE, SERVER_STOPPED, EtcdError
+from etcd.core.identity import derive_ids
 from etcd.core.lease import EXPIRY_INTERVAL_S
 from etcd.core.pb import rpc_pb2 as pb
 from etcd.core.watch import WatchHub
@@ -52,17 +54,6 @@ class Work(Protocol):
         """
 
 
-def _derive_id(*parts: str) -> int:
-    """Return a stable non-zero 64-bit number, as etcd hashes its names and URLs."""
-    digest = hashlib.sha1("\0".join(parts).encode(), usedforsecurity=False).digest()
-    return int.from_bytes(digest[:8], "big") | 1
-
-
-def derive_ids(name: str) -> tuple[int, int]:
-    """Return (cluster id, member id) of a new member."""
-    return _derive_id("cluster", name), _derive_id("member", name)
-
-
 class Member:
     """See the module."""
 
@@ -96,6 +87,8 @@ class Member:
         # When the expiry task wakes by itself.
         self._lease_due = float("inf")
         self._snapshot_wanted = asyncio.Event()
+        # The log index of the newest snapshot this process took.
+        self._snapshot_index = self.engine.raft_index
         self.stopped = False
         # The v2 API, if it is enabled.
         self.v2: V2Keys | None = None
@@ -109,8 +102,13 @@ class Member:
     def _recover(self) -> Engine:
         ids = self._storage.identity() if self._storage is not None else None
         if ids is None:
-            ids = derive_ids(self.config.name)
-        engine = Engine(*ids, quota_bytes=self.config.quota_bytes)
+            ids = derive_ids(self.config.peer_urls, self.config.cluster_token)
+        engine = Engine(
+            *ids,
+            quota_bytes=self.config.quota_bytes,
+            max_request_bytes=self.config.max_request_bytes,
+            max_txn_ops=self.config.max_txn_ops,
+        )
         if self._storage is not None:
             self._storage.load(engine)
         return engine
@@ -186,7 +184,10 @@ class Member:
             caller.flush()
 
     def _after_append(self, storage: Storage) -> None:
-        if storage.log_bytes > max(self.config.snapshot_bytes, storage.snapshot_size):
+        count = self.config.snapshot_count
+        if storage.log_bytes > max(self.config.snapshot_bytes, storage.snapshot_size) or (
+            count and self.engine.raft_index - self._snapshot_index > count
+        ):
             self._snapshot_wanted.set()
         if storage.disk_full and self.engine.set_alarm(
             self.engine.member_id, pb.NOSPACE, active=True
@@ -254,6 +255,8 @@ class Member:
                 group.create_task(self._expire_leases(), name="etcd.leases")
                 group.create_task(self._send_progress(), name="etcd.progress")
                 group.create_task(self._take_snapshots(), name="etcd.snapshots")
+                if self.config.compaction_retention:
+                    group.create_task(self._compact(), name="etcd.compaction")
                 await asyncio.shield(self.failure)
         except BaseExceptionGroup as group_error:
             # A StorageError is for whoever runs us, not for a group's handler.
@@ -298,11 +301,35 @@ class Member:
                 await asyncio.sleep(0)
                 continue
             payloads = self.engine.snapshot(storage.sequence)
+            self._snapshot_index = self.engine.raft_index
             try:
                 for _ in storage.write_snapshot(payloads):
                     await asyncio.sleep(SNAPSHOT_PAUSE_S)
             except NoSpaceError as error:
                 self.env.log.error("snapshot given up, the log goes on: %s", error)
+
+    async def _compact(self) -> None:
+        """Compact by --auto-compaction-mode and -retention."""
+        from etcd.core import compactor
+
+        config, loop = self.config, self.loop
+        retention = config.compaction_retention
+        mode: compactor.Compactor = (
+            compactor.Revision(int(retention), now=loop.time())
+            if config.compaction_mode == "revision"
+            else compactor.Periodic(retention, self.engine.store.revision, now=loop.time())
+        )
+        while True:
+            await asyncio.sleep(mode.get_timer() - loop.time())
+            revision = mode.handle_timer(self.engine.store.revision, now=loop.time())
+            if revision is None:
+                continue
+            with contextlib.suppress(EtcdError):
+                # Somebody else may have compacted it already.
+                self.engine.compact(pb.CompactionRequest(revision=revision))
+                self.env.log.info("finished auto-compaction at revision %d", revision)
+                self.schedule_flush()
+            mode.compacted(revision, now=loop.time())
 
     def stop(self) -> None:
         """Make what is pending durable, release it; nothing runs after."""
@@ -319,17 +346,35 @@ class Member:
 
 
 def server_tls(config: EtcdConfig) -> ssl.SSLContext | None:
-    """Return the listener's TLS context, None for plain text; UsageError for bad files."""
-    if config.cert_file is None or config.key_file is None:
+    """Return the listener's TLS context, None for plain text; UsageError for bad files.
+
+    With auto_tls it has no certificate yet (``load_own_certificate``).
+    """
+    if not config.auto_tls and (config.cert_file is None or config.key_file is None):
         return None
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_alpn_protocols(["h2", "http/1.1"])
     try:
-        context.load_cert_chain(config.cert_file, config.key_file)
+        if config.cert_file is not None:
+            context.load_cert_chain(config.cert_file, config.key_file)
         if config.client_ca_file is not None:
             context.load_verify_locations(config.client_ca_file)
             context.verify_mode = ssl.CERT_REQUIRED
     except (OSError, ssl.SSLError) as error:
         raise UsageError(f"TLS files of etcd: {error}") from None
     return context
+
+
+def load_own_certificate(context: ssl.SSLContext, config: EtcdConfig, now_s: float) -> None:
+    """Give a context the data directory's own certificate, made at the first start."""
+    if config.cert_file is not None:
+        return
+    from etcd.server.selfcert import self_signed
+
+    hosts = dict.fromkeys(address.host for address in config.listen_at if address.host)
+    directory = os.path.join(config.data_dir, "fixtures", "client")
+    try:
+        context.load_cert_chain(*self_signed(directory, ("localhost", *hosts), now_s))
+    except (OSError, ssl.SSLError) as error:
+        raise UsageError(f"--auto-tls: {directory}: {error}") from None

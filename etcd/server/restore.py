@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from emulator.errors import UsageError
 from etcd.core import backup, bbolt
 from etcd.core.engine import Engine
-from etcd.server.member import derive_ids
+from etcd.core.identity import derive_ids
 from etcd.server.storage import Storage
 
 if TYPE_CHECKING:
@@ -27,8 +27,12 @@ _HASH_BLOCK_BYTES = 1024 * 1024
 _SECTOR_BYTES = 512
 
 
-def restore_snapshot(file: str, data_dir: str, *, name: str, skip_hash_check: bool) -> str:
+def restore_snapshot(
+    file: str, data_dir: str, *, skip_hash_check: bool, ids: tuple[int, int] | None = None
+) -> str:
     """Make ``data_dir``; return a line that says what it holds.
+
+    ``ids`` are the cluster's and the member's, the default ones if not given.
 
     Raises UsageError for a file or directory that cannot be used, CorruptionError for a damaged
     file.
@@ -52,7 +56,7 @@ def restore_snapshot(file: str, data_dir: str, *, name: str, skip_hash_check: bo
                 f"{path} has no sha256 at its end, so it is not of 'etcdctl snapshot save'; "
                 "--skip-hash-check takes it nevertheless"
             )
-        engine = Engine(*derive_ids(name))
+        engine = Engine(*(ids or derive_ids()))
         backup.load(bbolt.Database(data[:size], path), engine, path)
     storage = Storage(data_dir, sync=True)
     try:

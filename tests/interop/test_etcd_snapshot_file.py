@@ -97,7 +97,7 @@ async def test_ours_starts_from_a_real_etcds_snapshot_and_from_its_directory(
     await tool(ETCDCTL, "snapshot", "restore", saved, "--data-dir", str(tmp_path / "again"))
     for source in (saved, str(tmp_path / "again")):
         to = tmp_path / f"ours-{os.path.basename(source)}"
-        restore_snapshot(source, str(to), name="default", skip_hash_check=False)
+        restore_snapshot(source, str(to), skip_hash_check=False)
         async with disk_etcd(to) as server:
             assert await state(server.endpoint, lease) == want
 
@@ -146,5 +146,5 @@ async def test_etcdutl_takes_our_snapshot(tmp_path: Path) -> None:
     to = str(tmp_path / "restored")
     await tool(etcdutl, "snapshot", "restore", saved, "--data-dir", to)
     # What 3.5 made of it, ours reads again.
-    said = restore_snapshot(to, str(tmp_path / "ours"), name="n", skip_hash_check=False)
+    said = restore_snapshot(to, str(tmp_path / "ours"), skip_hash_check=False)
     assert f"at revision {revision} and 1 leases" in said

@@ -43,9 +43,9 @@ def complaint(capsys: pytest.CaptureFixture[str], argv: list[str]) -> str:
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
-        (["etcd", "--listen-client-urls", "foo"], "'foo' is not one http://HOST:PORT"),
-        (["etcd", "--listen-client-urls", "http://127.0.0.1:99999"], "is not one http://HOST:PORT"),
-        (["etcd", "--listen-client-urls", "http://a:1,http://b:2"], "is not one http://HOST:PORT"),
+        (["etcd", "--listen-client-urls", "foo"], "'foo' is not http(s)://HOST:PORT"),
+        (["etcd", "--listen-client-urls", "http://127.0.0.1:99999"], "is not http(s)://HOST:PORT"),
+        (["etcd", "--listen-client-urls", "http://a:1,http://b:2"], "expected IP in URL"),
         (["etcd", "--advertise-client-urls", "bar"], "--advertise-client-urls: 'bar' is not"),
         (["etcd", "--bogus"], "unrecognized arguments: --bogus"),
         (["controlplane", "--etcd-endpoints", "foo"], "'foo' is not http(s)://HOST:PORT"),

@@ -98,13 +98,13 @@ def test_restore_says_what_is_wrong_with_a_file(tmp_path: Path) -> None:
     path, to = tmp_path / "x.db", str(tmp_path / "to")
     path.write_bytes(file_of(busy_engine()))
     with pytest.raises(UsageError, match="no sha256"):
-        restore_snapshot(str(path), to, name="n", skip_hash_check=False)
+        restore_snapshot(str(path), to, skip_hash_check=False)
     path.write_bytes(path.read_bytes() + bytes(32))
     with pytest.raises(UsageError, match="expected sha256 0000"):
-        restore_snapshot(str(path), to, name="n", skip_hash_check=False)
-    said = restore_snapshot(str(path), to, name="n", skip_hash_check=True)
+        restore_snapshot(str(path), to, skip_hash_check=False)
+    said = restore_snapshot(str(path), to, skip_hash_check=True)
     assert said.startswith("restored 29 keys at revision 304 and 2 leases from ")
     with pytest.raises(UsageError, match="not empty"):
-        restore_snapshot(str(path), to, name="n", skip_hash_check=True)
+        restore_snapshot(str(path), to, skip_hash_check=True)
     with pytest.raises(UsageError, match="No such file"):
-        restore_snapshot(str(tmp_path / "no"), to + "2", name="n", skip_hash_check=False)
+        restore_snapshot(str(tmp_path / "no"), to + "2", skip_hash_check=False)
