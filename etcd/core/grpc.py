@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 from urllib.parse import quote_from_bytes, unquote_to_bytes
@@ -22,6 +23,8 @@ _UNITS_S: Final = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, 
 
 RESPONSE_HEAD: Final = hpack.encode([(b":status", b"200"), (b"content-type", b"application/grpc")])
 OK_TRAILERS: Final = hpack.encode([(b"grpc-status", b"0"), (b"grpc-message", b"")])
+# zlib's way to say "gzip".
+_GZIP_WBITS: Final = 31
 # For calls that are no gRPC (grpc: doc/PROTOCOL-HTTP2.md, "Responses").
 UNSUPPORTED_MEDIA_TYPE: Final = hpack.encode([(b":status", b"415")])
 
@@ -34,11 +37,12 @@ def frame(message: bytes) -> bytes:
 class MessageReader:
     """Cuts a stream's bytes into messages."""
 
-    __slots__ = ("_limit", "_missing", "_parts")
+    __slots__ = ("_encoding", "_limit", "_missing", "_parts")
 
-    def __init__(self, limit: int) -> None:
-        """``limit``: bytes of the largest message taken."""
+    def __init__(self, limit: int, encoding: bytes = b"") -> None:
+        """``limit``: bytes of the largest message taken, after decompression by ``encoding``."""
         self._limit = limit
+        self._encoding = encoding
         self._parts: list[bytes] = []
         # Bytes until the unfinished message (or its prefix) is whole.
         self._missing = 0
@@ -49,7 +53,7 @@ class MessageReader:
         return bool(self._parts)
 
     def feed(self, data: bytes) -> list[bytes]:
-        """Return the messages that are complete; EtcdError for one too large or compressed."""
+        """Return the messages that are complete; EtcdError for one too large or undecodable."""
         if self._parts:
             self._parts.append(data)
             self._missing -= len(data)
@@ -69,16 +73,13 @@ class MessageReader:
                 self._missing = size + PREFIX_BYTES - (end - at)
                 self._parts.append(data[at:])
                 break
+            compressed = data[at]
             at += PREFIX_BYTES + size
-            messages.append(data[at - size : at])
+            message = data[at - size : at]
+            messages.append(self._expand(message) if compressed else message)
         return messages
 
     def _size(self, data: bytes, at: int) -> int:
-        if data[at]:
-            raise EtcdError(
-                Code.UNIMPLEMENTED,
-                "grpc: Decompressor is not installed for grpc-encoding of this message",
-            )
         size = int.from_bytes(data[at + 1 : at + PREFIX_BYTES], "big")
         if size > self._limit:
             raise EtcdError(
@@ -86,6 +87,38 @@ class MessageReader:
                 f"grpc: received message larger than max ({size} vs. {self._limit})",
             )
         return size
+
+    def _expand(self, data: bytes) -> bytes:
+        """Decompress a message; the texts are grpc-go's (rpc_util.go)."""
+        if self._encoding in (b"", b"identity"):
+            raise EtcdError(
+                Code.INTERNAL, "grpc: compressed flag set with identity or empty encoding"
+            )
+        if self._encoding != b"gzip":
+            name = self._encoding.decode("latin-1")
+            raise EtcdError(
+                Code.UNIMPLEMENTED,
+                f'grpc: Decompressor is not installed for grpc-encoding "{name}"',
+            )
+        inflater = zlib.decompressobj(_GZIP_WBITS)
+        try:
+            message = inflater.decompress(data, self._limit + 1)
+        except zlib.error as error:
+            raise EtcdError(
+                Code.INTERNAL, f"grpc: failed to decompress the received message: {error}"
+            ) from None
+        if len(message) > self._limit:
+            raise EtcdError(
+                Code.RESOURCE_EXHAUSTED,
+                "grpc: received message after decompression larger than max "
+                f"({len(message)} vs. {self._limit})",
+            )
+        if not inflater.eof:
+            raise EtcdError(
+                Code.INTERNAL,
+                "grpc: failed to decompress the received message: unexpected EOF",
+            )
+        return message
 
 
 # Printable ASCII except "%" goes as it is.

@@ -31,11 +31,13 @@ WRITE_HIGH_WATER_BYTES = 1024 * 1024
 class _UnaryCall:
     __slots__ = ("headers", "method", "path", "reader")
 
-    def __init__(self, path: str, method: Unary, headers: Sequence[Header]) -> None:
+    def __init__(
+        self, path: str, method: Unary, headers: Sequence[Header], encoding: bytes
+    ) -> None:
         self.path = path
         self.method = method
         self.headers = headers
-        self.reader = grpc.MessageReader(grpc.MAX_RECEIVE_BYTES)
+        self.reader = grpc.MessageReader(grpc.MAX_RECEIVE_BYTES, encoding)
 
 
 class _Stream:
@@ -44,12 +46,16 @@ class _Stream:
     __slots__ = ("_connection", "_credentials", "_id", "call", "deadline", "reader", "started")
 
     def __init__(
-        self, connection: GrpcServerConnection, stream_id: int, credentials: Credentials
+        self,
+        connection: GrpcServerConnection,
+        stream_id: int,
+        credentials: Credentials,
+        encoding: bytes,
     ) -> None:
         self._connection = connection
         self._id = stream_id
         self._credentials = credentials
-        self.reader = grpc.MessageReader(grpc.MAX_RECEIVE_BYTES)
+        self.reader = grpc.MessageReader(grpc.MAX_RECEIVE_BYTES, encoding)
         self.call: StreamCall | None = None
         self.deadline: asyncio.TimerHandle | None = None
         self.started = False
@@ -165,7 +171,7 @@ class GrpcServerConnection(asyncio.Protocol):
             # Trailers of a request: nothing in gRPC uses them, their END_STREAM counts.
             self._on_data(h2.DataReceived(stream_id, b"", 0, event.end_stream))
             return
-        path = content_type = b""
+        path = content_type = encoding = b""
         timeout: bytes | None = None
         for name, value in event.headers:
             if name == b":path":
@@ -174,6 +180,8 @@ class GrpcServerConnection(asyncio.Protocol):
                 content_type = value
             elif name == b"grpc-timeout":
                 timeout = value
+            elif name == b"grpc-encoding":
+                encoding = value
         if not content_type.startswith(b"application/grpc"):
             self._h2.send_trailers(stream_id, grpc.UNSUPPORTED_MEDIA_TYPE)
             self._h2.reset(stream_id, ErrorCode.NO_ERROR)
@@ -181,10 +189,10 @@ class GrpcServerConnection(asyncio.Protocol):
         name_text = path.decode("latin-1")
         method = self._unary.get(name_text)
         if method is not None:
-            self._calls[stream_id] = _UnaryCall(name_text, method, event.headers)
+            self._calls[stream_id] = _UnaryCall(name_text, method, event.headers, encoding)
         elif name_text in STREAMS:
             try:
-                self._open_stream(stream_id, name_text, timeout, event.headers)
+                self._open_stream(stream_id, name_text, timeout, event.headers, encoding)
             except EtcdError as error:
                 self.refuse(stream_id, error)
                 return
@@ -198,14 +206,19 @@ class GrpcServerConnection(asyncio.Protocol):
         return Credentials(header_token(headers), self._common_name)
 
     def _open_stream(
-        self, stream_id: int, path: str, timeout: bytes | None, headers: Sequence[Header]
+        self,
+        stream_id: int,
+        path: str,
+        timeout: bytes | None,
+        headers: Sequence[Header],
+        encoding: bytes,
     ) -> None:
         if self.member.stopped:
             self.refuse(stream_id, self.member.stopped_error())
             return
         shown = self._shown(headers)
         self.auth.admit_stream(path, shown)
-        stream = self._calls[stream_id] = _Stream(self, stream_id, shown)
+        stream = self._calls[stream_id] = _Stream(self, stream_id, shown, encoding)
         stream.call = STREAMS[path](self.member, stream)
         timeout_s = None if timeout is None else grpc.parse_timeout_s(timeout)
         if timeout_s is not None:

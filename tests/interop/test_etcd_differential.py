@@ -266,8 +266,9 @@ async def test_random_operations_answer_as_a_real_etcd(both: Both, seed: int) ->
             await watches.step(what)
         if number % 100 == 99:
             await both.same_hash(what)
-            past = generator.rng.randint(max(store.compacted + 1, 1), store.revision)
-            await both.same_hash(what, past)
+            if store.compacted < store.revision:
+                past = generator.rng.randint(max(store.compacted + 1, 1), store.revision)
+                await both.same_hash(what, past)
     await watches.compare(both, f"seed {seed}")
     assert any(len(said) > 2 for said in watches.sides[1].said.values())
 
