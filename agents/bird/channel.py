@@ -1,0 +1,303 @@
+"""A protocol's place in a table: what it said, what of that the import filter let in, statistics.
+
+Everything received is kept as it came (BIRD's ``import table``), so a changed filter needs no help
+of the peer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from agents.bird.attributes import LLGR_STALE, NO_LLGR, has_community
+from agents.bird.config import LimitAction
+from agents.bird.filter_eval import Facts, Leaf, finish, specialise
+from agents.bird.filters import ACCEPT_ALL, Filter, Source
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from agents.bird.config import Limit
+    from agents.bird.net import Afi
+    from agents.bird.nexthop import Resolver
+    from agents.bird.rib import Path, Table
+
+# Routes that one turn takes away or filters again before others get theirs.
+SLICE: Final = 20000
+
+
+@dataclass(slots=True)
+class Stats:
+    """BIRD's "Route change stats"; updates and withdraws, in and out."""
+
+    imp_updates_received: int = 0
+    imp_updates_invalid: int = 0
+    imp_updates_filtered: int = 0
+    imp_updates_ignored: int = 0
+    imp_updates_accepted: int = 0
+    imp_withdraws_received: int = 0
+    imp_withdraws_invalid: int = 0
+    imp_withdraws_ignored: int = 0
+    imp_withdraws_accepted: int = 0
+    exp_updates_received: int = 0
+    exp_updates_rejected: int = 0
+    exp_updates_filtered: int = 0
+    exp_updates_accepted: int = 0
+    exp_withdraws_received: int = 0
+    exp_withdraws_accepted: int = 0
+
+
+class Channel:
+    """One protocol instance in one table."""
+
+    def __init__(
+        self,
+        name: str,
+        source: Source,
+        table: Table,
+        resolver: Resolver,
+        import_filter: Filter = ACCEPT_ALL,
+    ) -> None:
+        self.name = name
+        self.source = source
+        self.table = table
+        self.resolver = resolver
+        self.import_filter = import_filter
+        self.stats = Stats()
+        # How many of its routes are in the table (kept by the table).
+        self.routes = 0
+        # Numbers the lives of the session behind it; older routes are stale.
+        self.generation = 0
+        self.receive_limit: Limit | None = None
+        self.import_limit: Limit | None = None
+        # The limit that was reached, until the peer saw to it.
+        self.limit_hit: Limit | None = None
+        # Routes as received, by key, or by path identifier and key where those are in use.
+        self.received: dict[bytes, Path] = {}
+        # What a restarted peer has said in its former life and not yet repeated.
+        self.stale: dict[bytes, Path] = {}
+        self.with_path_ids = False
+        self.stale_with_path_ids = False
+        # What the decision process wants to know of a BGP peer.
+        self.external = False
+        self.router_id = 0
+        self.neighbor = 0
+        # What iBGP sessions put into CLUSTER_LIST when they reflect its routes.
+        self.cluster_id = 0
+        self.med_metric = False
+        self.path_metric = True
+        self.prefer_older = False
+        # Numbers by which other speakers know our paths (RFC 7911), from 1.
+        self._tx_ids: dict[int, int] = {}
+
+    @property
+    def afi(self) -> Afi:
+        """The family."""
+        return self.table.afi
+
+    def tx_path_id(self, path_id: int) -> int:
+        """The path identifier under which a route of this channel is announced."""
+        found = self._tx_ids.get(path_id)
+        if found is None:
+            found = self._tx_ids[path_id] = self.table.next_tx_id()
+        return found
+
+    def announce(self, keys: Sequence[bytes], path: Path) -> int:
+        """Take routes; returns how many of them are in the table now or were already."""
+        self.stats.imp_updates_received += len(keys)
+        if self.with_path_ids:
+            head = path.path_id.to_bytes(4, "big")
+            self.received.update(dict.fromkeys([head + key for key in keys], path))
+        else:
+            self.received.update(dict.fromkeys(keys, path))
+        return self._filter_in(keys, path)
+
+    def _filter_in(self, keys: Sequence[bytes], path: Path) -> int:
+        if self.import_filter is ACCEPT_ALL:
+            return self._enter(keys, path)
+        outcome = specialise(self.import_filter, path.attrs, self._facts(path))
+        if isinstance(outcome, Leaf):
+            return self._outcome(keys, path, outcome)
+        groups: dict[int, tuple[Leaf, list[bytes]]] = {}
+        for key in keys:
+            leaf = finish(outcome, self.afi, key)
+            group = groups.get(id(leaf))
+            if group is None:
+                groups[id(leaf)] = (leaf, [key])
+            else:
+                group[1].append(key)
+        return sum(self._outcome(some, path, leaf) for leaf, some in groups.values())
+
+    def _facts(self, path: Path) -> Facts:
+        ways = path.ways
+        return Facts(self.source, ways[0].dev if ways else "", self.name)
+
+    def _outcome(self, keys: Sequence[bytes], path: Path, leaf: Leaf) -> int:
+        if not leaf.accept:
+            self.stats.imp_updates_filtered += len(keys)
+            self.table.update(self, path.path_id, keys, None)
+            return 0
+        if leaf.attrs != path.attrs:
+            hop = path.hop
+            if hop is not None and leaf.attrs.next_hop != path.attrs.next_hop:
+                hop = self.resolver.entry(leaf.attrs.next_hop)
+            path = path.with_attrs(leaf.attrs, hop)
+        return self._enter(keys, path)
+
+    def _enter(self, keys: Sequence[bytes], path: Path) -> int:
+        done = self.table.update(self, path.path_id, keys, path)
+        self.stats.imp_updates_accepted += done.accepted
+        self.stats.imp_updates_ignored += done.ignored
+        return len(keys)
+
+    def withdraw(self, path_id: int, keys: Sequence[bytes]) -> None:
+        """Routes the protocol takes back."""
+        stats = self.stats
+        stats.imp_withdraws_received += len(keys)
+        self._forget(path_id, keys)
+        done = self.table.update(self, path_id, keys, None)
+        stats.imp_withdraws_accepted += done.accepted
+        stats.imp_withdraws_ignored += done.ignored
+
+    def take_away(self, path_id: int, keys: Sequence[bytes]) -> None:
+        """Treat as withdrawn (RFC 7606), which is no withdraw in the statistics."""
+        self._forget(path_id, keys)
+        self.table.update(self, path_id, keys, None)
+
+    def within_limits(self, keys: Sequence[bytes]) -> Sequence[bytes]:
+        """The prefixes that may come in; sets ``limit_hit`` when there were too many."""
+        for limit, have in (
+            (self.receive_limit, len(self.received)),
+            (self.import_limit, self.routes),
+        ):
+            if limit is None or have + len(keys) <= limit.count:
+                continue
+            new = [key for key in keys if not self._has(key)]
+            if have + len(new) <= limit.count:
+                continue
+            self.limit_hit = limit
+            if limit.action is not LimitAction.WARN:
+                room = max(0, limit.count - have)
+                refused = frozenset(new[room:])
+                self.stats.imp_updates_received += len(refused)
+                self.stats.imp_updates_invalid += len(refused)
+                keys = [key for key in keys if key not in refused]
+        return keys
+
+    def _has(self, key: bytes) -> bool:
+        return any(path.channel is self for path in self.table.paths(key))
+
+    def _forget(self, path_id: int, keys: Sequence[bytes]) -> None:
+        head = path_id.to_bytes(4, "big")
+        received, stale = self.received, self.stale
+        if self.with_path_ids:
+            for key in keys:
+                received.pop(head + key, None)
+        else:
+            for key in keys:
+                received.pop(key, None)
+        if stale:
+            for key in keys:
+                stale.pop(head + key if self.stale_with_path_ids else key, None)
+
+    def _split(self, rkey: bytes, with_ids: bool) -> tuple[int, bytes]:
+        return (int.from_bytes(rkey[:4], "big"), rkey[4:]) if with_ids else (0, rkey)
+
+    def grow_stale(self) -> None:
+        """The session is gone but its routes stay: what is not repeated can be flushed later."""
+        if self.stale and self.stale_with_path_ids == self.with_path_ids:
+            self.stale.update(self.received)
+        else:
+            self._drop(self.stale, self.stale_with_path_ids)
+            self.stale = self.received
+        self.stale_with_path_ids = self.with_path_ids
+        self.received = {}
+        self.generation += 1
+
+    def mark_long_lived(self) -> None:
+        """Keep stale routes as a last resort (RFC 9494 §4.2): tagged, and worse than any other."""
+        stale, self.stale = self.stale, {}
+        drop: dict[bytes, Path] = {}
+        groups: dict[int, tuple[Path, list[bytes]]] = {}
+        for rkey, path in stale.items():
+            communities = path.attrs.communities
+            if has_community(communities, NO_LLGR):
+                drop[rkey] = path
+            else:
+                groups.setdefault(id(path), (path, []))[1].append(rkey)
+        self._drop(drop, self.stale_with_path_ids)
+        for path, rkeys in groups.values():
+            communities = path.attrs.communities
+            if not has_community(communities, LLGR_STALE):
+                communities += LLGR_STALE.to_bytes(4, "big")
+            marked = path.with_attrs(path.attrs._replace(communities=communities), path.hop)
+            self.stale.update(dict.fromkeys(rkeys, marked))
+            keys = [self._split(rkey, self.stale_with_path_ids)[1] for rkey in rkeys]
+            self._filter_in(keys, marked)
+
+    def flush_stale(self) -> None:
+        """Drop what a restarted peer did not repeat."""
+        stale, with_ids = self.stale, self.stale_with_path_ids
+        self.stale = {}
+        if with_ids == self.with_path_ids:
+            stale = {key: path for key, path in stale.items() if key not in self.received}
+        self._drop(stale, with_ids)
+
+    def _drop(self, routes: dict[bytes, Path], with_ids: bool) -> int:
+        """Take routes out of the table unless the present session repeated them."""
+        by_id: dict[int, list[bytes]] = {}
+        for rkey in routes:
+            path_id, key = self._split(rkey, with_ids)
+            by_id.setdefault(path_id, []).append(key)
+        for path_id, keys in by_id.items():
+            self.table.update(self, path_id, keys, None)
+        return len(routes)
+
+    def flush_some(self) -> bool:
+        """Drop up to SLICE routes of a session that ended; False when none are left."""
+        for routes, with_ids in (
+            (self.stale, self.stale_with_path_ids),
+            (self.received, self.with_path_ids),
+        ):
+            if not routes:
+                continue
+            if len(routes) <= SLICE:
+                some = dict(routes)
+                routes.clear()
+            else:
+                some = {}
+                for _ in range(SLICE):
+                    rkey, path = routes.popitem()
+                    some[rkey] = path
+            self._drop(some, with_ids)
+            break
+        else:
+            return False
+        return bool(self.stale or self.received)
+
+    def refilter(self, import_filter: Filter) -> None:
+        """Put a new import filter in force on everything received."""
+        self.import_filter = import_filter
+        groups: dict[int, tuple[Path, list[bytes]]] = {}
+        for routes, with_ids in (
+            (self.stale, self.stale_with_path_ids),
+            (self.received, self.with_path_ids),
+        ):
+            for rkey, path in routes.items():
+                _, key = self._split(rkey, with_ids)
+                group = groups.get(id(path))
+                if group is None:
+                    groups[id(path)] = (path, [key])
+                else:
+                    group[1].append(key)
+        for path, keys in groups.values():
+            self._filter_in(keys, path)
+
+    def filtered(self) -> list[tuple[bytes, Path]]:
+        """What was received and is not in the table (``show route filtered``)."""
+        found = []
+        for rkey, path in self.received.items():
+            path_id, key = self._split(rkey, self.with_path_ids)
+            if not any(p.channel is self and p.path_id == path_id for p in self.table.paths(key)):
+                found.append((key, path))
+        return found

@@ -1,0 +1,429 @@
+"""What one peer is told: export filter, outgoing attributes, what was sent (Adj-RIB-Out).
+
+Between two flushes announcements wait by attributes, withdrawals in one list that is sent first.
+That order is wrong only for a network whose announcement waits already, so such a change closes
+the window: what waits becomes messages, and a new window begins.  While the peer does not read,
+only the names of changed networks are kept; they are looked up when it reads again.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from agents.bird.attribute_codec import encode
+from agents.bird.attributes import (
+    DEFAULT_LOCAL_PREF,
+    GRACEFUL_SHUTDOWN,
+    LLGR_STALE,
+    NO_ADVERTISE,
+    NO_EXPORT,
+    NO_EXPORT_SUBCONFED,
+    Attrs,
+    has_community,
+    path_prepend,
+)
+from agents.bird.config import Dest, NextHopRule
+from agents.bird.filter_eval import (
+    FRESH_MED,
+    FRESH_NEXT_HOP,
+    Facts,
+    Leaf,
+    finish,
+    specialise,
+)
+from agents.bird.filters import Source
+from agents.bird.update import announcements, withdrawals
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from agents.bird.channel import Channel
+    from agents.bird.config import ChannelConfig
+    from agents.bird.filter_eval import Branch
+    from agents.bird.rib import Path, Table
+
+# Networks that one turn feeds before others get theirs: about 5 ms.
+FEED_SLICE: Final = 20000
+
+
+class Terms(NamedTuple):
+    """What of a session decides how routes leave; ``next_hop`` is the own address."""
+
+    internal: bool
+    local_as: int
+    as4: bool
+    limit: int
+    next_hop: bytes
+    rr_client: bool = False
+    cluster_id: int = 0
+    rs_client: bool = False
+    long_lived: bool = False
+    graceful_shutdown: bool = False
+    default_local_pref: int = DEFAULT_LOCAL_PREF
+    single_hop_dev: str = ""
+
+
+class BgpExporter:
+    """One established session's sending side of one family."""
+
+    def __init__(
+        self,
+        channel: Channel,
+        config: ChannelConfig,
+        terms: Terms,
+        *,
+        add_path: bool,
+        send: Callable[[list[bytes]], None],
+    ) -> None:
+        """``send`` takes pieces of messages in order; ``channel`` is the peer's own."""
+        self.channel = channel
+        self.config = config
+        self.terms = terms
+        self.wants_all_paths = add_path
+        self.sent: dict[bytes, Attrs] = {}
+        self.congested = False
+        # True until the speaker's own restart is over: nothing is told before.
+        self.held = False
+        self.limit_hit = False
+        self._send = send
+        self._table: Table = channel.table
+        self._buckets: dict[Attrs, list[Sequence[bytes]]] = {}
+        self._withdrawn: list[bytes] = []
+        self._dirty: dict[tuple[bytes, Channel | None, int], None] = {}
+        self._feed: list[bytes] = []
+        self._feed_forced = False
+        self._after_feed: list[bytes] = []
+        self._last: tuple[Path, Leaf | Branch | None] | None = None
+
+    # Feeding
+
+    def start_feed(self, *, forced: bool, before: bytes = b"", after: bytes = b"") -> None:
+        """Tell the peer everything; ``forced`` also what it was told already.
+
+        ``before`` and ``after`` are messages around the feed (BoRR, End-of-RIB, EoRR).
+        """
+        self.seal()
+        if before:
+            self._send([before])
+        if self._feed:
+            forced = forced or self._feed_forced
+        self._feed = list(self._table.routes)
+        if not forced:
+            gone = [
+                key
+                for key in (self.sent if not self.wants_all_paths else ())
+                if key not in self._table.routes
+            ]
+            self._feed += gone
+        self._feed.reverse()
+        self._feed_forced = forced
+        if after:
+            self._after_feed.append(after)
+        self._last = None
+
+    @property
+    def busy(self) -> bool:
+        """True while there is something to do that needs nobody's help."""
+        return not (self.congested or self.held) and bool(
+            self._feed or self._dirty or self._after_feed
+        )
+
+    def work(self) -> None:
+        """Do a slice of what waits."""
+        if self.held or self.congested:
+            return
+        if self._dirty:
+            some = list(self._dirty)[:FEED_SLICE]
+            for item in some:
+                del self._dirty[item]
+            self._catch_up(some)
+        elif self._feed:
+            some_keys = self._feed[-FEED_SLICE:]
+            del self._feed[-FEED_SLICE:]
+            some_keys.reverse()
+            self._feed_keys(some_keys)
+        if not self._feed and self._after_feed:
+            self.seal()
+            self._send(self._after_feed)
+            self._after_feed = []
+
+    def _feed_keys(self, keys: list[bytes]) -> None:
+        groups: dict[int, tuple[Path | None, list[bytes]]] = {}
+        for key in keys:
+            paths = self._table.paths(key)
+            chosen: Sequence[Path | None] = (
+                paths if self.wants_all_paths else (paths[:1] or (None,))
+            )
+            for path in chosen:
+                group = groups.get(id(path))
+                if group is None:
+                    groups[id(path)] = (path, [key])
+                else:
+                    group[1].append(key)
+        for path, some in groups.values():
+            if path is None:
+                self._withdraw(some)
+            elif self.wants_all_paths:
+                head = path.channel.tx_path_id(path.path_id).to_bytes(4, "big")
+                self._offer(some, path, head, forced=self._feed_forced)
+            else:
+                self._offer(some, path, b"", forced=self._feed_forced)
+
+    def _catch_up(self, items: list[tuple[bytes, Channel | None, int]]) -> None:
+        for key, channel, path_id in items:
+            if channel is None:
+                self.best_changed((key,), self._table.best(key))
+                continue
+            path = next(
+                (
+                    p
+                    for p in self._table.paths(key)
+                    if p.channel is channel and p.path_id == path_id
+                ),
+                None,
+            )
+            self.path_changed((key,), channel, path_id, path)
+
+    # Changes
+
+    def best_changed(self, keys: Sequence[bytes], path: Path | None) -> None:
+        """As ``rib.Exporter``."""
+        if self.congested or self.held:
+            self._dirty.update(dict.fromkeys([(key, None, 0) for key in keys]))
+        elif path is None:
+            self.channel.stats.exp_withdraws_received += len(keys)
+            self._withdraw(keys)
+        else:
+            self._offer(keys, path, b"")
+
+    def path_changed(
+        self, keys: Sequence[bytes], channel: Channel, path_id: int, path: Path | None
+    ) -> None:
+        """As ``rib.Exporter``."""
+        if self.congested or self.held:
+            self._dirty.update(dict.fromkeys([(key, channel, path_id) for key in keys]))
+            return
+        head = channel.tx_path_id(path_id).to_bytes(4, "big")
+        if path is None:
+            self.channel.stats.exp_withdraws_received += len(keys)
+            self._withdraw([head + key for key in keys])
+            return
+        # An import filter may have split the update: look at what each network has.
+        if all(self._has(key, path) for key in keys):
+            self._offer(keys, path, head)
+        else:
+            for key in keys:
+                mine = next(
+                    (
+                        p
+                        for p in self._table.paths(key)
+                        if p.channel is channel and p.path_id == path_id
+                    ),
+                    None,
+                )
+                if mine is None:
+                    self._withdraw([head + key])
+                else:
+                    self._offer((key,), mine, head)
+
+    def _has(self, key: bytes, path: Path) -> bool:
+        entry = self._table.routes.get(key)
+        return entry is path or (isinstance(entry, tuple) and path in entry)
+
+    def _offer(
+        self, keys: Sequence[bytes], path: Path, head: bytes, *, forced: bool = False
+    ) -> None:
+        stats = self.channel.stats
+        stats.exp_updates_received += len(keys)
+        outcome = self._outcome(path)
+        if outcome is None:
+            stats.exp_updates_rejected += len(keys)
+            self._withdraw([head + key for key in keys] if head else keys)
+            return
+        if isinstance(outcome, Leaf):
+            self._deliver(keys, path, outcome, head, forced)
+            return
+        groups: dict[int, tuple[Leaf, list[bytes]]] = {}
+        for key in keys:
+            leaf = finish(outcome, self._table.afi, key)
+            group = groups.get(id(leaf))
+            if group is None:
+                groups[id(leaf)] = (leaf, [key])
+            else:
+                group[1].append(key)
+        for leaf, some in groups.values():
+            self._deliver(some, path, leaf, head, forced)
+
+    def _deliver(
+        self, keys: Sequence[bytes], path: Path, leaf: Leaf, head: bytes, forced: bool
+    ) -> None:
+        if head:
+            keys = [head + key for key in keys]
+        if not leaf.accept:
+            self.channel.stats.exp_updates_filtered += len(keys)
+            self._withdraw(keys)
+            return
+        self._announce(keys, outgoing(leaf, path, self.terms, self.config), forced)
+
+    def _outcome(self, path: Path) -> Leaf | Branch | None:
+        """The filter's answer for a path, None if the protocol itself refuses it."""
+        last = self._last
+        if last is not None and last[0] is path:
+            return last[1]
+        outcome: Leaf | Branch | None = None
+        if self._may_export(path):
+            ways = path.ways
+            facts = Facts(path.channel.source, ways[0].dev if ways else "", path.channel.name)
+            outcome = specialise(self.config.export_filter, path.attrs, facts)
+        self._last = (path, outcome)
+        return outcome
+
+    def _may_export(self, path: Path) -> bool:
+        """bgp_preexport: split horizon, iBGP rules, well-known communities."""
+        source, terms = path.channel, self.terms
+        if source is self.channel:
+            return False
+        if (
+            source.source is Source.BGP
+            and terms.internal
+            and not source.external
+            and not terms.rr_client
+            and not source.cluster_id
+        ):
+            return False
+        communities = path.attrs.communities
+        if communities:
+            if has_community(communities, NO_ADVERTISE):
+                return False
+            if not terms.internal and (
+                has_community(communities, NO_EXPORT)
+                or has_community(communities, NO_EXPORT_SUBCONFED)
+            ):
+                return False
+            if not terms.long_lived and has_community(communities, LLGR_STALE):
+                return False
+        return True
+
+    def _announce(self, keys: Sequence[bytes], attrs: Attrs, forced: bool) -> None:
+        sent = self.sent
+        if not sent.keys().isdisjoint(keys):
+            if not forced:
+                keys = [key for key in keys if sent.get(key) != attrs]
+                if not keys:
+                    return
+            if self._buckets:
+                self.seal()
+        limit = self.config.export_limit
+        if limit is not None and len(sent) + len(keys) > limit.count:
+            self.limit_hit = True
+            if limit.action == "block":
+                room = max(0, limit.count - len(sent))
+                keys = [key for key in keys if key in sent] + [
+                    key for key in keys if key not in sent
+                ][:room]
+        self.channel.stats.exp_updates_accepted += len(keys)
+        sent.update(dict.fromkeys(keys, attrs))
+        bucket = self._buckets.get(attrs)
+        if bucket is None:
+            self._buckets[attrs] = [keys]
+        else:
+            bucket.append(keys)
+
+    def _withdraw(self, keys: Sequence[bytes]) -> None:
+        sent = self.sent
+        gone = [key for key in keys if key in sent]
+        if not gone:
+            return
+        self.channel.stats.exp_withdraws_accepted += len(gone)
+        for key in gone:
+            del sent[key]
+        if self._buckets:
+            self.seal()
+        self._withdrawn += gone
+
+    def seal(self) -> None:
+        """Turn what waits into messages."""
+        if self._withdrawn:
+            gone, self._withdrawn = self._withdrawn, []
+            self._send(withdrawals(self._table.afi, gone, self.terms.limit))
+        if self._buckets:
+            buckets, self._buckets = self._buckets, {}
+            afi, terms = self._table.afi, self.terms
+            for attrs, lists in buckets.items():
+                keys = lists[0] if len(lists) == 1 else [key for some in lists for key in some]
+                block = encode(attrs, as4=terms.as4, next_hop=afi == 1)
+                messages = announcements(afi, block, attrs.next_hop, keys, terms.limit)
+                self._send(messages or withdrawals(afi, keys, terms.limit))
+
+
+def outgoing(leaf: Leaf, path: Path, terms: Terms, config: ChannelConfig) -> Attrs:
+    """The attributes with which a route leaves (proto/bgp/attrs.c, bgp_update_attrs)."""
+    attrs = leaf.attrs
+    source = path.channel
+    med, local_pref, as_path = attrs.med, attrs.local_pref, attrs.as_path
+    originator, clusters, extended = (
+        attrs.originator_id,
+        attrs.cluster_list,
+        attrs.ext_communities,
+    )
+    if terms.internal:
+        if local_pref is None:
+            local_pref = terms.default_local_pref
+        if source.source is Source.BGP and not source.external:
+            if originator is None:
+                originator = source.router_id
+            cluster = terms.cluster_id if terms.rr_client else source.cluster_id
+            clusters = cluster.to_bytes(4, "big") + clusters
+    else:
+        local_pref, originator, clusters = None, None, b""
+        if not terms.rs_client:
+            as_path = path_prepend(as_path, terms.local_as)
+            if not leaf.fresh & FRESH_MED:
+                med = None
+        extended = _transitive(extended)
+    communities = attrs.communities
+    if terms.graceful_shutdown and not has_community(communities, GRACEFUL_SHUTDOWN):
+        communities += GRACEFUL_SHUTDOWN.to_bytes(4, "big")
+    return attrs._replace(
+        origin=attrs.origin or 0,
+        as_path=as_path,
+        next_hop=_next_hop(leaf, path, terms, config),
+        med=med,
+        local_pref=local_pref,
+        communities=communities,
+        originator_id=originator,
+        cluster_list=clusters,
+        ext_communities=extended,
+        preference=0,
+        krt_tunnel=None,
+        krt_metric=None,
+    )
+
+
+def _transitive(extended: bytes) -> bytes:
+    """Extended communities that may cross an AS border (RFC 4360 §2)."""
+    parts = [extended[at : at + 8] for at in range(0, len(extended), 8)]
+    return b"".join(part for part in parts if not part[0] & 0x40)
+
+
+def _next_hop(leaf: Leaf, path: Path, terms: Terms, config: ChannelConfig) -> bytes:
+    """NEXT_HOP by RFC 4271 §5.1.3 with BIRD's choices (bgp_use_next_hop, bgp_use_gateway)."""
+    have = leaf.attrs.next_hop
+    same_size = len(have) in ((4,) if len(terms.next_hop) == 4 else (16, 32))
+    if config.next_hop is not NextHopRule.SELF:
+        if have and same_size:
+            if (
+                config.next_hop is NextHopRule.KEEP
+                or leaf.fresh & FRESH_NEXT_HOP
+                or terms.internal
+                or terms.rs_client
+            ):
+                return have
+            dev = terms.single_hop_dev
+            if dev and path.ways and path.ways[0].dev == dev:
+                return have
+        elif path.dest is Dest.UNICAST and len(path.ways) == 1 and path.hop is None:
+            way = path.ways[0]
+            if way.gateway and (terms.internal or way.dev == terms.single_hop_dev != ""):
+                return way.gateway
+    return terms.next_hop

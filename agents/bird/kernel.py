@@ -1,0 +1,394 @@
+"""The kernel, direct and static protocols: how a speaker's tables and a node's kernel meet.
+
+``KernelPort`` is what the speaker needs of a kernel; ``netlink.py`` implements it on a namespace.
+Desired routes are computed here (BIRD's krt.c with Calico's krt_tunnel patch); the port applies
+them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Final, Protocol
+
+from agents.bird.attributes import Attrs
+from agents.bird.channel import Channel
+from agents.bird.config import Dest
+from agents.bird.decision import mergeable
+from agents.bird.filter_eval import Facts, evaluate
+from agents.bird.filters import Source
+from agents.bird.net import Afi, Net
+from agents.bird.rib import NextHop, Path, Table
+from emulator.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from agents.bird.config import DirectConfig, KernelConfig, StaticConfig, StaticRoute
+    from agents.bird.nexthop import Resolver
+
+# The name of the kernel's routing protocol number 12.
+PROTOCOL: Final = "bird"
+# Routes of these kernel protocols are not learnt: devices have them already, or they are ours.
+_NOT_ALIEN: Final = frozenset({"kernel", PROTOCOL})
+# Networks one turn writes into the kernel.
+SYNC_SLICE: Final = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class InterfaceAddress:
+    """An address of an interface, 4 or 16 bytes, with its prefix length."""
+
+    address: bytes
+    length: int
+    scope: str = "global"
+
+
+@dataclass(frozen=True, slots=True)
+class Interface:
+    """One interface as the device protocol sees it."""
+
+    index: int
+    name: str
+    up: bool
+    running: bool
+    mtu: int
+    addresses: tuple[InterfaceAddress, ...] = ()
+    broadcast: bool = True
+    multicast: bool = True
+    loopback: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class KernelWay:
+    """One next hop of a kernel route; ``gateway`` b"" on the link."""
+
+    gateway: bytes
+    dev: str
+    onlink: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class KernelRoute:
+    """A route of table main.  ``protocol`` is the kernel's name for who put it there."""
+
+    net: Net
+    dest: Dest
+    ways: tuple[KernelWay, ...] = ()
+    metric: int = 0
+    protocol: str = PROTOCOL
+
+
+class KernelPort(Protocol):
+    """A kernel's routing table and interfaces."""
+
+    def interfaces(self) -> Sequence[Interface]:
+        """All interfaces, by index."""
+
+    def routes(self) -> Sequence[KernelRoute]:
+        """Table main."""
+
+    def replace(self, route: KernelRoute) -> None:
+        """Add or replace our route; raises UsageError with the kernel's text if it is refused."""
+
+    def delete(self, route: KernelRoute) -> None:
+        """Remove our route if it is there."""
+
+
+def _set_routes(channel: Channel, wanted: Mapping[bytes, Path]) -> None:
+    """Make a channel's routes these."""
+    gone = [key for key in channel.received if key not in wanted]
+    if gone:
+        channel.withdraw(0, gone)
+    for key, path in wanted.items():
+        have = channel.received.get(key)
+        if (
+            have is None
+            or have.attrs != path.attrs
+            or have.dest is not path.dest
+            or have.ways != path.ways
+        ):
+            channel.announce((key,), path)
+
+
+class DirectProtocol:
+    """``protocol direct``: the networks of our own addresses."""
+
+    def __init__(
+        self, config: DirectConfig, tables: Mapping[Afi, Table], resolvers: Mapping[Afi, Resolver]
+    ) -> None:
+        self.config = config
+        self.channels = {
+            afi: Channel(config.name, Source.DEVICE, tables[afi], resolvers[afi]) for afi in Afi
+        }
+
+    def matches(self, name: str) -> bool:
+        """The first pattern that matches decides."""
+        for pattern in self.config.interfaces:
+            if fnmatchcase(name, pattern.removeprefix("-")):
+                return not pattern.startswith("-")
+        return False
+
+    def update(self, interfaces: Sequence[Interface], now: float) -> None:
+        """Follow the interfaces; the first address of a network decides its device."""
+        wanted: dict[Afi, dict[bytes, Path]] = {afi: {} for afi in Afi}
+        for interface in interfaces:
+            if self.config.disabled or not interface.up or not interface.running:
+                continue
+            if interface.loopback or not self.matches(interface.name):
+                continue
+            for address in interface.addresses:
+                afi = Afi.IPV4 if len(address.address) == 4 else Afi.IPV6
+                if address.scope == "link" and afi is Afi.IPV6:
+                    continue
+                shift = afi.bits - address.length
+                network = int.from_bytes(address.address, "big") >> shift << shift
+                key = Net(afi, network, address.length).key
+                wanted[afi].setdefault(
+                    key,
+                    Path(
+                        self.channels[afi],
+                        Attrs(preference=self.config.preference),
+                        now,
+                        dest=Dest.UNICAST,
+                        ways=(NextHop(b"", interface.name),),
+                    ),
+                )
+        for afi, channel in self.channels.items():
+            _set_routes(channel, wanted[afi])
+
+
+class StaticProtocol:
+    """``protocol static``: configured routes; one through a gateway needs that to be on a link."""
+
+    def __init__(
+        self, config: StaticConfig, tables: Mapping[Afi, Table], resolvers: Mapping[Afi, Resolver]
+    ) -> None:
+        self.config = config
+        self.channels = {
+            afi: Channel(config.name, Source.STATIC, tables[afi], resolvers[afi]) for afi in Afi
+        }
+
+    def update(self, interfaces: Sequence[Interface], now: float) -> None:
+        """Put the routes that can work into the table."""
+        wanted: dict[Afi, dict[bytes, Path]] = {afi: {} for afi in Afi}
+        for route in () if self.config.disabled else self.config.routes:
+            ways = self._ways(route, interfaces)
+            if ways is None:
+                continue
+            afi = route.net.afi
+            wanted[afi][route.net.key] = Path(
+                self.channels[afi],
+                Attrs(preference=self.config.preference),
+                now,
+                dest=route.dest,
+                ways=ways,
+            )
+        for afi, channel in self.channels.items():
+            _set_routes(channel, wanted[afi])
+
+    def _ways(
+        self, route: StaticRoute, interfaces: Sequence[Interface]
+    ) -> tuple[NextHop, ...] | None:
+        """The next hops of a route, None while it is dormant."""
+        if route.dest is not Dest.UNICAST:
+            return ()
+        if not route.via:
+            up = any(i.name == route.dev and i.up for i in interfaces)
+            return (NextHop(b"", route.dev),) if up else None
+        for interface in interfaces:
+            if not interface.up or (route.dev and interface.name != route.dev):
+                continue
+            for have in interface.addresses:
+                bits = 8 * len(have.address)
+                if len(route.via) * 8 != bits or have.length == bits:
+                    continue
+                shift = bits - have.length
+                here = int.from_bytes(have.address, "big") >> shift
+                if here == int.from_bytes(route.via, "big") >> shift:
+                    return (NextHop(route.via, interface.name),)
+        return None
+
+
+class KernelProtocol:
+    """``protocol kernel``: learns what others put into the kernel, writes what its filter accepts.
+
+    It is an Exporter of the IPv4 table.  ``held`` keeps it from writing during a graceful restart.
+    """
+
+    def __init__(
+        self,
+        config: KernelConfig,
+        table: Table,
+        resolver: Resolver,
+        port: KernelPort,
+    ) -> None:
+        self.config = config
+        self.channel = Channel(config.name, Source.INHERIT, table, resolver, config.import_filter)
+        self.held = False
+        # What we believe is in the kernel from us.
+        self.installed: dict[bytes, KernelRoute] = {}
+        # Routes the kernel refused, with its words; tried again with each scan.
+        self.refused: dict[bytes, str] = {}
+        self._port = port
+        self._table = table
+        self._devices: frozenset[str] = frozenset()
+        self._dirty: dict[bytes, None] = dict.fromkeys(table.routes)
+
+    @property
+    def wants_all_paths(self) -> bool:
+        """With merged paths a change of the second best route matters too."""
+        return self.config.merge_paths > 0
+
+    def best_changed(self, keys: Sequence[bytes], path: Path | None) -> None:
+        """As ``rib.Exporter``."""
+        self._dirty.update(dict.fromkeys(keys))
+
+    def path_changed(
+        self, keys: Sequence[bytes], channel: Channel, path_id: int, path: Path | None
+    ) -> None:
+        """As ``rib.Exporter``."""
+        self._dirty.update(dict.fromkeys(keys))
+
+    def reconfigure(self, config: KernelConfig) -> None:
+        """Take a changed configuration; everything is looked at again."""
+        before, self.config = self.config, config
+        if before.import_filter != config.import_filter:
+            self.channel.refilter(config.import_filter)
+        if before != config:
+            self.refresh()
+
+    def refresh(self) -> None:
+        """Look at every network again."""
+        self._dirty.update(dict.fromkeys(self._table.routes))
+        self._dirty.update(dict.fromkeys(self.installed))
+
+    @property
+    def busy(self) -> bool:
+        """True while there are changes to write."""
+        return bool(self._dirty) and not self.held
+
+    def work(self) -> None:
+        """Write a slice of changes."""
+        if self.held:
+            return
+        some = list(self._dirty)[:SYNC_SLICE]
+        for key in some:
+            del self._dirty[key]
+            self._write(key)
+
+    def _write(self, key: bytes) -> None:
+        wanted = self.wanted(key)
+        have = self.installed.get(key)
+        stats = self.channel.stats
+        if wanted is None:
+            if have is not None:
+                stats.exp_withdraws_accepted += 1
+                del self.installed[key]
+                self._port.delete(have)
+            return
+        if have == wanted:
+            return
+        stats.exp_updates_accepted += 1
+        try:
+            self._port.replace(wanted)
+        except UsageError as error:
+            self.refused[key] = str(error)
+            self.installed.pop(key, None)
+        else:
+            self.refused.pop(key, None)
+            self.installed[key] = wanted
+
+    def wanted(self, key: bytes) -> KernelRoute | None:
+        """What the kernel should have for a network, None for nothing of ours."""
+        paths = self._table.paths(key)
+        if not paths or paths[0].channel is self.channel or self.config.disabled:
+            return None
+        best = paths[0]
+        if best.channel.source is Source.DEVICE:
+            # The kernel has its own route for each address.
+            return None
+        net = Net.from_key(self._table.afi, key)
+        stats = self.channel.stats
+        stats.exp_updates_received += 1
+        ways: list[KernelWay] = []
+        first = self._filtered(net, best)
+        if first is None:
+            stats.exp_updates_filtered += 1
+            return None
+        metric = first.krt_metric or 0
+        if best.dest is not Dest.UNICAST:
+            return KernelRoute(net, best.dest, (), metric)
+        members = [best]
+        if self.config.merge_paths:
+            members += [p for p in paths[1:] if mergeable(best, p)]
+        for path in members:
+            attrs = first if path is best else self._filtered(net, path)
+            if attrs is None:
+                continue
+            for way in self._ways(path, attrs):
+                if way not in ways:
+                    ways.append(way)
+        limit = self.config.merge_paths or 1
+        ways = [ways[0], *sorted(ways[1:], key=lambda w: (w.gateway, w.dev))][:limit]
+        if len(ways) > 1:
+            ways.sort(key=lambda w: (w.gateway, w.dev))
+        return KernelRoute(net, Dest.UNICAST, tuple(ways), metric)
+
+    def _filtered(self, net: Net, path: Path) -> Attrs | None:
+        facts = Facts(
+            path.channel.source,
+            path.ways[0].dev if path.ways else "",
+            path.channel.name,
+        )
+        leaf = evaluate(self.config.export_filter, net, path.attrs, facts)
+        return leaf.attrs if leaf.accept else None
+
+    def _ways(self, path: Path, attrs: Attrs) -> list[KernelWay]:
+        """Next hops as written: through a tunnel the BGP NEXT_HOP itself, onlink."""
+        tunnel = attrs.krt_tunnel
+        if tunnel and attrs.next_hop and tunnel in self._devices:
+            return [KernelWay(attrs.next_hop[:16], tunnel, onlink=True)]
+        return [KernelWay(way.gateway, way.dev) for way in path.ways]
+
+    def scan(self, interfaces: Iterable[Interface], now: float) -> None:
+        """Compare with the kernel: learn alien routes, restore ours, remove strays of ours."""
+        devices = frozenset(i.name for i in interfaces if i.up)
+        if devices != self._devices:
+            self._devices = devices
+            self.refresh()
+        alien: dict[bytes, Path] = {}
+        present: dict[bytes, KernelRoute] = {}
+        for route in self._port.routes():
+            if route.net.afi is not self._table.afi:
+                continue
+            key = route.net.key
+            if route.protocol == PROTOCOL:
+                present[key] = route
+            elif self.config.learn and route.protocol not in _NOT_ALIEN and key not in alien:
+                alien[key] = Path(
+                    self.channel,
+                    Attrs(preference=self.config.preference, krt_metric=route.metric),
+                    now,
+                    dest=route.dest,
+                    ways=tuple(NextHop(w.gateway, w.dev) for w in route.ways),
+                )
+        _set_routes(self.channel, alien)
+        if self.held:
+            return
+        for key, route in present.items():
+            if self.installed.get(key) != route:
+                self.installed[key] = route
+                self._dirty[key] = None
+        for key in [key for key in self.installed if key not in present]:
+            del self.installed[key]
+            self._dirty[key] = None
+        self._dirty.update(dict.fromkeys(self.refused))
+
+    def shut_down(self) -> None:
+        """Remove our routes unless they shall persist."""
+        if self.config.persist:
+            return
+        for route in self.installed.values():
+            self._port.delete(route)
+        self.installed.clear()

@@ -1,0 +1,111 @@
+"""A node's kernel as the speaker's ``KernelPort``; shell."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+from agents.bird.config import Dest
+from agents.bird.kernel import (
+    PROTOCOL,
+    Interface,
+    InterfaceAddress,
+    KernelRoute,
+    KernelWay,
+)
+from agents.bird.net import Net
+from emulator.addr import Prefix
+from emulator.errors import UsageError
+from emulator.netstack.fib import Route, RouteType
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from emulator.netstack.records import AddrInfo, LinkInfo
+
+_DESTS = {
+    RouteType.UNICAST: Dest.UNICAST,
+    RouteType.BLACKHOLE: Dest.BLACKHOLE,
+    RouteType.UNREACHABLE: Dest.UNREACHABLE,
+    RouteType.PROHIBIT: Dest.PROHIBIT,
+}
+_TYPES = {dest: type_ for type_, dest in _DESTS.items()}
+
+
+class RoutingNamespace(Protocol):
+    """The verbs of a namespace that the speaker uses (ARCHITECTURE.md, "The kernel")."""
+
+    def route_replace(self, route: Route) -> None: ...
+    def route_del(self, route: Route) -> None: ...
+    def routes(self) -> Sequence[Route]: ...
+    def addrs(self) -> Sequence[AddrInfo]: ...
+    def links(self) -> Sequence[LinkInfo]: ...
+
+
+class NamespacePort:
+    """One namespace's table main and interfaces."""
+
+    def __init__(self, namespace: RoutingNamespace) -> None:
+        self._ns = namespace
+
+    def interfaces(self) -> tuple[Interface, ...]:
+        """All interfaces, by index."""
+        addresses: dict[str, list[InterfaceAddress]] = {}
+        for addr in self._ns.addrs():
+            addresses.setdefault(addr.dev, []).append(
+                InterfaceAddress(addr.ip.to_bytes(4, "big"), addr.length, addr.scope)
+            )
+        return tuple(
+            Interface(
+                index=link.index,
+                name=link.name,
+                up=link.up,
+                running=link.running,
+                mtu=link.mtu,
+                addresses=tuple(addresses.get(link.name, ())),
+                broadcast=link.kind not in ("lo", "ipip"),
+                multicast=link.kind not in ("lo", "ipip"),
+                loopback=link.kind == "lo",
+            )
+            for link in sorted(self._ns.links(), key=lambda link: link.index)
+        )
+
+    def routes(self) -> tuple[KernelRoute, ...]:
+        """Table main, one entry per route."""
+        found = []
+        for route in self._ns.routes():
+            dest = _DESTS.get(route.type)
+            if route.table != "main" or dest is None:
+                continue
+            ways: tuple[KernelWay, ...] = ()
+            if dest is Dest.UNICAST:
+                gateway = b"" if route.gateway is None else route.gateway.to_bytes(4, "big")
+                ways = (KernelWay(gateway, route.dev, route.onlink),)
+            found.append(KernelRoute(Net.of(route.dst), dest, ways, route.metric, route.protocol))
+        return tuple(found)
+
+    def replace(self, route: KernelRoute) -> None:
+        """Add or replace our route."""
+        self._ns.route_replace(self._route(route))
+
+    def delete(self, route: KernelRoute) -> None:
+        """Remove our route; one that went with its device is gone already."""
+        try:
+            self._ns.route_del(self._route(route))
+        except UsageError:
+            if any(have.net == route.net and have.protocol == PROTOCOL for have in self.routes()):
+                raise
+
+    def _route(self, route: KernelRoute) -> Route:
+        prefix = Prefix(route.net.network, route.net.length)
+        if route.dest is not Dest.UNICAST:
+            return Route(prefix, type=_TYPES[route.dest], metric=route.metric, protocol=PROTOCOL)
+        way = route.ways[0]
+        gateway = int.from_bytes(way.gateway, "big") if way.gateway else None
+        return Route(
+            prefix,
+            way.dev,
+            gateway,
+            metric=route.metric,
+            protocol=PROTOCOL,
+            onlink=way.onlink,
+        )

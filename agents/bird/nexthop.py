@@ -1,0 +1,74 @@
+"""Recursive next hops: which way leads to a NEXT_HOP, and who must know when that changes.
+
+Each distinct NEXT_HOP has one entry that all its routes share, as BIRD's hostentry does
+(nest/rt-table.c, rt_update_hostentry).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from agents.bird.config import Dest
+from agents.bird.filters import Source
+from agents.bird.rib import METRIC_UNKNOWN, NextHop, Table
+
+if TYPE_CHECKING:
+    from collections.abc import Set
+
+# Distinct next hops kept before the unused ones are dropped.  A mesh has one per node.
+PRUNE_AT: Final = 4096
+
+
+class HostEntry:
+    """Where a next hop leads now."""
+
+    __slots__ = ("address", "dest", "metric", "ways")
+
+    def __init__(self, address: bytes) -> None:
+        self.address = address
+        self.dest = Dest.UNREACHABLE
+        self.ways: tuple[NextHop, ...] = ()
+        self.metric = METRIC_UNKNOWN
+
+
+class Resolver:
+    """The next hops of one table."""
+
+    def __init__(self, table: Table) -> None:
+        self._table = table
+        self._entries: dict[bytes, HostEntry] = {}
+        self._prune_at = PRUNE_AT
+        # Addresses of our own interfaces: no valid next hops.
+        self.local: Set[bytes] = frozenset()
+
+    def entry(self, address: bytes) -> HostEntry:
+        """The shared entry of a next hop."""
+        found = self._entries.get(address)
+        if found is None:
+            if len(self._entries) >= self._prune_at:
+                self._prune()
+            found = self._entries[address] = HostEntry(address)
+            self._resolve(found)
+        return found
+
+    def refresh(self) -> None:
+        """Look again after the routes below changed; tells the table what moved."""
+        self._table.igp_changed = False
+        moved = [entry for entry in self._entries.values() if self._resolve(entry)]
+        if moved:
+            self._table.reconsider(moved)
+
+    def _resolve(self, entry: HostEntry) -> bool:
+        before = (entry.dest, entry.ways, entry.metric)
+        route = self._table.lookup_igp(entry.address)
+        entry.dest, entry.ways, entry.metric = Dest.UNREACHABLE, (), METRIC_UNKNOWN
+        if route is not None and entry.address not in self.local:
+            entry.dest = route.dest
+            entry.metric = 0 if route.channel.source is Source.DEVICE else METRIC_UNKNOWN
+            entry.ways = tuple(NextHop(way.gateway or entry.address, way.dev) for way in route.ways)
+        return (entry.dest, entry.ways, entry.metric) != before
+
+    def _prune(self) -> None:
+        used = {id(path.hop) for _, paths in self._table.items() for path in paths}
+        self._entries = {a: e for a, e in self._entries.items() if id(e) in used}
+        self._prune_at = max(PRUNE_AT, 2 * len(self._entries))

@@ -1,0 +1,334 @@
+"""The routing table of one family: every protocol's routes, the best of each network.
+
+A ``Path`` is shared by all networks that came with it in one message, and a table entry is that
+Path itself while nobody else has a route to the network: a million routes of one peer are a
+million slots of a dict.  Changes travel in bulk, as (keys, path), from message to message.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
+
+from agents.bird.attributes import LLGR_STALE, Attrs, has_community
+from agents.bird.config import Dest
+from agents.bird.decision import select
+from agents.bird.filters import Source
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from agents.bird.channel import Channel
+    from agents.bird.net import Afi
+    from agents.bird.nexthop import HostEntry
+
+# BIRD's IGP_METRIC_UNKNOWN: a next hop behind a route that has no metric.
+METRIC_UNKNOWN: Final = 0x80000000
+
+
+class NextHop(NamedTuple):
+    """One way out: ``gateway`` b"" on the link itself."""
+
+    gateway: bytes
+    dev: str
+
+
+class Path:
+    """What a protocol said about a network, or about a thousand in one message.
+
+    Routes of BGP are resolved through ``hop``; other routes have their own ``dest`` and ``ways``.
+    ``generation`` older than its channel's means stale: the peer restarted and did not repeat it.
+    """
+
+    __slots__ = (
+        "_dest",
+        "_ways",
+        "attrs",
+        "channel",
+        "generation",
+        "hop",
+        "learned_at",
+        "path_id",
+    )
+
+    def __init__(
+        self,
+        channel: Channel,
+        attrs: Attrs,
+        learned_at: float,
+        *,
+        path_id: int = 0,
+        hop: HostEntry | None = None,
+        dest: Dest = Dest.UNREACHABLE,
+        ways: tuple[NextHop, ...] = (),
+    ) -> None:
+        self.channel = channel
+        self.attrs = attrs
+        self.learned_at = learned_at
+        self.path_id = path_id
+        self.hop = hop
+        self.generation = channel.generation
+        self._dest = dest
+        self._ways = ways
+
+    def with_attrs(self, attrs: Attrs, hop: HostEntry | None) -> Path:
+        """The same with other attributes, as an import filter makes them."""
+        other = Path(
+            self.channel,
+            attrs,
+            self.learned_at,
+            path_id=self.path_id,
+            hop=hop,
+            dest=self._dest,
+            ways=self._ways,
+        )
+        other.generation = self.generation
+        return other
+
+    @property
+    def dest(self) -> Dest:
+        """Where it leads now."""
+        return self._dest if self.hop is None else self.hop.dest
+
+    @property
+    def ways(self) -> tuple[NextHop, ...]:
+        """The next hops in force now; empty unless ``dest`` is unicast."""
+        return self._ways if self.hop is None else self.hop.ways
+
+    @property
+    def reachable(self) -> bool:
+        """False for a BGP route whose next hop nobody leads to."""
+        return self.dest is not Dest.UNREACHABLE or self.hop is None
+
+    @property
+    def igp_metric(self) -> int:
+        """Distance to the next hop; METRIC_UNKNOWN where no metric says."""
+        return 0 if self.hop is None else self.hop.metric
+
+    @property
+    def stale(self) -> bool:
+        """True while a restarted peer has not repeated it."""
+        return self.generation != self.channel.generation
+
+    @property
+    def long_lived_stale(self) -> bool:
+        """True for what is kept beyond a restart's time (RFC 9494)."""
+        return has_community(self.attrs.communities, LLGR_STALE)
+
+
+Entry = Path | tuple[Path, ...]
+
+
+class Exporter(Protocol):
+    """Somebody who is told of changes."""
+
+    @property
+    def wants_all_paths(self) -> bool:
+        """True to be told of every path, not of the best one."""
+
+    def best_changed(self, keys: Sequence[bytes], path: Path | None) -> None:
+        """These networks' best route is ``path`` now, or there is none."""
+
+    def path_changed(
+        self, keys: Sequence[bytes], channel: Channel, path_id: int, path: Path | None
+    ) -> None:
+        """A route of these networks came, changed or went; only if ``wants_all_paths``."""
+
+
+class Updated(NamedTuple):
+    """How many routes of an update changed something, and how many were there already."""
+
+    accepted: int
+    ignored: int
+
+
+class Table:
+    """One family's routes."""
+
+    def __init__(self, afi: Afi) -> None:
+        self.afi = afi
+        # The first of a tuple is the best route, the others follow in order of arrival.
+        self.routes: dict[bytes, Entry] = {}
+        self.exporters: list[Exporter] = []
+        # Networks that a protocol other than BGP has a route to, by length: next hops look here.
+        self.igp: dict[int, dict[int, bytes]] = {}
+        self.igp_changed = False
+        self._tx_id = 0
+
+    def next_tx_id(self) -> int:
+        """A path identifier for announcements that nobody has yet."""
+        self._tx_id += 1
+        return self._tx_id
+
+    def paths(self, key: bytes) -> tuple[Path, ...]:
+        """All routes of a network, best first."""
+        entry = self.routes.get(key)
+        if entry is None:
+            return ()
+        return entry if isinstance(entry, tuple) else (entry,)
+
+    def best(self, key: bytes) -> Path | None:
+        """The best route of a network."""
+        entry = self.routes.get(key)
+        return entry[0] if isinstance(entry, tuple) else entry
+
+    def items(self) -> Iterator[tuple[bytes, tuple[Path, ...]]]:
+        """Every network with its routes."""
+        for key, entry in self.routes.items():
+            yield key, entry if isinstance(entry, tuple) else (entry,)
+
+    def update(
+        self, channel: Channel, path_id: int, keys: Sequence[bytes], path: Path | None
+    ) -> Updated:
+        """Set or (None) take away a channel's route ``path_id`` of each network."""
+        routes = self.routes
+        if not keys:
+            return Updated(0, 0)
+        if path is not None and routes.keys().isdisjoint(keys):
+            before = len(routes)
+            routes.update(dict.fromkeys(keys, path))
+            channel.routes += len(routes) - before
+            result = Updated(len(keys), 0)
+            self._tell_best(keys, path)
+            changed: Sequence[bytes] = keys
+        else:
+            changed, result = self._update_each(channel, path_id, keys, path)
+        if changed:
+            if channel.source is not Source.BGP:
+                self._index(changed)
+            for exporter in self.exporters:
+                if exporter.wants_all_paths:
+                    exporter.path_changed(changed, channel, path_id, path)
+        return result
+
+    def _update_each(
+        self, channel: Channel, path_id: int, keys: Sequence[bytes], path: Path | None
+    ) -> tuple[Sequence[bytes], Updated]:
+        routes = self.routes
+        ignored = 0
+        changed: list[bytes] = []
+        # Networks by their new best route, in the order in which those turned up.
+        groups: dict[int, tuple[Path | None, list[bytes]]] = {}
+        for key in keys:
+            old = routes.get(key)
+            best: Path | None
+            if old is None:
+                if path is None:
+                    ignored += 1
+                    continue
+                best = routes[key] = path
+                channel.routes += 1
+            elif isinstance(old, Path):
+                if old.channel is channel and old.path_id == path_id:
+                    if path is None:
+                        del routes[key]
+                        channel.routes -= 1
+                        best = None
+                    elif _same(old, path):
+                        ignored += 1
+                        if old.generation != path.generation:
+                            routes[key] = path
+                        continue
+                    else:
+                        best = routes[key] = path
+                elif path is None:
+                    ignored += 1
+                    continue
+                else:
+                    channel.routes += 1
+                    best = select((old, path))
+                    routes[key] = (old, path) if best is old else (path, old)
+                    if best is old:
+                        changed.append(key)
+                        continue
+            else:
+                mine = next((p for p in old if p.channel is channel and p.path_id == path_id), None)
+                if mine is None and path is None:
+                    ignored += 1
+                    continue
+                if mine is not None and path is not None and _same(mine, path):
+                    ignored += 1
+                    if mine.generation == path.generation:
+                        continue
+                    routes[key] = tuple(path if p is mine else p for p in old)
+                    continue
+                channel.routes += (path is not None) - (mine is not None)
+                left = tuple(p for p in old if p is not mine)
+                best = self._settle(key, left if path is None else (*left, path))
+                if best is old[0]:
+                    changed.append(key)
+                    continue
+            changed.append(key)
+            group = groups.get(id(best))
+            if group is None:
+                groups[id(best)] = (best, [key])
+            else:
+                group[1].append(key)
+        for best, some in groups.values():
+            self._tell_best(some, best)
+        return changed, Updated(len(changed), ignored)
+
+    def _settle(self, key: bytes, paths: tuple[Path, ...]) -> Path:
+        """Store a network's routes, the best first; returns it."""
+        best = select(paths)
+        if len(paths) == 1:
+            self.routes[key] = best
+        elif paths[0] is best:
+            self.routes[key] = paths
+        else:
+            self.routes[key] = (best, *(path for path in paths if path is not best))
+        return best
+
+    def _tell_best(self, keys: Sequence[bytes], path: Path | None) -> None:
+        for exporter in self.exporters:
+            if not exporter.wants_all_paths:
+                exporter.best_changed(keys, path)
+
+    def reconsider(self, hops: Iterable[HostEntry]) -> None:
+        """Choose and tell again for every network with a route through one of these next hops."""
+        moved = {id(hop) for hop in hops}
+        touched = [
+            key
+            for key, entry in self.routes.items()
+            if (id(entry.hop) in moved if isinstance(entry, Path) else _any_hop(entry, moved))
+        ]
+        for key in touched:
+            paths = self.paths(key)
+            best = self._settle(key, paths)
+            self._tell_best((key,), best)
+            for exporter in self.exporters:
+                if exporter.wants_all_paths:
+                    for path in paths:
+                        if id(path.hop) in moved:
+                            exporter.path_changed((key,), path.channel, path.path_id, path)
+
+    def _index(self, keys: Iterable[bytes]) -> None:
+        bits = self.afi.bits
+        for key in keys:
+            length = key[0]
+            size = len(key) - 1
+            network = int.from_bytes(key[1:], "big") << (bits - 8 * size)
+            if any(path.channel.source is not Source.BGP for path in self.paths(key)):
+                self.igp.setdefault(length, {})[network] = key
+            elif self.igp.get(length, {}).pop(network, None) is not None and not self.igp[length]:
+                del self.igp[length]
+        self.igp_changed = True
+
+    def lookup_igp(self, address: bytes) -> Path | None:
+        """The best route to an address that is not BGP's, longest prefix first."""
+        bits = self.afi.bits
+        value = int.from_bytes(address, "big")
+        for length in sorted(self.igp, reverse=True):
+            shift = bits - length
+            key = self.igp[length].get(value >> shift << shift)
+            if key is not None:
+                return select([p for p in self.paths(key) if p.channel.source is not Source.BGP])
+        return None
+
+
+def _any_hop(paths: tuple[Path, ...], moved: set[int]) -> bool:
+    return any(id(path.hop) in moved for path in paths)
+
+
+def _same(a: Path, b: Path) -> bool:
+    """True if a repeated route says nothing new."""
+    return a.attrs == b.attrs and a.hop is b.hop and a.dest is b.dest and a.ways == b.ways
