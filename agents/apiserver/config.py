@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
+from etcd.core.access import NO_ACCESS, EtcdAccess
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -74,6 +76,7 @@ class ApiServerConfig:
     advertise_port: int
     kubelet_token: str
     kubelet_ca: str
+    etcd_access: EtcdAccess = NO_ACCESS
     tokens: Mapping[str, UserInfo] = field(default_factory=dict)
     node_port_range: tuple[int, int] = (30000, 32767)
     cluster_name: str = "podwire"

@@ -38,7 +38,7 @@ async def run_apiserver(config: ApiServerConfig, env: RoleEnv) -> None:
     from agents.apiserver.etcd_store import EtcdStore
     from etcd.client import EtcdClient
 
-    async with EtcdClient(config.etcd_endpoints) as client:
+    async with EtcdClient(config.etcd_endpoints, access=config.etcd_access) as client:
         await serve(config, env, EtcdStore(client, env.clock.monotonic))
 
 

@@ -26,7 +26,8 @@ from agents.flannel.subnetenv import SubnetEnv, docker_options, parse_previous_s
 from agents.flannel.view import Change, ChangeKind, LeaseView
 from emulator.addr import Prefix, format_ip, parse_ip
 from emulator.errors import PodwireError, UsageError
-from etcd.client import NO_ACCESS, CompactedError, EtcdAccess, EtcdClient, EtcdError
+from etcd.client import CompactedError, EtcdClient, EtcdError
+from etcd.core.access import NO_ACCESS, EtcdAccess
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

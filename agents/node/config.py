@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from etcd.core.access import NO_ACCESS, EtcdAccess
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -52,6 +54,7 @@ class NodeConfig:
     pod_cidr: Prefix
     cluster_dns: int
     relays: tuple[Relay, ...]
+    etcd_access: EtcdAccess = NO_ACCESS
     labels: dict[str, str] = field(default_factory=dict)
     taints: tuple[dict[str, str], ...] = ()
     docker_bridge: tuple[int, int] | None = None

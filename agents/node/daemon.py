@@ -136,7 +136,9 @@ class _Node:
             self._driver.vxlan_port,
             self._driver.carrier_port,
         )
-        async with EtcdClient(config.etcd_endpoints, rng=self._env.rng) as client:
+        async with EtcdClient(
+            config.etcd_endpoints, access=config.etcd_access, rng=self._env.rng
+        ) as client:
             underlay = UnderlayMap(client, own, self._peers_changed, self._env.log)
             async with asyncio.TaskGroup() as group:
                 group.create_task(underlay.run(), name="node.underlay")
@@ -167,6 +169,7 @@ class _Node:
         config = self._config
         flannel = FlannelConfig(
             etcd_endpoints=config.etcd_endpoints,
+            etcd_access=config.etcd_access,
             node_ip=format_ip(config.ip),
             subnet_file=str(config.root / SUBNET_FILE),
             docker_opts_file=str(config.root / "run/flannel/flannel_docker_opts.env"),

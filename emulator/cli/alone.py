@@ -11,6 +11,7 @@ import dataclasses
 from typing import TYPE_CHECKING, Final
 
 from emulator.addr import parse_ip
+from emulator.cli.etcd_access import access_of, add_access_arguments
 from emulator.cli.up import read_file
 from emulator.cluster.plan import cluster_directory, make_plan, preferred_block
 from emulator.cluster.process import run_role
@@ -34,6 +35,7 @@ def add_cluster_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--etcd-endpoints", metavar="URLS", default=DEFAULT_ETCD, help=f"default: {DEFAULT_ETCD}"
     )
+    add_access_arguments(parser)
     parser.add_argument(
         "--server",
         metavar="HOST[:PORT]",
@@ -44,7 +46,10 @@ def add_cluster_arguments(parser: argparse.ArgumentParser) -> None:
 def plan_alone(args: argparse.Namespace) -> ClusterPlan:
     """The plan of a cluster whose roles are started one by one; nothing is written yet."""
     spec = load_spec(
-        read_file(args.file), name=args.cluster, etcd_endpoints=_endpoints(args.etcd_endpoints)
+        read_file(args.file),
+        name=args.cluster,
+        etcd_endpoints=_endpoints(args.etcd_endpoints),
+        etcd_access=access_of(args),
     )
     plan = make_plan(spec, cluster_directory(spec.name), preferred_block(spec.name))
     if args.server is not None:

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from emulator.cli.etcd_access import access_of, add_access_arguments
 from emulator.cluster.networks import NETWORKS
 from emulator.cluster.order import make_names
 from emulator.cluster.presets import PRESETS, preset_text
@@ -37,6 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--network", metavar="NAME", help=f"one of: {', '.join(NETWORKS)}")
     parser.add_argument("--pod-cidr", metavar="PREFIX", help="the pod network")
     parser.add_argument("--etcd-endpoints", metavar="URLS", help="use this etcd, not our own")
+    add_access_arguments(parser)
     parser.add_argument("-d", "--detach", action="store_true", help="return when the cluster is up")
 
 
@@ -91,6 +93,7 @@ def spec_of(args: argparse.Namespace) -> ClusterSpec:
             network=args.network,
             pod_cidr=args.pod_cidr,
             etcd_endpoints=endpoints,
+            etcd_access=access_of(args),
         )
     except UsageError as error:
         if args.file is not None:

@@ -66,7 +66,8 @@ async def run_controlplane(config: ControlPlaneConfig, env: RoleEnv) -> None:
 async def _offer_network(config: ControlPlaneConfig, env: RoleEnv) -> None:
     """Write flannel's network configuration as an installer does: once, never over another."""
     value = json.dumps(config.network, separators=(",", ":")).encode()
-    async with EtcdClient(config.apiserver.etcd_endpoints) as client:
+    apiserver = config.apiserver
+    async with EtcdClient(apiserver.etcd_endpoints, access=apiserver.etcd_access) as client:
         while True:
             try:
                 await client.txn(

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from emulator.cluster.plan import ClusterPlan
     from emulator.cluster.spec import ClusterSpec
     from emulator.cluster.state import ClusterDirectory
+    from etcd.core.access import EtcdAccess
 
 # An etcd of somebody else answers in milliseconds, one across the world in a second.
 ETCD_ANSWER_S: Final = 4.0
@@ -83,7 +84,7 @@ def supervise(
         from emulator.cluster.roles import run_child, warm_up
 
         if not plan.embedded_etcd:
-            asyncio.run(_ask_etcd(plan.etcd_endpoints))
+            asyncio.run(_ask_etcd(plan.etcd_endpoints, plan.spec.etcd_access))
         roles = warm_up(plan)
         channel, zygote = start_zygote(functools.partial(run_child, roles), close)
         asyncio.run(_supervise(plan, channel, on_progress, on_up, waiter))
@@ -119,15 +120,15 @@ async def _supervise(
     await supervisor.run(up)
 
 
-async def _ask_etcd(endpoints: tuple[str, ...]) -> None:
-    """Raise UsageError unless the etcd we were told to use answers."""
+async def _ask_etcd(endpoints: tuple[str, ...], access: EtcdAccess) -> None:
+    """Raise UsageError unless the etcd we were told to use answers and lets us in."""
     from etcd.client import EtcdClient, EtcdError
 
     problem = f"no answer within {ETCD_ANSWER_S:.0f} s"
     try:
         async with (
             asyncio.timeout(ETCD_ANSWER_S),
-            EtcdClient(endpoints, timeout_s=ETCD_ANSWER_S / 2) as client,
+            EtcdClient(endpoints, access=access, timeout_s=ETCD_ANSWER_S / 2) as client,
         ):
             await client.get(b"/coreos.com/network/config")
             return

@@ -11,7 +11,7 @@ serviceCIDR: 10.3.0.0/16
 nodePortRange: 30000-32767
 nodeNetwork: {cidr: 172.17.4.0/22, gateway: 172.17.4.1}
 controlPlane: {ip: 172.17.4.101}
-etcd: {ip: 172.17.4.51, endpoints: []}
+etcd: {ip: 172.17.4.51, endpoints: []}   # with endpoints: user password cacert cert key
 dockerBridge: 172.17.0.1/16               # gives every node an idle docker0
 nodes: 3                                  # or a list of {name, ip, gateway, labels, taints}
 ```
@@ -31,6 +31,7 @@ from emulator.addr import Prefix, format_ip
 from emulator.cluster.fields import Fields, kind_of
 from emulator.cluster.networks import NetworkSpec, check_room, read_network
 from emulator.errors import UsageError
+from etcd.core.access import NO_ACCESS, EtcdAccess
 
 API_VERSION: Final = "podwire.dev/v1alpha1"
 
@@ -85,6 +86,7 @@ class ClusterSpec:
     etcd_endpoints: tuple[str, ...]
     nodes: tuple[NodeSpec, ...]
     docker_bridge: Interface | None = None
+    etcd_access: EtcdAccess = NO_ACCESS
 
 
 def load_spec(
@@ -95,6 +97,7 @@ def load_spec(
     network: str | None = None,
     pod_cidr: str | None = None,
     etcd_endpoints: tuple[str, ...] = (),
+    etcd_access: EtcdAccess = NO_ACCESS,
 ) -> ClusterSpec:
     """Return the cluster a file's text and the command line's overrides ask for.
 
@@ -127,6 +130,7 @@ def load_spec(
     etcd = Fields(top.get("etcd", {}), "etcd")
     etcd_ip = etcd.ip("ip", node_network.network + 51)
     endpoints = _endpoints(etcd.get("endpoints", []), etcd_endpoints)
+    access = _access(etcd, etcd_access, endpoints)
     etcd.done()
     node_ports = _port_range(top.text("nodePortRange", "30000-32767"))
     docker_bridge = None
@@ -149,6 +153,7 @@ def load_spec(
         endpoints,
         node_specs,
         docker_bridge,
+        access,
     )
     _check_whole(spec)
     return spec
@@ -170,6 +175,21 @@ def check_node_name(name: str, where: str) -> None:
         )
     if name in ROLES:
         raise UsageError(f"{where}: {name!r} is the name of another process; call the node else")
+
+
+def _access(etcd: Fields, override: EtcdAccess, endpoints: tuple[str, ...]) -> EtcdAccess:
+    """How to be let in by an etcd that is not ours; flags replace what the file says."""
+    texts = [etcd.text(name, "") for name in ("user", "password", "cacert", "cert", "key")]
+    try:
+        access = EtcdAccess.parse(*texts) if override == NO_ACCESS else override
+    except UsageError as error:
+        raise UsageError(str(error).replace("--", "etcd.")) from None
+    if access != NO_ACCESS and not endpoints:
+        raise UsageError(
+            "--user, --cacert, --cert, --key: our own etcd lets everybody in; give "
+            "--etcd-endpoints (or etcd.endpoints), too"
+        )
+    return access
 
 
 def _endpoints(listed: object, override: tuple[str, ...]) -> tuple[str, ...]:

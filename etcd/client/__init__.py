@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from etcd.client.access import NO_ACCESS, EtcdAccess
 from etcd.client.client import EtcdClient
 from etcd.client.model import (
     Delete,
@@ -26,6 +25,7 @@ from etcd.client.model import (
     version,
 )
 from etcd.client.watch import Watch
+from etcd.core.access import NO_ACCESS, EtcdAccess
 from etcd.core.errors import Code, CompactedError, EtcdError
 from etcd.core.mvcc import KeyValue
 

@@ -1,10 +1,9 @@
-"""What a client shows an etcd and whom it believes: etcdctl's --user, --cacert, --cert, --key."""
+"""Tokens and TLS of a client that an etcd is to let in."""
 
 from __future__ import annotations
 
 import asyncio
 import ssl
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from emulator.errors import UsageError
@@ -19,61 +18,25 @@ from etcd.core.errors import (
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from etcd.core.access import EtcdAccess
     from etcd.core.http2.hpack import Header
 
 # Texts with which a server tells that it wants a newer token.
 _STALE: Final = (INVALID_AUTH_TOKEN[1], AUTH_OLD_REVISION[1], USER_EMPTY[1])
 
 
-@dataclass(frozen=True, slots=True)
-class EtcdAccess:
-    """How to be let in; empty fields say nothing.
-
-    ``user`` and ``password`` name an etcd user; the files are PEM: ``cacert`` the authority of the
-    server's certificate (empty: the system's), ``cert`` and ``key`` the client's own certificate.
-    """
-
-    user: str = ""
-    password: str = field(default="", repr=False)
-    cacert: str = ""
-    cert: str = ""
-    key: str = ""
-
-    @classmethod
-    def parse(
-        cls, user: str = "", password: str = "", cacert: str = "", cert: str = "", key: str = ""
-    ) -> EtcdAccess:
-        """Take the flags as etcdctl does: ``user`` may be ``NAME:PASSWORD``.
-
-        Raises UsageError for flags that contradict each other.
-        """
-        name, colon, inline = user.partition(":")
-        if colon and password:
-            raise UsageError("--user: holds a password although --password is given, too")
-        if bool(cert) != bool(key):
-            raise UsageError("--cert and --key: give both or none")
-        if (colon or password) and not name:
-            raise UsageError("--user: the user's name is empty")
-        if name and not colon and not password:
-            raise UsageError(f"--user: no password for {name!r}; write NAME:PASSWORD")
-        return cls(name, inline if colon else password, cacert, cert, key)
-
-    def tls(self) -> ssl.SSLContext | None:
-        """Return a TLS context, None when no file is named; UsageError for unusable files."""
-        if not self.cacert and not self.cert:
-            return None
-        try:
-            context = ssl.create_default_context(cafile=self.cacert or None)
-            if self.cert:
-                context.load_cert_chain(self.cert, self.key)
-        except (OSError, ssl.SSLError) as error:
-            files = ", ".join(filter(None, (self.cacert, self.cert, self.key)))
-            raise UsageError(f"TLS files {files} for etcd: {error}") from None
-        return context
-
-
-# Nobody, over plain text or with the system's authorities.
-NO_ACCESS: Final = EtcdAccess()
+def client_tls(access: EtcdAccess) -> ssl.SSLContext | None:
+    """Return a TLS context, None when no file is named; UsageError for unusable files."""
+    if not access.cacert and not access.cert:
+        return None
+    try:
+        context = ssl.create_default_context(cafile=access.cacert or None)
+        if access.cert:
+            context.load_cert_chain(access.cert, access.key)
+    except (OSError, ssl.SSLError) as error:
+        files = ", ".join(filter(None, (access.cacert, access.cert, access.key)))
+        raise UsageError(f"TLS files {files} for etcd: {error}") from None
+    return context
 
 
 def is_stale(text: str) -> bool:

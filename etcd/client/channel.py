@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 from google.protobuf.message import Message
 
 from emulator.errors import UsageError
-from etcd.client.access import EtcdAccess, TokenHolder, is_stale
+from etcd.client.access import TokenHolder, client_tls, is_stale
 from etcd.client.transport import (
     ONE_ENDPOINT,
     SEVERAL_ENDPOINTS,
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import random
     from collections.abc import Sequence
 
+    from etcd.core.access import EtcdAccess
     from etcd.core.http2.hpack import Header
 
 R = TypeVar("R", bound=Message)
@@ -92,7 +93,7 @@ class Channel:
         if not endpoints:
             raise UsageError("etcd: no endpoint given")
         self._endpoints = [_split(endpoint) for endpoint in endpoints]
-        self._ssl = access.tls() if ssl is None else ssl
+        self._ssl = client_tls(access) if ssl is None else ssl
         self.rng = rng
         self._timeout_s = timeout_s
         self._access = access

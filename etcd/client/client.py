@@ -7,9 +7,9 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 from etcd.client import model as m
-from etcd.client.access import NO_ACCESS, EtcdAccess
 from etcd.client.channel import Backoff, Channel
 from etcd.client.watch import Watch
+from etcd.core.access import NO_ACCESS, EtcdAccess
 from etcd.core.errors import LEASE_NOT_FOUND, Code, EtcdError
 from etcd.core.pb import rpc_pb2 as pb
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from etcd.client import EtcdAccess, EtcdClient, EtcdError
+from etcd.client.access import client_tls
 from etcd.core import errors
 from tests.etcd_auth_calls import ALICE, ROOT, caller, populate, refused
 from tests.etcd_auth_peers import Ours, Peer, Real, TlsFiles
@@ -101,7 +102,7 @@ async def test_a_certificate_s_common_name_is_the_user_unless_there_is_a_token(
     both = EtcdAccess("root", "rootpw", alice.cacert, alice.cert, alice.key)
     try:
         await peer.restart()
-        await populate(peer.endpoint, root.tls())
+        await populate(peer.endpoint, client_tls(root))
         async with EtcdClient([peer.endpoint], access=alice) as client:
             await client.put(b"w1", b"x")
             await refused(errors.PERMISSION_DENIED, client.put(b"secret", b"x"))

@@ -12,6 +12,7 @@ from emulator.cluster.plan import make_plan
 from emulator.cluster.presets import PRESETS, preset_text
 from emulator.cluster.spec import load_spec
 from emulator.errors import UsageError
+from etcd.core.access import EtcdAccess
 
 
 def test_an_empty_file_is_three_flannel_nodes_of_the_tutorial() -> None:
@@ -143,3 +144,17 @@ def test_every_preset_is_a_valid_cluster_file(name: str) -> None:
 def test_an_unknown_preset_names_the_known_ones() -> None:
     with pytest.raises(UsageError, match=r"'cilium' is not a preset \(flannel\)"):
         preset_text("cilium")
+
+
+def test_a_user_and_tls_files_go_with_an_etcd_of_one_s_own() -> None:
+    text = "etcd: {endpoints: ['https://e:2379'], user: 'a:b', cacert: ca, cert: c, key: k}"
+    assert load_spec(text).etcd_access == EtcdAccess("a", "b", "ca", "c", "k")
+    flags = EtcdAccess("x", "y")
+    assert load_spec(text, etcd_access=flags).etcd_access == flags
+    for wrong, problem in (
+        ("etcd: {user: 'a:b'}", "our own etcd lets everybody in"),
+        ("etcd: {endpoints: ['http://e:1'], cert: c}", "etcd.cert and etcd.key: give both or none"),
+        ("etcd: {endpoints: ['http://e:1'], user: a}", "etcd.user: no password for 'a'"),
+    ):
+        with pytest.raises(UsageError, match=problem):
+            load_spec(wrong)
