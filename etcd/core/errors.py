@@ -156,6 +156,19 @@ AUTH_NOT_ENABLED: Final[Status] = (
     Code.FAILED_PRECONDITION,
     "etcdserver: authentication is not enabled",
 )
+WRONG_DOWNGRADE_VERSION: Final[Status] = (
+    Code.INVALID_ARGUMENT,
+    "etcdserver: wrong downgrade target version format",
+)
+INVALID_DOWNGRADE_VERSION: Final[Status] = (
+    Code.INVALID_ARGUMENT,
+    "etcdserver: invalid downgrade target version",
+)
+NO_INFLIGHT_DOWNGRADE: Final[Status] = (
+    Code.FAILED_PRECONDITION,
+    "etcdserver: no inflight downgrade job",
+)
+NOT_CAPABLE: Final[Status] = (Code.FAILED_PRECONDITION, "etcdserver: not capable")
 WATCH_CANCELED: Final[Status] = (Code.CANCELLED, "etcdserver: watch canceled")
 SERVER_STOPPED: Final[Status] = (Code.UNAVAILABLE, "etcdserver: server stopped")
 

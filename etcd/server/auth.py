@@ -289,28 +289,3 @@ class AuthService:
     def _role_revoke_permission(self, request: pb.AuthRoleRevokePermissionRequest) -> Message:
         self._engine.auth.role_revoke(request.role, request.key, request.range_end)
         return pb.AuthRoleRevokePermissionResponse(header=self._engine.header())
-
-
-# The gateway's paths below /v3/auth/, and what each calls.
-GATEWAY_ROUTES = {
-    f"/v3/auth/{path}": f"/etcdserverpb.Auth/{method}"
-    for path, method in (
-        ("enable", "AuthEnable"),
-        ("disable", "AuthDisable"),
-        ("status", "AuthStatus"),
-        ("authenticate", "Authenticate"),
-        ("user/add", "UserAdd"),
-        ("user/get", "UserGet"),
-        ("user/list", "UserList"),
-        ("user/delete", "UserDelete"),
-        ("user/changepw", "UserChangePassword"),
-        ("user/grant", "UserGrantRole"),
-        ("user/revoke", "UserRevokeRole"),
-        ("role/add", "RoleAdd"),
-        ("role/get", "RoleGet"),
-        ("role/list", "RoleList"),
-        ("role/delete", "RoleDelete"),
-        ("role/grant", "RoleGrantPermission"),
-        ("role/revoke", "RoleRevokePermission"),
-    )
-}

@@ -1,61 +1,31 @@
-"""The HTTP/1.1 side of the port: /health, /version and the JSON gateway under /v3/.
+"""The HTTP/1.1 side of the port: health, version, metrics, and the JSON gateway under /v3/.
 
-The gateway is etcd's grpc-gateway: a POST per method, JSON in protobuf's mapping with the field
-names of the .proto files.  Sources: etcd server/embed/serve.go, api/etcdserverpb/gw.
+Sources: etcd server/embed/serve.go, server/etcdserver/api/etcdhttp.
 """
 
 from __future__ import annotations
 
-import json
+import functools
+import resource
+import sys
 from typing import TYPE_CHECKING
 
 from aiohttp import web
-from google.protobuf import json_format
 
-from etcd.core.errors import Code, EtcdError
+from etcd.core import gojson
 from etcd.core.pb import rpc_pb2 as pb
-from etcd.server.auth import GATEWAY_ROUTES, Credentials
 from etcd.server.config import CLUSTER_VERSION, SERVER_VERSION
+from etcd.server.gateway import Gateway
 
 if TYPE_CHECKING:
     import asyncio
+    from collections.abc import Callable, Iterable
 
     from etcd.server.member import Member
     from etcd.server.services import Services
     from etcd.server.v2 import V2Keys
     from etcd.server.v2http import V2Front
 
-_ROUTES = {
-    "/v3/kv/range": "/etcdserverpb.KV/Range",
-    "/v3/kv/put": "/etcdserverpb.KV/Put",
-    "/v3/kv/deleterange": "/etcdserverpb.KV/DeleteRange",
-    "/v3/kv/txn": "/etcdserverpb.KV/Txn",
-    "/v3/kv/compaction": "/etcdserverpb.KV/Compact",
-    "/v3/lease/grant": "/etcdserverpb.Lease/LeaseGrant",
-    "/v3/lease/revoke": "/etcdserverpb.Lease/LeaseRevoke",
-    "/v3/kv/lease/revoke": "/etcdserverpb.Lease/LeaseRevoke",
-    "/v3/lease/timetolive": "/etcdserverpb.Lease/LeaseTimeToLive",
-    "/v3/kv/lease/timetolive": "/etcdserverpb.Lease/LeaseTimeToLive",
-    "/v3/lease/leases": "/etcdserverpb.Lease/LeaseLeases",
-    "/v3/kv/lease/leases": "/etcdserverpb.Lease/LeaseLeases",
-    "/v3/cluster/member/list": "/etcdserverpb.Cluster/MemberList",
-    "/v3/maintenance/status": "/etcdserverpb.Maintenance/Status",
-    "/v3/maintenance/alarm": "/etcdserverpb.Maintenance/Alarm",
-    "/v3/maintenance/defragment": "/etcdserverpb.Maintenance/Defragment",
-    "/v3/maintenance/hash": "/etcdserverpb.Maintenance/Hash",
-    **GATEWAY_ROUTES,
-}
-_HTTP_STATUS = {
-    Code.INVALID_ARGUMENT: 400,
-    Code.OUT_OF_RANGE: 400,
-    Code.FAILED_PRECONDITION: 400,
-    Code.NOT_FOUND: 404,
-    Code.UNAUTHENTICATED: 401,
-    Code.PERMISSION_DENIED: 403,
-    Code.RESOURCE_EXHAUSTED: 429,
-    Code.UNIMPLEMENTED: 501,
-    Code.UNAVAILABLE: 503,
-}
 _CORS = {
     "Access-Control-Allow-Headers": "accept, content-type, authorization",
     "Access-Control-Allow-Methods": "POST, GET, OPTIONS, PUT, DELETE",
@@ -63,22 +33,10 @@ _CORS = {
 }
 
 
-class _Waiter:
-    """A gateway request waiting for its durable response (``member.Caller``)."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self.done: asyncio.Future[bytes] = loop.create_future()
-
-    def release(self, call_id: int, payload: bytes, final: bool) -> None:
-        if not self.done.done():
-            self.done.set_result(payload)
-
-    def refuse(self, call_id: int, error: EtcdError) -> None:
-        if not self.done.done():
-            self.done.set_exception(error)
-
-    def flush(self) -> None:
-        """Nothing is buffered here."""
+_PLAIN = {**_CORS, "X-Content-Type-Options": "nosniff"}
+# One member that answers at all has read its own data and leads.
+LIVE_CHECKS = ("serializable_read",)
+READY_CHECKS = ("data_corruption", "serializable_read", "linearizable_read")
 
 
 class Http1Front:
@@ -89,9 +47,20 @@ class Http1Front:
         self._member = member
         self._services = services
         self._only = only
-        # Cancelling tells a long poll that its client is gone.
+        # Cancelling tells a call that waits that its client is gone.
         self._server = web.Server(self._handle, access_log=None, handler_cancellation=True)
         self._v2_front: V2Front | None = None
+        self._gateway = Gateway(member, services, _CORS)
+        checks = functools.partial(functools.partial, self._checks)
+        self._looks: dict[str, Callable[[web.BaseRequest], web.Response]] = {
+            "/health": self._health,
+            "/version": self._version,
+            "/debug/vars": self._vars,
+            "/livez": checks(LIVE_CHECKS),
+            "/readyz": checks(READY_CHECKS),
+            **{f"/livez/{name}": checks((name,)) for name in LIVE_CHECKS},
+            **{f"/readyz/{name}": checks((name,)) for name in READY_CHECKS},
+        }
 
     def protocol(self) -> asyncio.Protocol:
         """Return the protocol of a new connection."""
@@ -107,27 +76,28 @@ class Http1Front:
             return web.Response(status=404, text="404 page not found\n", headers=_CORS)
         if request.method == "OPTIONS":
             return web.Response(headers=_CORS)
-        if path == "/health":
-            return self._health(request)
-        if path == "/version":
-            versions = {"etcdserver": SERVER_VERSION, "etcdcluster": CLUSTER_VERSION}
-            return web.json_response(versions, headers=_CORS, dumps=_compact)
+        look = self._looks.get(path)
+        if look is not None:
+            if request.method != "GET":
+                text, headers = "Method Not Allowed\n", {**_PLAIN, "Allow": "GET"}
+                return web.Response(status=405, text=text, headers=headers)
+            return look(request)
         if self._member.v2 is not None and path.startswith("/v2/"):
             return await self._v2(self._member.v2).handle(request)
         if path.startswith("/v3beta/"):
             path = path.replace("/v3beta/", "/v3/", 1)
+        if path == "/v3":
+            return web.Response(status=301, headers={**_CORS, "Location": "/v3/"})
         if not path.startswith("/v3/"):
-            return web.Response(status=404, text="404 page not found\n", headers=_CORS)
-        if path not in _ROUTES:
-            return web.Response(status=404, text="Not Found\n", headers=_CORS)
-        if request.method != "POST":
-            return web.Response(status=405, text="Method Not Allowed\n", headers=_CORS)
-        try:
-            body_bytes = await request.read()
-            return self._json(200, await self._call(_ROUTES[path], body_bytes, _shown(request)))
-        except EtcdError as error:
-            body = {"error": error.message, "code": int(error.code), "message": error.message}
-            return self._json(_HTTP_STATUS.get(error.code, 500), _compact(body))
+            return web.Response(status=404, text="404 page not found\n", headers=_PLAIN)
+        return await self._gateway.handle(request, path)
+
+    # What anyone may look at -----------------------------------------------------------------
+
+    def _version(self, _: web.BaseRequest) -> web.Response:
+        text = gojson.dumps({"etcdserver": SERVER_VERSION, "etcdcluster": CLUSTER_VERSION})
+        headers = {**_CORS, "Content-Type": "application/json"}
+        return web.Response(body=text.encode(), headers=headers)
 
     def _v2(self, keys: V2Keys) -> V2Front:
         if self._v2_front is None:
@@ -137,41 +107,45 @@ class Http1Front:
         return self._v2_front
 
     def _health(self, request: web.BaseRequest) -> web.Response:
-        if request.method != "GET":
-            return web.Response(status=405, text="Method Not Allowed\n", headers=_CORS)
-        excluded = request.query.getall("exclude", [])
-        names = [pb.AlarmType.Name(alarm) for _, alarm in self._member.engine.alarms]
-        alarms = [name for name in names if name not in excluded]
-        reason = f"ALARM {alarms[0]}" if alarms else ""
-        body = _compact({"health": "false" if alarms else "true", "reason": reason})
-        return web.Response(status=503 if alarms else 200, text=body, headers=_CORS)
+        alarm = self._alarm(request.query.getall("exclude", []))
+        reason = f"ALARM {alarm}" if alarm else ""
+        body = gojson.dumps({"health": "false" if alarm else "true", "reason": reason})
+        return web.Response(status=503 if alarm else 200, text=body, headers=_CORS)
 
-    def _json(self, status: int, text: str) -> web.Response:
-        headers = {**_CORS, "Grpc-Metadata-Content-Type": "application/grpc"}
+    def _alarm(self, excluded: list[str]) -> str | None:
+        names = (pb.AlarmType.Name(alarm) for _, alarm in self._member.engine.alarms)
+        return next((name for name in names if name not in excluded), None)
+
+    def _checks(self, names: Iterable[str], request: web.BaseRequest) -> web.Response:
+        """/livez and /readyz, or one of their checks (server/etcdserver/api/etcdhttp/health.go)."""
+        excluded = request.query.getall("exclude", [])
+        lines, failed = "", False
+        for name in names:
+            if name in excluded:
+                continue
+            corrupt = pb.CORRUPT in (alarm for _, alarm in self._member.engine.alarms)
+            if name == "data_corruption" and corrupt:
+                failed = True
+                lines += f"[-]{name} failed: alarm activated: CORRUPT\n"
+            else:
+                lines += f"[+]{name} ok\n"
+        if failed:
+            return web.Response(status=503, text=lines + "\n", headers=_PLAIN)
         return web.Response(
-            status=status, text=text, content_type="application/json", headers=headers
+            text=(lines if "verbose" in request.query else "") + "ok\n", headers=_PLAIN
         )
 
-    async def _call(self, method: str, body: bytes, shown: Credentials) -> str:
-        unary = self._services.unary[method]
-        message = unary.request()
-        try:
-            json_format.Parse(body or b"{}", message, ignore_unknown_fields=True)
-        except (json_format.ParseError, UnicodeDecodeError) as error:
-            raise EtcdError(Code.INVALID_ARGUMENT, str(error)) from None
-        self._services.auth.admit(method, message, shown)
-        response = unary.call(message)
-        waiter = _Waiter(self._member.loop)
-        self._member.answer(waiter, 0, response.SerializeToString())
-        answer = type(response).FromString(await waiter.done)
-        return _compact(json_format.MessageToDict(answer, preserving_proto_field_name=True))
-
-
-def _shown(request: web.BaseRequest) -> Credentials:
-    """The gateway takes tokens only: a certificate may be a proxy's own."""
-    token = request.headers.get("Grpc-Metadata-Token") or request.headers.get("Authorization")
-    return Credentials(token)
-
-
-def _compact(value: object) -> str:
-    return json.dumps(value, separators=(",", ":"))
+    def _vars(self, _: web.BaseRequest) -> web.Response:
+        """/debug/vars: Go's expvar without the Go runtime's own (memstats)."""
+        engine = self._member.engine
+        member = f"{engine.member_id:x}"
+        index = engine.raft_index
+        progress = {"match": index, "next": index + 1, "state": "StateReplicate"}
+        status = {"id": member, "term": engine.raft_term, "vote": member, "commit": index}
+        status |= {"lead": member, "raftState": "StateLeader", "applied": index}
+        status |= {"progress": {member: progress}, "leadtransferee": "0"}
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        shown = {"cmdline": sys.argv, "file_descriptor_limit": limit, "raft.status": status}
+        lines = ",\n".join(f'"{name}": {gojson.dumps(value)}' for name, value in shown.items())
+        headers = {**_CORS, "Content-Type": "application/json; charset=utf-8"}
+        return web.Response(body=f"{{\n{lines}\n}}\n".encode(), headers=headers)

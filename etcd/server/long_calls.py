@@ -44,7 +44,10 @@ class Serve(Protocol):
 class LongCall:
     """One call of a method served by a generator."""
 
-    def __init__(self, request: type[Message], serve: Serve, member: Member, reply: Reply) -> None:
+    def __init__(
+        self, path: str, request: type[Message], serve: Serve, member: Member, reply: Reply
+    ) -> None:
+        self._path = path
         self._request = request
         self._serve = serve
         self._member = member
@@ -53,7 +56,9 @@ class LongCall:
 
     def on_message(self, data: bytes) -> None:
         if self._run is None:
-            self._run = self._when_durable(decode(self._request, data))
+            request = decode(self._request, data)
+            self._reply.admit(self._path, request)
+            self._run = self._when_durable(request)
             self._member.begin_work(self)
 
     def _when_durable(self, request: Message) -> Generator[None, None, None]:
@@ -132,8 +137,11 @@ def _hash(member: Member, reply: Reply, request: Message) -> Generator[None, Non
 
 
 _MAINTENANCE = "/etcdserverpb.Maintenance/"
+_SERVED: tuple[tuple[str, type[Message], Serve], ...] = (
+    (_MAINTENANCE + "Snapshot", pb.SnapshotRequest, _snapshot),
+    (_MAINTENANCE + "HashKV", pb.HashKVRequest, _hash_kv),
+    (_MAINTENANCE + "Hash", pb.HashRequest, _hash),
+)
 LONG_CALLS: dict[str, Callable[[Member, Reply], StreamCall]] = {
-    _MAINTENANCE + "Snapshot": functools.partial(LongCall, pb.SnapshotRequest, _snapshot),
-    _MAINTENANCE + "HashKV": functools.partial(LongCall, pb.HashKVRequest, _hash_kv),
-    _MAINTENANCE + "Hash": functools.partial(LongCall, pb.HashRequest, _hash),
+    path: functools.partial(LongCall, path, request, serve) for path, request, serve in _SERVED
 }

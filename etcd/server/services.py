@@ -12,10 +12,10 @@ from google.protobuf.message import DecodeError, Message
 
 from etcd.core import errors
 from etcd.core.errors import Code, EtcdError
-from etcd.core.pb import health_pb2, rpc_pb2
+from etcd.core.pb import health_pb2, rpc_pb2, v3election_pb2, v3lock_pb2
 from etcd.core.pb import rpc_pb2 as pb
 from etcd.server.auth import AuthService
-from etcd.server.config import SERVER_VERSION
+from etcd.server.config import CLUSTER_VERSION, SERVER_VERSION
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -48,10 +48,19 @@ def unknown_method(path: str) -> EtcdError:
     return EtcdError(Code.UNIMPLEMENTED, f"unknown service {service}")
 
 
+def grant_lease(member: Member, request: pb.LeaseGrantRequest) -> pb.LeaseGrantResponse:
+    """Lease.LeaseGrant."""
+    engine = member.engine
+    lease_id, ttl_s = engine.leases.choose(
+        request.ID, request.TTL, lambda: member.env.rng.getrandbits(63)
+    )
+    return engine.lease_grant(lease_id, ttl_s, now=member.loop.time())
+
+
 SERVICES = frozenset(
     service.full_name
-    for file in (rpc_pb2.DESCRIPTOR, health_pb2.DESCRIPTOR)
-    for service in file.services_by_name.values()
+    for file in (rpc_pb2, v3lock_pb2, v3election_pb2, health_pb2)
+    for service in file.DESCRIPTOR.services_by_name.values()
 )
 
 
@@ -86,10 +95,12 @@ class Services:
             cluster + "MemberPromote": Unary(pb.MemberPromoteRequest, self._member_promote),
             maintenance + "Status": Unary(pb.StatusRequest, self._status),
             maintenance + "Alarm": Unary(pb.AlarmRequest, self._alarm),
+            # Nothing to do, and no header, as etcd's answer has none.
             maintenance + "Defragment": Unary(
-                pb.DefragmentRequest, lambda _: pb.DefragmentResponse(header=member.engine.header())
+                pb.DefragmentRequest, lambda _: pb.DefragmentResponse()
             ),
             maintenance + "MoveLeader": Unary(pb.MoveLeaderRequest, self._move_leader),
+            maintenance + "Downgrade": Unary(pb.DowngradeRequest, self._downgrade),
             "/grpc.health.v1.Health/Check": Unary(health_pb2.HealthCheckRequest, self._health),
         }
         self.unary |= {path: Unary(*pair) for path, pair in self.auth.methods().items()}
@@ -97,12 +108,7 @@ class Services:
     # Lease ---------------------------------------------------------------------------------
 
     def _lease_grant(self, request: pb.LeaseGrantRequest) -> Message:
-        member = self._member
-        engine = member.engine
-        lease_id, ttl_s = engine.leases.choose(
-            request.ID, request.TTL, lambda: member.env.rng.getrandbits(63)
-        )
-        return engine.lease_grant(lease_id, ttl_s, now=member.loop.time())
+        return grant_lease(self._member, request)
 
     def _time_to_live(self, request: pb.LeaseTimeToLiveRequest) -> Message:
         return self._member.engine.lease_time_to_live(request, now=self._member.loop.time())
@@ -188,6 +194,20 @@ class Services:
 
     def _move_leader(self, _: pb.MoveLeaderRequest) -> Message:
         raise EtcdError(*errors.BAD_LEADER_TRANSFEREE)
+
+    def _downgrade(self, request: pb.DowngradeRequest) -> Message:
+        """Validating works; a downgrade itself is refused, for there is no older one of us."""
+        if request.action == pb.DowngradeRequest.CANCEL:
+            raise EtcdError(*errors.NO_INFLIGHT_DOWNGRADE)
+        parts = request.version.split(".")
+        if len(parts) != 3 or not all(part.isdecimal() for part in parts):
+            raise EtcdError(*errors.WRONG_DOWNGRADE_VERSION)
+        major, minor, _ = CLUSTER_VERSION.split(".")
+        if parts[:2] != [major, str(int(minor) - 1)]:
+            raise EtcdError(*errors.INVALID_DOWNGRADE_VERSION)
+        if request.action == pb.DowngradeRequest.ENABLE:
+            raise EtcdError(*errors.NOT_CAPABLE)
+        return pb.DowngradeResponse(header=self._member.engine.header(), version=CLUSTER_VERSION)
 
     def _health(self, _: health_pb2.HealthCheckRequest) -> Message:
         return health_pb2.HealthCheckResponse(status=health_pb2.HealthCheckResponse.SERVING)

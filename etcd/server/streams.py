@@ -9,6 +9,7 @@ from etcd.core.errors import EtcdError
 from etcd.core.pb import health_pb2
 from etcd.core.pb import rpc_pb2 as pb
 from etcd.server.long_calls import LONG_CALLS
+from etcd.server.recipe_calls import RECIPE_CALLS
 from etcd.server.services import decode
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ class WatchCall:
         self._member.schedule_sync()
 
     def on_half_close(self) -> None:
-        self._reply.finish()
+        """The watches go on, as etcd's do."""
 
     def on_gone(self) -> None:
         self._member.hub.close(self._stream)
@@ -126,4 +127,5 @@ STREAMS: dict[str, Callable[[Member, Reply], StreamCall]] = {
     "/etcdserverpb.Lease/LeaseKeepAlive": KeepAliveCall,
     "/grpc.health.v1.Health/Watch": HealthWatchCall,
     **LONG_CALLS,
+    **RECIPE_CALLS,
 }

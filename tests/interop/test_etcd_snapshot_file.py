@@ -117,7 +117,7 @@ async def test_users_roles_and_passwords_go_both_ways(tmp_path: Path) -> None:
     finally:
         await real.stop()
     data_dir = tmp_path / "again"
-    restore_snapshot(theirs, str(data_dir), name="default", skip_hash_check=False)
+    restore_snapshot(theirs, str(data_dir), skip_hash_check=False)
     async with disk_etcd(data_dir) as server:
         await _alice_is_alice(server.endpoint)
         async with caller(server.endpoint, ROOT) as root:

@@ -15,6 +15,7 @@ from etcd.client import EtcdAccess, EtcdClient, EtcdError
 from etcd.core import errors
 from etcd.core.auth_check import OPEN, CallCheck
 from etcd.core.pb import rpc_pb2 as pb
+from etcd.server.gateway import METHODS
 from etcd.server.services import Services
 from etcd.server.streams import STREAMS
 from tests.etcd_auth_calls import ALICE, READ, ROOT, caller, populate, refused
@@ -169,6 +170,8 @@ def _request(services: Services, path: str) -> object:
         case "/etcdserverpb.KV/Txn":
             # Without any key there is nothing to ask a permission for.
             return pb.TxnRequest(compare=[pb.Compare(key=b"r")])
+        case _ if path in METHODS:
+            return METHODS[path].request()
         case _:
             return services.unary[path].request()
 
