@@ -21,7 +21,7 @@ from etcd.core.errors import CorruptionError
 from etcd.core.mvcc import KeyValue, kv_message
 from etcd.core.pb import kv_pb2
 from etcd.core.pb import rpc_pb2 as pb
-from etcd.core.watch import varint
+from etcd.core.protowire import varint
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator, Sequence

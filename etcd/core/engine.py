@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from etcd.core import txn, wal
 from etcd.core.auth import AuthStore
 from etcd.core.errors import (
+    EMPTY_KEY,
     KEY_NOT_FOUND,
     LEASE_NOT_FOUND,
     NO_SPACE,
@@ -22,6 +23,7 @@ from etcd.core.errors import (
 from etcd.core.lease import LeaseTable
 from etcd.core.mvcc import Store
 from etcd.core.pb import rpc_pb2 as pb
+from etcd.core.protowire import varint
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
 
 # etcd --max-request-bytes.
 MAX_REQUEST_BYTES = 1536 * 1024
+# More than a put's tags, lengths and lease take beside its key and value.
+PUT_OVERHEAD_BYTES = 64
 # Rows a snapshot frame holds: some hundred kilobytes, written between two loop ticks.
 SNAPSHOT_ROWS_PER_FRAME = 2000
 
@@ -65,8 +69,8 @@ class Engine:
         self._max_txn_ops = max_txn_ops
         self._records: list[bytes] = []
         self._commits: list[tuple[int, Changes]] = []
-        self._header_ids = b""
-        self._header_term = b""
+        # (raft term, a header's bytes before the revision, those after it).
+        self._header_parts: tuple[int, bytes, bytes] | None = None
 
     # What the driver takes ------------------------------------------------------------------
 
@@ -98,7 +102,15 @@ class Engine:
 
     def header_bytes(self, revision: int) -> bytes:
         """Return ``header(revision)`` serialized."""
-        return self.header(revision).SerializeToString()
+        known = self._header_parts
+        if known is None or known[0] != self.raft_term:
+            before = pb.ResponseHeader(cluster_id=self.cluster_id, member_id=self.member_id)
+            after = pb.ResponseHeader(raft_term=self.raft_term)
+            known = self.raft_term, before.SerializeToString(), after.SerializeToString()
+            self._header_parts = known
+        if revision <= 0:
+            return self.header(revision).SerializeToString()
+        return known[1] + b"\x18" + varint(revision) + known[2]
 
     def _fill(self, header: pb.ResponseHeader) -> None:
         header.cluster_id = self.cluster_id
@@ -128,6 +140,25 @@ class Engine:
         self._commit(write.end())
         self._fill(response.header)
         return response
+
+    def put_payload(self, request: pb.PutRequest) -> bytes:
+        """``put`` with a serialized response: half the time for the commonest of writes."""
+        if request.prev_kv or request.ignore_value or request.ignore_lease:
+            return self.put(request).SerializeToString()
+        key, value, lease = request.key, request.value, request.lease
+        if not key:
+            raise EtcdError(*EMPTY_KEY)
+        if len(key) + len(value) + PUT_OVERHEAD_BYTES > self._max_request_bytes:
+            self._check_size(request)
+        if self.alarms or self._quota_bytes:
+            self._check_space()
+        if lease and lease not in self.leases:
+            raise EtcdError(*LEASE_NOT_FOUND)
+        write = self.store.write()
+        write.put(key, value, lease)
+        self._commit(write.end())
+        header = self.header_bytes(write.revision)
+        return b"\x0a" + bytes((len(header),)) + header
 
     def delete_range(self, request: pb.DeleteRangeRequest) -> pb.DeleteRangeResponse:
         """KV.DeleteRange."""

@@ -34,6 +34,14 @@ def frame(message: bytes) -> bytes:
     return b"\0" + len(message).to_bytes(4, "big") + message
 
 
+def whole_message(data: bytes) -> bytes | None:
+    """Return the message if ``data`` is exactly one, small and not compressed; else None."""
+    size = len(data) - PREFIX_BYTES
+    if size < 0 or size > MAX_RECEIVE_BYTES or data[0]:
+        return None
+    return data[PREFIX_BYTES:] if int.from_bytes(data[1:PREFIX_BYTES], "big") == size else None
+
+
 class MessageReader:
     """Cuts a stream's bytes into messages."""
 

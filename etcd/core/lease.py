@@ -109,6 +109,8 @@ class LeaseTable:
 
     def attach(self, key: bytes, lease_id: int) -> None:
         """Hang a key on a lease (0: on none), taking it off the one it hung on."""
+        if not lease_id and not self._lease_of:
+            return
         old = self._lease_of.pop(key, 0)
         if old:
             self._leases[old].keys.pop(key, None)

@@ -188,20 +188,21 @@ class Store:
     def apply(self, revision: int, changes: Changes) -> None:
         """Put recorded changes in as ``revision`` (recovery)."""
         for kv in changes:
-            self._install(kv)
+            self._install(kv, self._live.get(kv.key))
         self._append(revision, changes)
 
     def _append(self, revision: int, changes: Changes) -> None:
-        if not self._log:
+        log = self._log
+        if not log:
             self._log_base = revision
-        while self._log_base + len(self._log) < revision:
-            self._log.append(())
-        self._log.append(changes[0] if len(changes) == 1 else changes)
+        while self._log_base + len(log) < revision:
+            log.append(())
+        log.append(changes[0] if len(changes) == 1 else changes)
         self.revision = revision
 
-    def _install(self, kv: KeyValue) -> KeyValue | None:
+    def _install(self, kv: KeyValue, old: KeyValue | None) -> None:
+        """Make ``kv`` the newest version of its key, which was ``old``."""
         key = kv.key
-        old = self._live.get(key)
         self.size += len(key) + len(kv.value)
         if old is not None:
             past = self._past.get(key)
@@ -216,7 +217,6 @@ class Store:
         else:
             self._live.pop(key, None)
             self._past.setdefault(key, []).append(kv)
-        return old
 
     # Compaction ----------------------------------------------------------------------------
 
@@ -410,12 +410,13 @@ class WriteTxn:
 
     def put(self, key: bytes, value: bytes, lease: int) -> KeyValue | None:
         """Write a key; return the version it replaced."""
-        old = self._store.get(key)
+        store, revision = self._store, self.revision
+        old = store._live.get(key)
         if old is None:
-            kv = KeyValue(key, value, self.revision, self.revision, 1, lease)
+            kv = KeyValue(key, value, revision, revision, 1, lease)
         else:
-            kv = KeyValue(key, value, old.create_revision, self.revision, old.version + 1, lease)
-        self._store._install(kv)
+            kv = KeyValue(key, value, old.create_revision, revision, old.version + 1, lease)
+        store._install(kv, old)
         self._changes.append(kv)
         return old
 
@@ -424,7 +425,7 @@ class WriteTxn:
         old = self._store.range(key, range_end).kvs
         for kv in old:
             tombstone = KeyValue(kv.key, b"", 0, self.revision, 0, 0)
-            self._store._install(tombstone)
+            self._store._install(tombstone, kv)
             self._changes.append(tombstone)
         return old
 

@@ -19,6 +19,7 @@ from etcd.core.errors import DUPLICATE_WATCH_ID, EMPTY_WATCHER_RANGE
 from etcd.core.mvcc import interval, kv_message
 from etcd.core.pb import kv_pb2
 from etcd.core.pb import rpc_pb2 as pb
+from etcd.core.protowire import varint
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -107,18 +108,6 @@ class WatchStream:
         # Ids of watches a compaction cancelled: taken until the client cancels them as well.
         self.compacted: dict[int, None] = {}
         self.next_id = 0
-
-
-def varint(value: int) -> bytes:
-    """Return a protobuf varint (negative numbers as 64-bit two's complement)."""
-    if value < 0:
-        value += 1 << 64
-    out = bytearray()
-    while value > 0x7F:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    out.append(value)
-    return bytes(out)
 
 
 class WatchHub:

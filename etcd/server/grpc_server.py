@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from etcd.core import grpc
 from etcd.core.errors import Code, EtcdError
@@ -26,18 +26,30 @@ if TYPE_CHECKING:
 MAX_STREAM_BACKLOG_BYTES = 1024 * 1024
 # Bytes in the transport's buffer above which we neither read more requests nor send more events.
 WRITE_HIGH_WATER_BYTES = 1024 * 1024
+# Header blocks remembered as routes: as many as the HPACK decoder remembers.
+MAX_ROUTES = 128
+
+
+class _Route(NamedTuple):
+    """What a request's header block asks for; blocks repeat, so each is looked at once."""
+
+    path: str
+    # None: a streaming call, or nothing that is served.
+    method: Unary | None
+    headers: Sequence[Header]
+    grpc: bool
+    encoding: bytes
+    timeout: bytes | None
 
 
 class _UnaryCall:
-    __slots__ = ("headers", "method", "path", "reader")
+    """A request that did not come whole in one frame."""
 
-    def __init__(
-        self, path: str, method: Unary, headers: Sequence[Header], encoding: bytes
-    ) -> None:
-        self.path = path
-        self.method = method
-        self.headers = headers
-        self.reader = grpc.MessageReader(grpc.MAX_RECEIVE_BYTES, encoding)
+    __slots__ = ("reader", "route")
+
+    def __init__(self, route: _Route) -> None:
+        self.route = route
+        self.reader = grpc.MessageReader(grpc.MAX_RECEIVE_BYTES, route.encoding)
 
 
 class _Stream:
@@ -92,7 +104,8 @@ class GrpcServerConnection(asyncio.Protocol):
         self.auth = services.auth
         self._common_name: str | None = None
         self._h2 = h2.Http2Connection(client=False)
-        self._calls: dict[int, _UnaryCall | _Stream] = {}
+        self._calls: dict[int, _Route | _UnaryCall | _Stream] = {}
+        self._routes: dict[int, _Route] = {}
         self._transport: asyncio.Transport | None = None
         self._paused = False
         self._reading = False
@@ -171,9 +184,32 @@ class GrpcServerConnection(asyncio.Protocol):
             # Trailers of a request: nothing in gRPC uses them, their END_STREAM counts.
             self._on_data(h2.DataReceived(stream_id, b"", 0, event.end_stream))
             return
+        route = self._route(event.headers)
+        if not route.grpc:
+            self._h2.send_trailers(stream_id, grpc.UNSUPPORTED_MEDIA_TYPE)
+            self._h2.reset(stream_id, ErrorCode.NO_ERROR)
+            return
+        if route.method is not None:
+            self._calls[stream_id] = route
+        elif route.path in STREAMS:
+            try:
+                self._open_stream(stream_id, route)
+            except EtcdError as error:
+                self.refuse(stream_id, error)
+                return
+        else:
+            self.refuse(stream_id, unknown_method(route.path))
+            return
+        if event.end_stream:
+            self._on_data(h2.DataReceived(stream_id, b"", 0, True))
+
+    def _route(self, headers: Sequence[Header]) -> _Route:
+        known = self._routes.get(id(headers))
+        if known is not None:
+            return known
         path = content_type = encoding = b""
         timeout: bytes | None = None
-        for name, value in event.headers:
+        for name, value in headers:
             if name == b":path":
                 path = value
             elif name == b"content-type":
@@ -182,45 +218,28 @@ class GrpcServerConnection(asyncio.Protocol):
                 timeout = value
             elif name == b"grpc-encoding":
                 encoding = value
-        if not content_type.startswith(b"application/grpc"):
-            self._h2.send_trailers(stream_id, grpc.UNSUPPORTED_MEDIA_TYPE)
-            self._h2.reset(stream_id, ErrorCode.NO_ERROR)
-            return
-        name_text = path.decode("latin-1")
-        method = self._unary.get(name_text)
-        if method is not None:
-            self._calls[stream_id] = _UnaryCall(name_text, method, event.headers, encoding)
-        elif name_text in STREAMS:
-            try:
-                self._open_stream(stream_id, name_text, timeout, event.headers, encoding)
-            except EtcdError as error:
-                self.refuse(stream_id, error)
-                return
-        else:
-            self.refuse(stream_id, unknown_method(name_text))
-            return
-        if event.end_stream:
-            self._on_data(h2.DataReceived(stream_id, b"", 0, True))
+        text = path.decode("latin-1")
+        method = self._unary.get(text)
+        is_grpc = content_type.startswith(b"application/grpc")
+        route = _Route(text, method, headers, is_grpc, encoding, timeout)
+        if len(self._routes) >= MAX_ROUTES:
+            self._routes.clear()
+        # The route keeps the list alive, so no other gets its id.
+        self._routes[id(headers)] = route
+        return route
 
     def _shown(self, headers: Sequence[Header]) -> Credentials:
         return Credentials(header_token(headers), self._common_name)
 
-    def _open_stream(
-        self,
-        stream_id: int,
-        path: str,
-        timeout: bytes | None,
-        headers: Sequence[Header],
-        encoding: bytes,
-    ) -> None:
+    def _open_stream(self, stream_id: int, route: _Route) -> None:
         if self.member.stopped:
             self.refuse(stream_id, self.member.stopped_error())
             return
-        shown = self._shown(headers)
-        self.auth.admit_stream(path, shown)
-        stream = self._calls[stream_id] = _Stream(self, stream_id, shown, encoding)
-        stream.call = STREAMS[path](self.member, stream)
-        timeout_s = None if timeout is None else grpc.parse_timeout_s(timeout)
+        shown = self._shown(route.headers)
+        self.auth.admit_stream(route.path, shown)
+        stream = self._calls[stream_id] = _Stream(self, stream_id, shown, route.encoding)
+        stream.call = STREAMS[route.path](self.member, stream)
+        timeout_s = None if route.timeout is None else grpc.parse_timeout_s(route.timeout)
         if timeout_s is not None:
             late = EtcdError(Code.DEADLINE_EXCEEDED, "context deadline exceeded")
             stream.deadline = self.member.loop.call_later(timeout_s, stream.finish, late)
@@ -233,6 +252,12 @@ class GrpcServerConnection(asyncio.Protocol):
         if call is None:
             return
         try:
+            if isinstance(call, _Route):
+                message = grpc.whole_message(event.data) if event.end_stream else None
+                if message is not None:
+                    self._call_unary(stream_id, call, message)
+                    return
+                call = self._calls[stream_id] = _UnaryCall(call)
             messages = call.reader.feed(event.data) if event.data else []
             if isinstance(call, _UnaryCall):
                 self._feed_unary(stream_id, call, messages, event.end_stream)
@@ -259,12 +284,20 @@ class GrpcServerConnection(asyncio.Protocol):
             raise EtcdError(
                 Code.INTERNAL, f"grpc: {len(messages)} request messages where one belongs"
             )
+        self._call_unary(stream_id, call.route, messages[0])
+
+    def _call_unary(self, stream_id: int, route: _Route, message: bytes) -> None:
+        method = route.method
+        assert method is not None, "only unary calls are kept by their route"
         del self._calls[stream_id]
-        request = decode(call.method.request, messages[0])
+        request = decode(method.request, message)
         if self.auth.enabled:
-            self.auth.admit(call.path, request, self._shown(call.headers))
-        response = call.method.call(request)
-        self.member.answer(self, stream_id, response.SerializeToString())
+            self.auth.admit(route.path, request, self._shown(route.headers))
+        if method.payload is not None:
+            payload = method.payload(request)
+        else:
+            payload = method.call(request).SerializeToString()
+        self.member.answer(self, stream_id, payload)
 
     def _drop(self, stream_id: int) -> None:
         call = self._calls.pop(stream_id, None)

@@ -143,6 +143,46 @@ def test_sorted_keys_are_a_sorted_set(
     ]
 
 
+@settings(deadline=None)
+@given(
+    st.lists(
+        st.tuples(
+            KEYS | st.just(b""),
+            st.binary(max_size=300),
+            st.sampled_from([0, 0, 7, 8]),
+            st.sampled_from([(), (), ("prev_kv",), ("ignore_value",), ("ignore_lease",)]),
+        ),
+        max_size=20,
+    )
+)
+def test_the_short_way_of_a_put_is_the_long_one(
+    puts: list[tuple[bytes, bytes, int, tuple[str, ...]]],
+) -> None:
+    short, long = (Engine(11, 1 << 63, max_request_bytes=250) for _ in range(2))
+    for engine in (short, long):
+        engine.lease_grant(7, 60, now=0.0)
+    for key, value, lease, flags in puts:
+        request = pb.PutRequest(key=key, value=value, lease=lease, **dict.fromkeys(flags, True))
+        answers: list[bytes | str] = []
+        for call in (short.put_payload, lambda r: long.put(r).SerializeToString()):
+            try:
+                answers.append(call(request))
+            except EtcdError as error:
+                answers.append(error.message)
+        assert answers[0] == answers[1]
+    assert short.take_records() == long.take_records()
+    assert short.take_commits() == long.take_commits()
+    assert list(short.leases.get(7).keys) == list(long.leases.get(7).keys)  # type: ignore[union-attr]
+
+
+@given(st.binary(max_size=9), st.binary(max_size=9), st.tuples(*[st.integers(0, 2**62)] * 4))
+def test_one_change_is_recorded_like_many(
+    key: bytes, value: bytes, numbers: tuple[int, int, int, int]
+) -> None:
+    kv = KeyValue(key, value, *numbers)
+    assert wal.changes_record((kv,)) == wal.record(wal.Kind.CHANGES, wal.rows_payload([(0, kv)]))
+
+
 class Collector:
     """A sink that is writable when told."""
 

@@ -144,7 +144,11 @@ class Http2Connection(Sending):
             if end - start < size:
                 break
             at = start + size
-            self._frame(kind, flags, stream_id & f.MAX_WINDOW, data[start:at], now)
+            if kind == f.DATA and self._block is None and self._settings_seen:
+                # As _frame does, for the commonest of frames.
+                self._on_data(flags, stream_id & f.MAX_WINDOW, data[start:at], now)
+            else:
+                self._frame(kind, flags, stream_id & f.MAX_WINDOW, data[start:at], now)
         return data[at:]
 
     def _frame(self, kind: int, flags: int, stream_id: int, payload: bytes, now: float) -> None:
@@ -199,7 +203,8 @@ class Http2Connection(Sending):
         return None
 
     def _on_headers(self, flags: int, stream_id: int, payload: bytes, now: float) -> None:
-        payload = f.unpad(flags, payload, "HEADERS")
+        if flags & f.PADDED:
+            payload = f.unpad(flags, payload, "HEADERS")
         if flags & f.PRIORITY_FLAG:
             if len(payload) < 5:
                 raise _ConnectionError(ErrorCode.FRAME_SIZE_ERROR, "HEADERS too short")
