@@ -44,21 +44,23 @@ _KNOWN: Final = frozenset(
         _MAINTENANCE + "Status",
     }
 )
-# What is wrong with these is told before who may not.
-_VALID: Final[dict[str, Callable[[Any], None]]] = {
-    _KV + "Range": txn.check_range,
-    _KV + "Put": txn.check_put,
-    _KV + "DeleteRange": txn.check_delete,
-    _KV + "Txn": txn.check_txn,
-}
 
 
 class CallCheck:
     """Every verb raises EtcdError when ``who`` (None: showed nothing) may not make the call."""
 
-    def __init__(self, auth: AuthStore, leases: LeaseTable) -> None:
+    def __init__(
+        self, auth: AuthStore, leases: LeaseTable, max_txn_ops: int = txn.MAX_TXN_OPS
+    ) -> None:
         self._auth = auth
         self._leases = leases
+        # What is wrong with these is told before who may not.
+        self._valid: dict[str, Callable[[Any], None]] = {
+            _KV + "Range": txn.check_range,
+            _KV + "Put": txn.check_put,
+            _KV + "DeleteRange": txn.check_delete,
+            _KV + "Txn": lambda request: txn.check_txn(request, max_txn_ops),
+        }
         self._rules: dict[str, Callable[[AuthInfo, Any], None]] = {
             _KV + "Range": self._range,
             _KV + "Put": self._put,
@@ -81,10 +83,9 @@ class CallCheck:
             _ELECTION + "Observe": self._see_prefix,
         }
 
-    @staticmethod
-    def valid(path: str, request: object) -> None:
+    def valid(self, path: str, request: object) -> None:
         """Raise EtcdError for a request that is wrong whoever makes it."""
-        check = _VALID.get(path)
+        check = self._valid.get(path)
         if check is not None:
             check(request)
 

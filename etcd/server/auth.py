@@ -118,7 +118,10 @@ class AuthService:
     def _checks(self) -> CallCheck:
         engine = self._member.engine
         if self._check is None or self._check[0] is not engine:
-            self._check = engine, CallCheck(engine.auth, engine.leases)
+            self._check = (
+                engine,
+                CallCheck(engine.auth, engine.leases, self._member.config.max_txn_ops),
+            )
         return self._check[1]
 
     def admit(self, path: str, request: object, shown: Credentials) -> None:

@@ -25,6 +25,7 @@ from emulator.errors import UsageError
 from etcd.core.auth import AuthInfo
 from etcd.core.auth_tokens import DEFAULT_TTL_S
 from etcd.core.errors import Code, EtcdError
+from etcd.server.flags import parse_duration_s
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -34,7 +35,6 @@ _HASHES: Final = {"256": hashes.SHA256(), "384": hashes.SHA384(), "512": hashes.
 _DIGESTS: Final = {"256": hashlib.sha256, "384": hashlib.sha384, "512": hashlib.sha512}
 # Bytes of each half of an ES… signature (RFC 7518 section 3.4).
 _HALVES: Final = {"256": 32, "384": 48, "512": 66}
-_UNITS_S: Final = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
 # Larger claims are none that we made.
 MAX_TOKEN_BYTES = 8192
 
@@ -45,14 +45,6 @@ def _encode(data: bytes) -> str:
 
 def _decode(text: str) -> bytes:
     return base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
-
-
-def parse_duration_s(text: str) -> float:
-    """Return a Go duration (``1h30m``) in seconds; ValueError for anything else."""
-    parts = re.findall(r"([0-9]+(?:\.[0-9]+)?)(ns|us|ms|h|m|s)", text)
-    if not parts or "".join(number + unit for number, unit in parts) != text:
-        raise ValueError(text)
-    return sum(float(number) * _UNITS_S[unit] for number, unit in parts)
 
 
 class _Signer:
@@ -154,10 +146,9 @@ class JwtTokens:
     @classmethod
     def from_options(cls, options: Mapping[str, str], wall_time: Callable[[], float]) -> JwtTokens:
         """Read the options of ``--auth-token jwt,…``; UsageError for what cannot work."""
-        try:
-            ttl_s = parse_duration_s(options["ttl"]) if options.get("ttl") else DEFAULT_TTL_S
-        except ValueError:
-            raise UsageError(f"--auth-token: ttl {options['ttl']!r}: write e.g. 10m") from None
+        ttl_s = parse_duration_s(options["ttl"]) if options.get("ttl") else DEFAULT_TTL_S
+        if ttl_s is None or ttl_s <= 0:
+            raise UsageError(f"--auth-token: ttl {options['ttl']!r}: write e.g. 10m")
         keys = []
         for option in ("pub-key", "priv-key"):
             path = options.get(option, "")

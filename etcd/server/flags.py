@@ -49,8 +49,8 @@ USED: Final = {
     "enable-v2": "?serve the keys API of etcd 2 (false)",
     "cert-file": "the server's certificate (PEM)",
     "key-file": "its key (PEM)",
-    "client-cert-auth": "?demand certificates of clients (false)",
-    "trusted-ca-file": "whose client certificates are taken (PEM)",
+    "client-cert-auth": "?a certificate's common name is its user (false)",
+    "trusted-ca-file": "whose certificates clients must show (PEM)",
     "auto-tls": "?make a certificate for https URLs (false)",
     "auth-token": "simple or jwt,… (simple)",
     "auth-token-ttl": "seconds a simple token lives unused (300)",
@@ -344,7 +344,7 @@ class _Reader:
             cert_file=cert,
             key_file=key,
             client_cert_auth=self.switch("client-cert-auth"),
-            client_ca_file=ca if self.switch("client-cert-auth") else None,
+            client_ca_file=ca,
             auto_tls=auto_tls,
         )
         self.duration_s("grpc-keepalive-min-time", 5.0)

@@ -17,7 +17,7 @@ from etcd.client import EtcdClient
 from etcd.core import errors
 from etcd.core.auth import AuthInfo
 from etcd.core.errors import EtcdError
-from etcd.server.auth_jwt import JwtTokens, parse_duration_s
+from etcd.server.auth_jwt import JwtTokens
 from tests.etcd_auth_calls import ALICE, ROOT, caller, populate
 from tests.etcd_servers import memory_etcd
 
@@ -118,13 +118,6 @@ def test_keys_that_do_not_fit_are_told(tmp_path: Path) -> None:
         JwtTokens.from_options({**options, "pub-key": foreign["pub-key"]}, Wall())
     with pytest.raises(UsageError, match="of another kind than RS256"):
         JwtTokens.from_options({**options, "sign-method": "RS256"}, Wall())
-
-
-@pytest.mark.parametrize(
-    ("text", "seconds"), [("5m", 300.0), ("1h30m", 5400.0), ("1.5s", 1.5), ("10ms", 0.01)]
-)
-def test_durations_are_go_s(text: str, seconds: float) -> None:
-    assert parse_duration_s(text) == pytest.approx(seconds)
 
 
 async def test_any_change_of_users_makes_tokens_old_and_clients_fetch_new_ones(

@@ -86,6 +86,15 @@ async def test_a_transaction_needs_every_right_of_every_branch_at_every_depth(
         await refused(DENIED, alice("KV/Txn", compare=[compare], success=[allowed]))
 
 
+async def test_a_longer_transaction_is_allowed_where_the_flag_says_so() -> None:
+    ops = [pb.RequestOp(request_range=pb.RangeRequest(key=b"r"))] * 200
+    async with memory_etcd(bcrypt_cost=4, max_txn_ops=200) as server:
+        await populate(server.endpoint)
+        async with caller(server.endpoint, ALICE) as alice:
+            assert len((await alice("KV/Txn", success=ops)).responses) == 200
+            await refused(errors.TOO_MANY_OPS, alice("KV/Txn", success=ops + ops[:1]))
+
+
 async def test_a_lease_belongs_to_those_who_may_write_its_keys(server: EtcdServer) -> None:
     endpoint = server.endpoint
     async with (

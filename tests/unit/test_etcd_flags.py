@@ -31,6 +31,12 @@ def test_without_flags_it_is_etcds_default_member() -> None:
     assert [f"{number:x}" for number in ids] == ["cdf818194e3a8c32", "8e9e05c52164694d"]
 
 
+def test_an_authority_for_clients_alone_makes_them_show_certificates() -> None:
+    """And the common name is no user then, as with the real etcd."""
+    got = config(cert_file="c", key_file="k", trusted_ca_file="ca")
+    assert (got.client_ca_file, got.client_cert_auth) == ("ca", False)
+
+
 def test_flags_become_the_configuration() -> None:
     got = config(
         name="n1",
