@@ -5,6 +5,8 @@ Source: projectcalico/calico libcalico-go/lib/clientv3.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import copy
 import uuid
 from typing import TYPE_CHECKING, Any, Final
@@ -17,7 +19,11 @@ from agents.calico.errors import (
     UpdateConflictError,
     ValidationError,
 )
-from agents.calico.net import Cidr
+from agents.calico.ipam.block import ReleaseOptions
+from agents.calico.ipam.check import tunnel_addresses
+from agents.calico.ipam.ipam import Ipam
+from agents.calico.ipam.model import block_prefix
+from agents.calico.net import Cidr, Ip
 from agents.calico.resources import (
     KINDS,
     Resource,
@@ -27,6 +33,7 @@ from agents.calico.resources import (
     namespace_of,
     resource_key,
     resource_prefix,
+    spec_of,
     to_stored,
 )
 from agents.calico.validation import prepare
@@ -40,7 +47,8 @@ if TYPE_CHECKING:
     from agents.calico.datastore import Datastore
     from emulator.runtime.clock import Clock
 
-BLOCKS: Final = "/calico/ipam/v2/assignment/"
+# Between the end of a pool and that of its blocks: assignments under way come to their end.
+POOL_PAUSE_S: Final = 0.5
 # Writes lost to others before ``apply`` gives up, as clientv3's maxApplyRetries.
 APPLY_RETRIES: Final = 10
 _POLICIES: Final = ("NetworkPolicy", "GlobalNetworkPolicy")
@@ -53,6 +61,7 @@ class ResourceClient:
         self._datastore = datastore
         self._clock = clock
         self._rng = rng
+        self._ipam = Ipam(datastore, clock)
 
     async def get(self, kind: str, name: str, namespace: str = "") -> Resource:
         """Read one; DoesNotExistError names it as ``Kind(name)``."""
@@ -147,13 +156,59 @@ class ResourceClient:
     async def delete(
         self, kind: str, name: str, namespace: str = "", *, resource_version: str = ""
     ) -> None:
-        """Remove a resource; DoesNotExistError, UpdateConflictError for another version."""
+        """Remove a resource; DoesNotExistError, UpdateConflictError for another version.
+
+        With a Node goes all that is its own; a pool is disabled first and its blocks given up.
+        """
         revision = int(resource_version) if resource_version.isdigit() else 0
+        if kind == "IPPool":
+            await self._empty_pool(name, resource_version)
+            revision = 0
+        elif kind == "Node":
+            await self._forget_node(name)
         key = self._key(kind, name, namespace)
         try:
             await self._datastore.commit(Delete(key, revision))
         except DoesNotExistError:
             raise DoesNotExistError(_label(kind, name, namespace), "<nil>") from None
+
+    async def _empty_pool(self, name: str, resource_version: str) -> None:
+        pool = await self.get("IPPool", name)
+        if not pool["spec"].get("disabled"):
+            pool["spec"]["disabled"] = True
+            if resource_version:
+                pool["metadata"]["resourceVersion"] = resource_version
+            await self.update(pool)
+        # Whoever is about to write a block of it has read the pool before it was disabled.
+        await asyncio.sleep(POOL_PAUSE_S)
+        await self._ipam.release_pool_affinities(Cidr.parse(pool["spec"]["cidr"]))
+
+    async def _forget_node(self, name: str) -> None:
+        """Release and delete what a node had (clientv3 node.go Delete)."""
+        endpoints = [
+            each
+            for each in await self.list("WorkloadEndpoint")
+            if spec_of(each).get("node") == name
+        ]
+        held = [text for each in endpoints for text in spec_of(each).get("ipNetworks") or ()]
+        with contextlib.suppress(DoesNotExistError):
+            held += tunnel_addresses(spec_of(await self.get("Node", name)))
+        outcome = await self._ipam.release_ips(
+            *(ReleaseOptions(Ip.parse(text.partition("/")[0])) for text in held)
+        )
+        if outcome.failure is not None:
+            raise outcome.failure
+        await self._ipam.remove_host(name)
+        owned = [("WorkloadEndpoint", each) for each in endpoints]
+        for kind in ("BGPPeer", "HostEndpoint"):
+            found = await self.list(kind)
+            owned += [(kind, each) for each in found if spec_of(each).get("node") == name]
+        for kind, each in owned:
+            with contextlib.suppress(DoesNotExistError):
+                await self.delete(kind, name_of(each), namespace_of(each))
+        for kind in ("FelixConfiguration", "BGPConfiguration"):
+            with contextlib.suppress(DoesNotExistError):
+                await self.delete(kind, f"node.{name}")
 
     def _key(self, kind: str, name: str, namespace: str) -> str:
         if KINDS[kind].namespaced and not namespace:
@@ -187,7 +242,7 @@ class ResourceClient:
         pools, blocks = (
             await self._datastore.read(
                 Query(resource_prefix("IPPool"), prefix=True),
-                Query(f"{BLOCKS}ipv{cidr.version}/block/", prefix=True),
+                Query(block_prefix(cidr.version), prefix=True),
             )
         ).results
         for kvp in pools:

@@ -80,3 +80,7 @@ def _go_text(value: object) -> str:
     if isinstance(value, (list, tuple)):
         return "[" + " ".join(_go_text(each) for each in value) + "]"
     return str(value)
+
+
+class CniError(PodwireError):
+    """The CNI plugin failed; ``str()`` is what the kubelet shows in FailedCreatePodSandBox."""

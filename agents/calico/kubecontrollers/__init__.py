@@ -1,0 +1,1 @@
+"""calico-kube-controllers: what keeps Calico's datastore in step with Kubernetes."""
