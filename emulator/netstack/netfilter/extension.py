@@ -69,6 +69,7 @@ class RuleEnvironment(Protocol):
     nat: Nat
     recent: RecentLists
     sets: IpSets
+    notes: dict[str, str]
 
 
 class Extension:

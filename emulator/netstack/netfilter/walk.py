@@ -15,6 +15,8 @@ from emulator.netstack.netfilter.match_plain import device_matches
 from emulator.netstack.packet import Drop, DropReason, FlowLog, Packet
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from emulator.netstack.netfilter.extension import RuleEnvironment
     from emulator.netstack.netfilter.rules import Chain, NetworkTest, Rule, RuleSpec, Table
 
@@ -52,10 +54,12 @@ class CompiledRule:
         self.chain: Chain | None = None
         self.action: Action | None = None
 
-    def text(self, chain: str) -> str:
-        """Name the rule as drops and traces do."""
+    def text(self, chain: str, notes: Mapping[str, str]) -> str:
+        """Name the rule as drops and traces do, with what its chain's owner says of it."""
         body = self.rule.spec.save()
-        return f"{self.table_name} {chain} rule {self.number}: -A {chain} {body}".rstrip()
+        note = notes.get(chain)
+        place = f"{chain} rule {self.number}" + (f" ({note})" if note else "")
+        return f"{self.table_name} {place}: -A {chain} {body}".rstrip()
 
 
 class CompiledChain:
@@ -141,6 +145,7 @@ class Walker:
         if compiled is None:
             compiled = chain.compiled = compile_chain(chain, table, self._env)
         flow: FlowLog | None = packet.flow
+        notes = self._env.notes
         for entry in compiled.candidates(packet):
             for test in entry.tests:
                 if not test(packet, in_dev, out_dev):
@@ -152,7 +157,7 @@ class Walker:
                 if flow is not None:
                     flow.counters.append(counter)
                 if packet.trace is not None:
-                    packet.trace.step(self._netns, "hook", entry.text(compiled.name), packet)
+                    packet.trace.step(self._netns, "hook", entry.text(compiled.name, notes), packet)
                 kind = entry.kind
                 if kind == CONTINUE:
                     continue
@@ -164,7 +169,7 @@ class Walker:
                 elif kind == VERDICT:
                     verdict = entry.verdict
                     if isinstance(verdict, Drop):
-                        return verdict._replace(detail=entry.text(compiled.name))
+                        return verdict._replace(detail=entry.text(compiled.name, notes))
                     return verdict
                 else:
                     assert entry.action is not None
@@ -173,7 +178,7 @@ class Walker:
                         continue
                     if isinstance(verdict, Drop):
                         return verdict._replace(
-                            detail=f"{entry.text(compiled.name)} ({verdict.detail})"
+                            detail=f"{entry.text(compiled.name, notes)} ({verdict.detail})"
                         )
                     return verdict
         return None

@@ -1,0 +1,107 @@
+"""felix: the datastore in front, one reconcile behind; shell.
+
+Changes of the datastore only say that something changed.  One task then reads everything known
+into a state, computes what the kernel must hold and applies what differs; changes that come while
+it works or rests are one call.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from agents.calico.felix.apply import Dataplane
+from agents.calico.felix.compute import compute
+from agents.calico.felix.model import Host, State
+from agents.calico.felix.reading import PREFIXES, read_state
+from agents.calico.mirror import Mirror
+from emulator.errors import PodwireError
+
+if TYPE_CHECKING:
+    from agents.calico.datastore import Datastore
+    from emulator.netstack.kernel import Kernel
+    from emulator.netstack.netns import NetNs
+    from emulator.runtime.role import RoleEnv
+
+# A device that was not there may come with the next moment.
+RETRY_S: Final = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class FelixConfig:
+    """What one felix needs; times in seconds.
+
+    ``vxlan_source_ports`` are the ports VXLAN really leaves from.  ``min_sync_s`` rests after each
+    sync; ``resync_s`` looks for what others changed (felix's IptablesRefreshInterval is 90).
+    """
+
+    node_name: str
+    nic: str = "eth0"
+    vxlan_source_ports: tuple[int, int] = (0, 0)
+    min_sync_s: float = 0.02
+    resync_s: float = 30.0
+
+
+async def run_felix(
+    config: FelixConfig, env: RoleEnv, kernel: Kernel, datastore: Datastore
+) -> None:
+    """Serve until cancelled; ready when the kernel is programmed for the first time."""
+    await _Felix(config, env, kernel.root, datastore).run()
+
+
+class _Felix:
+    def __init__(self, config: FelixConfig, env: RoleEnv, ns: NetNs, datastore: Datastore) -> None:
+        self._config = config
+        self._env = env
+        self._ns = ns
+        self._dirty = asyncio.Event()
+        self._mirror = Mirror(datastore, PREFIXES, self._note, env.log)
+        self._dataplane = Dataplane(ns, vxlan_source_ports=config.vxlan_source_ports)
+        self._refused: tuple[str, ...] = ()
+
+    async def run(self) -> None:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._mirror.run(), name="felix.datastore")
+            group.create_task(self._sync_for_ever(), name="felix.sync")
+
+    def _note(self, keys: tuple[str, ...]) -> None:
+        self._dirty.set()
+
+    async def _sync_for_ever(self) -> None:
+        await self._mirror.synced.wait()
+        first = True
+        while True:
+            self._dirty.clear()
+            complete = False
+            try:
+                complete = self._sync()
+            except PodwireError as error:
+                self._env.log.error("felix: the dataplane refused: %s", error)
+            if first:
+                first = False
+                self._env.ready(f"felix programs {self._config.node_name}")
+            await asyncio.sleep(self._config.min_sync_s)
+            try:
+                async with asyncio.timeout(self._config.resync_s if complete else RETRY_S):
+                    await self._dirty.wait()
+            except TimeoutError:
+                pass
+
+    def _sync(self) -> bool:
+        state = read_state(self._mirror.items, self._config.node_name, self._host())
+        self._say(state)
+        return self._dataplane.apply(compute(state), insert=state.settings.insert)
+
+    def _host(self) -> Host:
+        ns = self._ns
+        nic = ns.devices.get(self._config.nic)
+        addresses = tuple(sorted({each.ip for each in ns.addrs()}))
+        return Host(self._config.nic, nic.mtu if nic is not None else 1500, addresses)
+
+    def _say(self, state: State) -> None:
+        """What is asked for in vain is said once."""
+        for text in state.refused:
+            if text not in self._refused:
+                self._env.log.warning("felix: %s", text)
+        self._refused = state.refused

@@ -1,0 +1,416 @@
+"""Read the datastore's resources into felix's records; pure.
+
+What felix's calculation graph sees is the v1 form of policies: namespaces become label tests, a
+selector of namespaces or service accounts tests labels under ``pcns.`` and ``pcsa.`` that profiles
+give to endpoints (libcalico-go/lib/backend/syncersv1/updateprocessors).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final
+
+from agents.calico.felix.model import (
+    NAMESPACE_LABEL,
+    Block,
+    Endpoint,
+    Host,
+    NamedPort,
+    NetworkSet,
+    NodeInfo,
+    Policy,
+    PolicyRule,
+    Pool,
+    Profile,
+    Settings,
+    Side,
+    State,
+)
+from agents.calico.resources import labels_of, name_of, namespace_of, parse_key, spec_of
+from agents.calico.selector import (
+    All,
+    And,
+    Comparison,
+    Global,
+    Has,
+    In,
+    Node,
+    Not,
+    Or,
+    Selector,
+    parse_selector,
+)
+from emulator.addr import Prefix, parse_ip, parse_mac
+from emulator.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from agents.calico.datastore import KVPair
+    from agents.calico.resources import Resource
+
+BLOCKS: Final = "/calico/ipam/v2/assignment/ipv4/block/"
+PREFIXES: Final = ("/calico/ipam/v2/assignment/ipv4/block/", "/calico/resources/v3/")
+_NAMESPACE_PREFIX, _ACCOUNT_PREFIX = "pcns.", "pcsa."
+_ACTIONS: Final = {"Accept": "ACCEPT", "Drop": "DROP", "Return": "RETURN"}
+
+
+def read_state(items: Mapping[str, KVPair], node: str, host: Host | None = None) -> State:
+    """Everything under PREFIXES as a State; what does not parse is named in ``refused``."""
+    reader = _Reader(node)
+    for key in sorted(items):
+        value = items[key].value
+        if not isinstance(value, dict):
+            continue
+        try:
+            if key.startswith(BLOCKS):
+                reader.block(value)
+            elif (identity := parse_key(key)) is not None:
+                reader.resource(identity.kind, value)
+        except (UsageError, KeyError, TypeError, ValueError, AttributeError) as error:
+            reader.refused.append(f"{key} is not understood: {error}")
+    return reader.state(host or Host())
+
+
+class _Reader:
+    def __init__(self, node: str) -> None:
+        self._node = node
+        self._settings: dict[str, Any] = {}
+        self._own_settings: dict[str, Any] = {}
+        self.endpoints: list[Endpoint] = []
+        self.policies: list[Policy] = []
+        self.profiles: list[Profile] = []
+        self.pools: list[Pool] = []
+        self.nodes: list[NodeInfo] = []
+        self.blocks: list[Block] = []
+        self.sets: list[NetworkSet] = []
+        self.refused: list[str] = []
+
+    def resource(self, kind: str, value: Resource) -> None:
+        match kind:
+            case "WorkloadEndpoint":
+                self.endpoints.append(_endpoint(value))
+            case "NetworkPolicy" | "GlobalNetworkPolicy":
+                self._policy(kind, value)
+            case "Profile":
+                self.profiles.append(_profile(value))
+            case "IPPool":
+                self._pool(value)
+            case "Node":
+                self._add_node(value)
+            case "NetworkSet" | "GlobalNetworkSet":
+                self.sets.append(_network_set(value))
+            case "FelixConfiguration":
+                if name_of(value) == "default":
+                    self._settings = spec_of(value)
+                elif name_of(value) == f"node.{self._node}":
+                    self._own_settings = spec_of(value)
+            case "HostEndpoint":
+                self.refused.append(
+                    f"HostEndpoint {name_of(value)}: host endpoints are not enforced, "
+                    "only workloads' are"
+                )
+
+    def state(self, host: Host) -> State:
+        inherited = {profile.name: profile.labels for profile in self.profiles}
+        endpoints = [
+            replace(
+                each,
+                labels={
+                    **{
+                        key: text
+                        for name in each.profiles
+                        for key, text in inherited.get(name, {}).items()
+                    },
+                    **each.labels,
+                },
+            )
+            for each in self.endpoints
+        ]
+        return State(
+            self._node,
+            host,
+            _settings({**self._settings, **self._own_settings}),
+            tuple(endpoints),
+            tuple(sorted(self.policies, key=lambda each: each.sort_key)),
+            tuple(self.profiles),
+            tuple(self.pools),
+            tuple(self.nodes),
+            tuple(self.blocks),
+            tuple(self.sets),
+            tuple(self.refused),
+        )
+
+    def _pool(self, value: Resource) -> None:
+        spec = spec_of(value)
+        if ":" in spec["cidr"]:
+            return
+        # A disabled pool gives out no new addresses, but those it gave stay reachable.
+        self.pools.append(
+            Pool(
+                Prefix.parse(spec["cidr"]),
+                spec.get("ipipMode") or "Never",
+                spec.get("vxlanMode") or "Never",
+                bool(spec.get("natOutgoing")),
+            )
+        )
+
+    def _add_node(self, value: Resource) -> None:
+        spec = spec_of(value)
+        bgp = spec.get("bgp") or {}
+        address = str(bgp.get("ipv4Address") or "")
+        if not address:
+            return
+        ip_text, _, length = address.partition("/")
+        ip = parse_ip(ip_text)
+        mac = spec.get("vxlanTunnelMACAddr")
+        self.nodes.append(
+            NodeInfo(
+                name_of(value),
+                ip,
+                Prefix.of(ip, int(length or 32)),
+                _ip(bgp.get("ipv4IPIPTunnelAddr")),
+                _ip(spec.get("ipv4VXLANTunnelAddr")),
+                parse_mac(mac) if mac else b"",
+            )
+        )
+
+    def block(self, value: dict[str, Any]) -> None:
+        owner = str(value.get("affinity") or "")
+        cidr = Prefix.parse(value["cidr"])
+        node = owner.removeprefix("host:") if owner.startswith("host:") else ""
+        borrowed = []
+        attributes = value.get("attributes") or []
+        for ordinal, index in enumerate(value.get("allocations") or []):
+            if index is None or index >= len(attributes):
+                continue
+            holder = ((attributes[index] or {}).get("secondary") or {}).get("node", "")
+            if holder and holder != node:
+                borrowed.append((cidr.network + ordinal, str(holder)))
+        self.blocks.append(Block(cidr, node, tuple(borrowed)))
+
+    def _policy(self, kind: str, value: Resource) -> None:
+        spec, namespace = spec_of(value), namespace_of(value)
+        name = f"{namespace}/{name_of(value)}" if namespace else name_of(value)
+        for field in ("preDNAT", "doNotTrack"):
+            if spec.get(field):
+                self.refused.append(
+                    f"{kind} {name}: {field} policies act on host endpoints, which are not enforced"
+                )
+                return
+        if spec.get("applyOnForward"):
+            self.refused.append(
+                f"{kind} {name}: applyOnForward acts on host endpoints, which are not enforced; "
+                "its rules apply to workloads"
+            )
+        if spec.get("tier", "default") not in ("", "default"):
+            self.refused.append(
+                f"{kind} {name}: only the tier default is known, not {spec['tier']}"
+            )
+            return
+        self.policies.append(
+            Policy(
+                name,
+                policy_selector(spec, namespace),
+                spec.get("order"),
+                tuple(spec.get("types") or _types_of(spec)),
+                read_rules(spec.get("ingress"), namespace),
+                read_rules(spec.get("egress"), namespace),
+            )
+        )
+
+
+def _types_of(spec: Mapping[str, Any]) -> list[str]:
+    if spec.get("egress"):
+        return ["Ingress", "Egress"] if spec.get("ingress") else ["Egress"]
+    return ["Ingress"]
+
+
+def _ip(text: object) -> int:
+    return parse_ip(str(text)) if text else 0
+
+
+def _settings(spec: Mapping[str, Any]) -> Settings:
+    default = Settings()
+    action = str(spec.get("defaultEndpointToHostAction") or "Accept").capitalize()
+    return Settings(
+        endpoint_to_host=_ACTIONS.get(action, default.endpoint_to_host),
+        insert=str(spec.get("chainInsertMode") or "insert").lower() != "append",
+        ipip_mtu=int(spec.get("ipipMTU") or 0),
+        vxlan_mtu=int(spec.get("vxlanMTU") or 0),
+        vxlan_port=int(spec.get("vxlanPort") or default.vxlan_port),
+        vxlan_vni=int(spec.get("vxlanVNI") or default.vxlan_vni),
+        ipip_enabled=spec.get("ipipEnabled"),
+        vxlan_enabled=spec.get("vxlanEnabled"),
+        log_prefix=str(spec.get("logPrefix") or default.log_prefix),
+        # felix asks for it where iptables and the kernel know it; ours do.
+        random_fully=spec.get("natOutgoingRandomFully", True) is not False,
+    )
+
+
+def _endpoint(value: Resource) -> Endpoint:
+    spec = spec_of(value)
+    return Endpoint(
+        name_of(value),
+        namespace_of(value),
+        str(spec.get("node") or ""),
+        str(spec.get("interfaceName") or ""),
+        tuple(
+            parse_ip(str(network).partition("/")[0])
+            for network in spec.get("ipNetworks") or ()
+            if ":" not in str(network)
+        ),
+        dict(labels_of(value)),
+        tuple(spec.get("profiles") or ()),
+        tuple(
+            NamedPort(str(port["name"]), str(port["protocol"]).lower(), int(port["port"]))
+            for port in spec.get("ports") or ()
+            if port.get("name")
+        ),
+        tuple(
+            (parse_ip(nat["externalIP"]), parse_ip(nat["internalIP"]))
+            for nat in spec.get("ipNATs") or ()
+        ),
+        str(spec.get("pod") or spec.get("workload") or name_of(value)),
+    )
+
+
+def _profile(value: Resource) -> Profile:
+    spec = spec_of(value)
+    return Profile(
+        name_of(value),
+        read_rules(spec.get("ingress"), ""),
+        read_rules(spec.get("egress"), ""),
+        dict(spec.get("labelsToApply") or {}),
+    )
+
+
+def _network_set(value: Resource) -> NetworkSet:
+    labels = dict(labels_of(value))
+    namespace = namespace_of(value)
+    if namespace:
+        labels[NAMESPACE_LABEL] = namespace
+    nets = tuple(str(net) for net in spec_of(value).get("nets") or () if ":" not in str(net))
+    return NetworkSet(name_of(value), labels, nets)
+
+
+# Selectors -----------------------------------------------------------------------------------
+
+
+def _prefixed(node: Node, prefix: str) -> Node:
+    """The same test of labels under a prefix (``pcns.``, ``pcsa.``)."""
+    match node:
+        case Has(label):
+            return Has(prefix + label)
+        case Comparison(label, op, value):
+            return Comparison(prefix + label, op, value)
+        case In(label, values, negated):
+            return In(prefix + label, values, negated)
+        case Not(operand):
+            return Not(_prefixed(operand, prefix))
+        case And(operands):
+            return And(tuple(_prefixed(each, prefix) for each in operands))
+        case Or(operands):
+            return Or(tuple(_prefixed(each, prefix) for each in operands))
+    return node
+
+
+def namespace_selector(text: str) -> Node:
+    """What a selector of namespaces asks of an endpoint."""
+    root = parse_selector(text).root
+    if isinstance(root, All):
+        return Has(NAMESPACE_LABEL)
+    if isinstance(root, Global):
+        return Not(Has(NAMESPACE_LABEL))
+    return _prefixed(root, _NAMESPACE_PREFIX)
+
+
+def _accounts(match: Mapping[str, Any]) -> Node | None:
+    """What ``serviceAccounts`` of a rule asks of an endpoint."""
+    tests: list[Node] = []
+    names = match.get("names") or []
+    if names:
+        label = "projectcalico.org/serviceaccount"
+        tests.append(In(label, tuple(sorted(dict.fromkeys(names)))))
+    if match.get("selector"):
+        tests.append(_prefixed(parse_selector(match["selector"]).root, _ACCOUNT_PREFIX))
+    if not tests:
+        return None
+    return tests[0] if len(tests) == 1 else And(tuple(tests))
+
+
+def policy_selector(spec: Mapping[str, Any], namespace: str) -> Selector:
+    """Which endpoints a policy is about: its selectors and its namespace."""
+    root: Node = parse_selector(str(spec.get("selector") or "all()")).root
+    if spec.get("serviceAccountSelector"):
+        accounts = _prefixed(parse_selector(spec["serviceAccountSelector"]).root, _ACCOUNT_PREFIX)
+        root = And((root, accounts))
+    if namespace:
+        return Selector(And((root, Comparison(NAMESPACE_LABEL, "==", namespace))))
+    if spec.get("namespaceSelector"):
+        root = And((root, namespace_selector(spec["namespaceSelector"])))
+    return Selector(root)
+
+
+def entity_selector(entity: Mapping[str, Any], namespace: str) -> Selector | None:
+    """Which endpoints one end of a rule is about; None if it does not ask for any."""
+    text = str(entity.get("selector") or "")
+    spaces = str(entity.get("namespaceSelector") or "")
+    accounts = _accounts(entity.get("serviceAccounts") or {})
+    if not text and not spaces and accounts is None:
+        return None
+    root: Node | None = None
+    if spaces:
+        root = namespace_selector(spaces)
+    elif namespace:
+        root = Comparison(NAMESPACE_LABEL, "==", namespace)
+    for test in (parse_selector(text).root if text else None, accounts):
+        if test is not None:
+            root = test if root is None else And((root, test))
+    assert root is not None
+    return Selector(root)
+
+
+# Rules ---------------------------------------------------------------------------------------
+
+
+def read_rules(rules: Iterable[Mapping[str, Any]] | None, namespace: str) -> tuple[PolicyRule, ...]:
+    """The rules of one direction; those of IPv6 alone are left out."""
+    return tuple(
+        _rule(rule, namespace) for rule in rules or () if rule.get("ipVersion") in (None, 4)
+    )
+
+
+def _rule(rule: Mapping[str, Any], namespace: str) -> PolicyRule:
+    return PolicyRule(
+        str(rule["action"]),
+        _protocol(rule.get("protocol")),
+        _protocol(rule.get("notProtocol")),
+        _icmp(rule.get("icmp")),
+        _icmp(rule.get("notICMP")),
+        _side(rule.get("source") or {}, namespace),
+        _side(rule.get("destination") or {}, namespace),
+    )
+
+
+def _protocol(value: object) -> str:
+    return "" if value is None else str(value).lower()
+
+
+def _icmp(value: Mapping[str, Any] | None) -> tuple[int, int | None] | None:
+    if not value or value.get("type") is None:
+        return None
+    code = value.get("code")
+    return int(value["type"]), None if code is None else int(code)
+
+
+def _side(entity: Mapping[str, Any], namespace: str) -> Side:
+    negated = str(entity.get("notSelector") or "")
+    return Side(
+        entity_selector(entity, namespace),
+        parse_selector(negated) if negated else None,
+        tuple(map(str, entity.get("nets") or ())),
+        tuple(map(str, entity.get("notNets") or ())),
+        tuple(map(str, entity.get("ports") or ())),
+        tuple(map(str, entity.get("notPorts") or ())),
+    )
