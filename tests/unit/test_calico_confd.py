@@ -1,0 +1,363 @@
+"""confd: who peers with whom, what is announced, and what BIRD is told."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from agents.bird.config import GracefulRestart, NextHopRule
+from agents.calico.confd.peering import Peer, Secret, peers_of, seconds
+from agents.calico.confd.plan import BgpPlan, make_plan
+from agents.calico.confd.render import render
+from agents.calico.confd.services import Service, announced, read_services
+from agents.calico.confd.speaker import speaker_config
+from agents.calico.confd.state import State, read_state
+from agents.calico.datastore import KVPair
+from agents.calico.ipam.model import affinity_key, affinity_value, block_key
+from agents.calico.net import Cidr
+from agents.calico.resources import key_of_resource, new_resource
+from emulator.addr import format_ip, parse_ip
+from emulator.errors import UsageError
+
+MASTER, ONE, TWO = "kube-master", "kube-node-1", "kube-node-2"
+
+
+def stored(kind: str, name: str, spec: dict[str, Any], **labels: str) -> KVPair:
+    resource = new_resource(kind, name, spec, labels=labels)
+    return KVPair(key_of_resource(resource), resource, 1)
+
+
+def node(name: str, address: str, *, rr: str = "", asn: int | None = None, **labels: str) -> KVPair:
+    bgp: dict[str, Any] = {"ipv4Address": address}
+    if rr:
+        bgp["routeReflectorClusterID"] = rr
+    if asn:
+        bgp["asNumber"] = asn
+    return stored("Node", name, {"bgp": bgp}, **labels)
+
+
+def claim(host: str, cidr: str, state: str = "confirmed", owner: str | None = None) -> list[KVPair]:
+    block = Cidr.parse(cidr)
+    affinity = f"host:{host}" if owner is None else owner
+    return [
+        KVPair(affinity_key(host, block), affinity_value(state), 1),
+        KVPair(block_key(block), {"cidr": cidr, "affinity": affinity}, 1),
+    ]
+
+
+NODES = [
+    node(MASTER, "10.192.0.2/16"),
+    node(ONE, "10.192.0.3/16"),
+    node(TWO, "10.192.0.4/16"),
+]
+POOL = stored("IPPool", "pool", {"cidr": "192.168.0.0/16", "ipipMode": "Always"})
+
+
+def state(*more: KVPair, nodes: list[KVPair] = NODES) -> State:
+    return read_state([*nodes, POOL, *more])
+
+
+def plan(name: str = MASTER, *more: KVPair, nodes: list[KVPair] = NODES) -> BgpPlan:
+    made = make_plan(state(*more, nodes=nodes), name)
+    assert made is not None
+    return made
+
+
+def peers(name: str, *more: KVPair, nodes: list[KVPair] = NODES) -> dict[str, Peer]:
+    known = state(*more, nodes=nodes)
+    own = known.node(name)
+    assert own is not None
+    found, _ = peers_of(known, own)
+    return {peer.name: peer for peer in found}
+
+
+def test_a_mesh_has_one_active_side_in_every_session() -> None:
+    names = {MASTER: "10.192.0.2", ONE: "10.192.0.3", TWO: "10.192.0.4"}
+    passive = {
+        (name, format_ip(peer.ip))
+        for name in names
+        for peer in peers(name).values()
+        if peer.passive
+    }
+    assert passive == {
+        (MASTER, "10.192.0.3"),
+        (MASTER, "10.192.0.4"),
+        (ONE, "10.192.0.4"),
+    }
+    assert list(peers(MASTER)) == ["Mesh_10_192_0_3", "Mesh_10_192_0_4"]
+
+
+def test_addresses_are_compared_as_text_for_who_listens() -> None:
+    nodes = [node("a", "10.0.0.9/24"), node("b", "10.0.0.10/24")]
+    assert peers("b", nodes=nodes)["Mesh_10_0_0_9"].passive
+    assert not peers("a", nodes=nodes)["Mesh_10_0_0_10"].passive
+
+
+def test_the_mesh_can_be_switched_off_and_reflectors_leave_it() -> None:
+    off = stored("BGPConfiguration", "default", {"nodeToNodeMeshEnabled": False})
+    assert peers(MASTER, off) == {}
+    nodes = [*NODES[:2], node(TWO, "10.192.0.4/16", rr="244.0.0.1")]
+    assert list(peers(MASTER, nodes=nodes)) == ["Mesh_10_192_0_3"]
+    assert peers(TWO, nodes=nodes) == {}
+
+
+def test_only_confirmed_claims_that_the_block_bears_out_are_announced() -> None:
+    found = state(
+        *claim(MASTER, "192.168.221.192/26"),
+        *claim(MASTER, "192.168.221.0/26", "pending"),
+        *claim(MASTER, "192.168.221.128/26", "pendingDeletion"),
+        *claim(MASTER, "192.168.7.0/26", owner="host:kube-node-1"),
+        *claim(ONE, "192.168.8.0/26"),
+    )
+    assert {host: [str(cidr) for cidr in cidrs] for host, cidrs in found.blocks.items()} == {
+        MASTER: ["192.168.221.192/26"],
+        ONE: ["192.168.8.0/26"],
+    }
+
+
+RR = [
+    node(MASTER, "10.192.0.2/16", rr="244.0.0.1", role="rr"),
+    *NODES[1:],
+]
+TO_RR = stored("BGPPeer", "to-rr", {"nodeSelector": "!has(role)", "peerSelector": "role == 'rr'"})
+OFF = stored("BGPConfiguration", "default", {"nodeToNodeMeshEnabled": False})
+
+
+def test_a_peering_with_reflectors_is_configured_at_both_ends() -> None:
+    assert list(peers(ONE, TO_RR, OFF, nodes=RR)) == ["Node_10_192_0_2"]
+    back = peers(MASTER, TO_RR, OFF, nodes=RR)
+    assert list(back) == ["Node_10_192_0_3", "Node_10_192_0_4"]
+    assert all(peer.automatic for peer in back.values())
+    reflector = plan(MASTER, TO_RR, OFF, nodes=RR)
+    sessions = speaker_config(reflector).bgp
+    assert [(each.rr_client, each.rr_cluster_id) for each in sessions] == [
+        (True, parse_ip("244.0.0.1"))
+    ] * 2
+    assert not speaker_config(plan(ONE, TO_RR, OFF, nodes=RR)).bgp[0].rr_client
+
+
+def test_the_way_back_is_not_made_where_the_operator_makes_it() -> None:
+    manual = stored(
+        "BGPPeer",
+        "to-rr",
+        {
+            "nodeSelector": "!has(role)",
+            "peerSelector": "role == 'rr'",
+            "reversePeering": "Manual",
+        },
+    )
+    assert peers(MASTER, manual, OFF, nodes=RR) == {}
+
+
+def test_a_peer_of_all_nodes_wins_over_a_node_s_own() -> None:
+    tor = {"peerIP": "10.192.0.100", "asNumber": 65000}
+    both = [
+        stored("BGPPeer", "a-own", {**tor, "node": MASTER, "asNumber": 65001}),
+        stored("BGPPeer", "z-all", tor),
+    ]
+    found = peers(MASTER, *both)
+    assert found["Global_10_192_0_100"].as_number == 65000
+    assert "Node_10_192_0_100" not in found
+    port = stored("BGPPeer", "ported", {"peerIP": "10.192.0.100:1179", "asNumber": 65000})
+    assert "Global_10_192_0_100_port_1179" in peers(ONE, port)
+
+
+def test_a_broken_peer_costs_only_itself() -> None:
+    broken = stored("BGPPeer", "broken", {"peerIP": "10.192.0.100"})
+    made = plan(MASTER, broken)
+    assert made.problems == (
+        "BGPPeer broken: asNumber: the AS of 10.192.0.100 is not known; give it",
+    )
+    assert len(made.peers) == 2
+
+
+def test_what_a_peer_is_told_reaches_the_speaker() -> None:
+    spec = {
+        "peerIP": "10.192.0.100",
+        "asNumber": 65000,
+        "keepOriginalNextHop": True,
+        "numAllowedLocalASNumbers": 2,
+        "ttlSecurity": 1,
+        "maxRestartTime": "2m10s",
+        "sourceAddress": "None",
+        "reachableBy": "10.192.0.1",
+        "password": {"secretKeyRef": {"name": "bgp", "key": "tor"}},
+    }
+    made = plan(MASTER, stored("BGPPeer", "tor", spec), OFF)
+    (waiting,) = speaker_config(made).bgp
+    assert waiting.disabled, "a session without its password would be refused or, worse, not be"
+    (session,) = speaker_config(made, passwords={Secret("bgp", "tor"): "hush"}).bgp
+    assert (session.name, session.peer_as, session.local_as) == (
+        "Global_10_192_0_100",
+        65000,
+        64512,
+    )
+    assert (session.ttl_security, session.multihop, session.source_address) == (True, 1, 0)
+    assert (session.allow_local_as, session.password) == (2, "hush")
+    assert session.ipv4 is not None
+    assert session.ipv4.next_hop is NextHopRule.KEEP
+    assert (session.graceful_restart, session.graceful_restart_time_s) == (GracefulRestart.ON, 130)
+    (static,) = speaker_config(made).static
+    assert [(str(route.net), route.via) for route in static.routes] == [
+        ("10.192.0.100/32", bytes((10, 192, 0, 1)))
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("120s", 120), ("1h1m1s", 3661), ("1500ms", 1), ("", None)]
+)
+def test_durations_are_go_s(text: str, value: int | None) -> None:
+    assert seconds(text) == value
+
+
+def test_an_unknown_duration_is_an_error() -> None:
+    with pytest.raises(UsageError, match="'soon' is not a duration"):
+        seconds("soon")
+
+
+# Services ---------------------------------------------------------------------------------------
+
+CONFIG = {
+    "serviceClusterIPs": [{"cidr": "10.96.0.0/12"}],
+    "serviceExternalIPs": [{"cidr": "5.5.0.0/24"}],
+    "serviceLoadBalancerIPs": [{"cidr": "6.6.0.0/24"}, {"cidr": "7.7.7.7/32"}],
+}
+
+
+def service(**changes: Any) -> Service:
+    made = Service("NodePort", True, ("10.97.0.1",), ("5.5.0.9",), (), frozenset({ONE}))
+    return replace(made, **changes)
+
+
+def routes(node: str, *services: Service, **labels: str) -> list[str]:
+    return [str(cidr) for cidr in announced(CONFIG, services, node, labels).routes]
+
+
+RANGES = ["5.5.0.0/24", "6.6.0.0/24", "10.96.0.0/12"]
+
+
+def test_ranges_are_announced_everywhere_and_local_services_where_they_run() -> None:
+    assert routes(MASTER, service()) == RANGES
+    assert routes(ONE, service()) == ["5.5.0.0/24", "5.5.0.9/32", *RANGES[1:], "10.97.0.1/32"]
+    assert routes(ONE, service(local_only=False)) == RANGES
+
+
+def test_a_single_balancer_address_is_announced_while_it_is_in_use() -> None:
+    balancer = service(kind="LoadBalancer", local_only=False, ingress_ips=("7.7.7.7", "8.8.8.8"))
+    assert routes(MASTER, balancer) == [*RANGES[:2], "7.7.7.7/32", RANGES[2]]
+
+
+def test_an_excluded_node_announces_nothing_but_still_keeps_the_ranges_out() -> None:
+    label = {"node.kubernetes.io/exclude-from-external-load-balancers": "true"}
+    assert routes(ONE, service(), **label) == []
+    assert len(announced(CONFIG, (), ONE, label).ranges) == 4
+    label = {"node.kubernetes.io/exclude-from-external-load-balancers": "yes"}
+    assert routes(ONE, service(), **label) != []
+
+
+def test_ready_endpoints_say_where_a_service_runs() -> None:
+    (found,) = read_services(
+        [
+            {
+                "metadata": {"namespace": "a", "name": "web"},
+                "spec": {"clusterIP": "10.97.0.1", "externalTrafficPolicy": "Local"},
+            }
+        ],
+        [
+            {
+                "metadata": {
+                    "namespace": "a",
+                    "labels": {"kubernetes.io/service-name": "web"},
+                },
+                "endpoints": [
+                    {"nodeName": ONE, "conditions": {"ready": True}},
+                    {"nodeName": TWO, "conditions": {"ready": False}},
+                ],
+            }
+        ],
+    )
+    assert (found.kind, found.local_only, found.ready_on) == ("ClusterIP", True, frozenset({ONE}))
+
+
+# Files ------------------------------------------------------------------------------------------
+
+
+def test_the_files_say_what_the_speaker_does() -> None:
+    made = plan(MASTER, *claim(MASTER, "192.168.221.192/26"), *claim(MASTER, "10.2.0.1/32"))
+    files = render(made)
+    assert files["bird_aggr.cfg"] == (
+        "# Generated by confd\n"
+        "\n"
+        "protocol static {\n"
+        "  route 192.168.221.192/26 blackhole;\n"
+        "}\n"
+        "\n"
+        "function calico_aggr ()\n"
+        "{\n"
+        "  if ( net = 10.2.0.1/32 ) then {\n    accept;\n  }\n"
+        "  if ( net = 192.168.221.192/26 ) then {\n    accept;\n  }\n"
+        "  if ( net ~ 192.168.221.192/26 ) then {\n    reject;\n  }\n"
+        "}\n"
+    )
+    assert files["bird_ipam.cfg"] == (
+        "# Generated by confd\n"
+        "\n"
+        "function calico_export_to_bgp_peers (bool internal_peer)\n"
+        "{\n"
+        "  if ( ( internal_peer ) && "
+        '( ( ifname ~ "*.cali" ) || ( ifname ~ "*.calico" ) ) ) then {\n'
+        "    reject;\n"
+        "  }\n"
+        "  apply_communities();\n"
+        "  calico_aggr();\n"
+        "  if ( net ~ 192.168.0.0/16 ) then {\n"
+        "    accept;\n"
+        "  }\n"
+        "}\n"
+        "\n"
+        "filter calico_kernel_programming\n"
+        "{\n"
+        "  if ( net ~ 192.168.0.0/16 ) then {\n"
+        '    krt_tunnel = "tunl0";\n'
+        "    accept;\n"
+        "  }\n"
+        "  accept;\n"
+        "}\n"
+    )
+    assert (
+        "protocol bgp Mesh_10_192_0_3 from bgp_template {\n"
+        "  neighbor 10.192.0.3 as 64512;\n"
+        "  source address 10.192.0.2;\n"
+        "  import all;\n"
+        "  export filter {\n"
+        "    calico_export_to_bgp_peers(true);\n"
+        "    reject;\n"
+        "  };\n"
+        "  passive on;  # the other node connects\n"
+        "}\n"
+    ) in files["bird.cfg"]
+
+
+def test_crossing_a_subnet_decides_the_tunnel_route_by_route() -> None:
+    pool = stored("IPPool", "pool", {"cidr": "192.168.0.0/16", "ipipMode": "CrossSubnet"})
+    made = make_plan(read_state([*NODES, pool]), MASTER)
+    assert made is not None
+    assert (
+        "    if ( ( defined(bgp_next_hop) ) && ( ( bgp_next_hop ~ 10.192.0.0/16 ) ) ) then {\n"
+        '      krt_tunnel = "";\n'
+        "    } else {\n"
+        '      krt_tunnel = "tunl0";\n'
+        "    }\n"
+        "    accept;\n"
+    ) in render(made)["bird_ipam.cfg"]
+
+
+def test_the_router_id_may_be_made_of_the_name() -> None:
+    made = make_plan(state(), MASTER, router_id="hash")
+    assert made is not None
+    assert made.router_id != made.node.ip
+    assert made.router_id >> 24 < 224
+    with pytest.raises(UsageError, match="router id"):
+        make_plan(state(), MASTER, router_id="me")
