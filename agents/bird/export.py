@@ -74,8 +74,12 @@ class BgpExporter:
         *,
         add_path: bool,
         send: Callable[[list[bytes]], None],
+        on_change: Callable[[], None],
     ) -> None:
-        """``send`` takes pieces of messages in order; ``channel`` is the peer's own."""
+        """``send`` takes pieces of messages in order; ``channel`` is the peer's own.
+
+        ``on_change`` is called when something begins to wait, for a flush or for work.
+        """
         self.channel = channel
         self.config = config
         self.terms = terms
@@ -86,6 +90,7 @@ class BgpExporter:
         self.held = False
         self.limit_hit = False
         self._send = send
+        self._on_change = on_change
         self._table: Table = channel.table
         self._buckets: dict[Attrs, list[Sequence[bytes]]] = {}
         self._withdrawn: list[bytes] = []
@@ -120,6 +125,7 @@ class BgpExporter:
         if after:
             self._after_feed.append(after)
         self._last = None
+        self._on_change()
 
     @property
     def busy(self) -> bool:
@@ -323,6 +329,7 @@ class BgpExporter:
                 ][:room]
         self.channel.stats.exp_updates_accepted += len(keys)
         sent.update(dict.fromkeys(keys, attrs))
+        self._on_change()
         bucket = self._buckets.get(attrs)
         if bucket is None:
             self._buckets[attrs] = [keys]
@@ -340,6 +347,7 @@ class BgpExporter:
         if self._buckets:
             self.seal()
         self._withdrawn += gone
+        self._on_change()
 
     def seal(self) -> None:
         """Turn what waits into messages."""

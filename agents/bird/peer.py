@@ -118,6 +118,9 @@ class PeerHost(Protocol):
     def end_of_rib_received(self, peer: Peer) -> None:
         """For the speaker's recovery."""
 
+    def touch(self, peer: Peer) -> None:
+        """Something of the peer waits: output, work or another deadline."""
+
 
 class Peer:
     """A protocol of kind BGP."""
@@ -129,6 +132,8 @@ class Peer:
         self.since = now
         self.enabled = not config.disabled
         self.removed = False
+        # The deadline the speaker knows of.
+        self.noted_timer: float | None = None
         self.startup_delay_s = 0.0
         self.wait_until: float | None = None
         self.last_error = ("", "")
@@ -303,6 +308,9 @@ class Peer:
 
     def _jitter(self, seconds: float) -> float:
         return seconds * (1.0 - 0.25 * self.host.rng.random())
+
+    def _touch(self) -> None:
+        self.host.touch(self)
 
     def _log(self, text: str) -> None:
         self.host.emit(ProtocolLogged(self.config.name, text))
@@ -577,6 +585,7 @@ class Peer:
             ),
             add_path=afi in terms.add_path_tx,
             send=connection.send_encoded,
+            on_change=self._touch,
         )
         exporter.held = self.host.recovering
         self.exporters[afi] = exporter

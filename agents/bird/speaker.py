@@ -7,6 +7,7 @@ Everything a person can see comes from ``snapshot``.
 
 from __future__ import annotations
 
+import heapq
 from collections import deque
 from typing import TYPE_CHECKING
 
@@ -66,10 +67,19 @@ class Speaker:
         self._events: deque[Event] = deque()
         self._connections: dict[int, tuple[Peer, Connection | None]] = {}
         self._numbers = 0
-        self._dirty_output: dict[int, Connection] = {}
+        # Connections that ended with something still to say.
+        self._farewells: dict[int, Connection] = {}
+        # Peers something happened to in this turn; with something to send; with work to do.
+        self._touched: dict[int, Peer] = {}
+        self._talking: dict[int, Peer] = {}
+        self._busy: dict[int, Peer] = {}
+        # Deadlines of peers; an entry counts while it is the peer's ``noted_timer``.
+        self._timers: list[tuple[float, int, Peer]] = []
+        self._serial = 0
         self._leaving: list[Peer] = []
         self._scan_at: float | None = now if kernel is not None else None
         self._apply(config, now)
+        self._turn(now)
 
     # Configuration
 
@@ -107,9 +117,11 @@ class Speaker:
         self.peers[config.name] = peer
         if not any(left.config.neighbor == config.neighbor for left in self._leaving):
             peer.start(now)
+        self.touch(peer)
 
     def _change(self, peer: Peer, new: BgpConfig, now: float) -> None:
         was_disabled = peer.config.disabled
+        self.touch(peer)
         if peer.reconfigure(new):
             if new.disabled and not was_disabled:
                 peer.disable(now)
@@ -123,6 +135,7 @@ class Speaker:
         del self.peers[peer.config.name]
         peer.remove(now, changed=changed)
         self._leaving.append(peer)
+        self.touch(peer)
 
     def _apply_static(self, config: SpeakerConfig, now: float) -> None:
         wanted = {static.name: static for static in config.static}
@@ -196,7 +209,7 @@ class Speaker:
         peer, _ = self._connections.pop(number)
         for connection in (peer.session, peer.outgoing, peer.incoming):
             if connection is not None and connection.number == number and connection.out:
-                self._dirty_output[number] = connection
+                self._farewells[number] = connection
 
     def end_of_rib_received(self, peer: Peer) -> None:
         """Our restart may be over."""
@@ -229,6 +242,7 @@ class Speaker:
         if self.kernel is not None:
             self.kernel.held = False
         for peer in self.peers.values():
+            self.touch(peer)
             for exporter in peer.exporters.values():
                 exporter.held = False
 
@@ -279,6 +293,8 @@ class Speaker:
         if connection is peer.session:
             for exporter in peer.exporters.values():
                 exporter.congested = congested
+        self.touch(peer)
+        self._turn(now)
 
     def bfd_down(self, neighbor: int, *, now: float) -> None:
         """BFD says the neighbour does not answer."""
@@ -295,16 +311,14 @@ class Speaker:
 
     def get_timer(self) -> float | None:
         """When ``handle_timer`` is due."""
-        deadlines = [
-            at
-            for at in (
-                self.recovery_until,
-                self._scan_at,
-                *(peer.get_timer() for peer in self.peers.values()),
-            )
-            if at is not None
-        ]
-        return min(deadlines) if deadlines else None
+        timers = self._timers
+        while timers and timers[0][2].noted_timer != timers[0][0]:
+            heapq.heappop(timers)
+        at = timers[0][0] if timers else None
+        for other in (self.recovery_until, self._scan_at):
+            if other is not None and (at is None or other < at):
+                at = other
+        return at
 
     def handle_timer(self, *, now: float) -> None:
         """Expire what is due."""
@@ -313,36 +327,31 @@ class Speaker:
             self._scan(now)
         if self.recovery_until is not None and now >= self.recovery_until:
             self._recovered()
-        for peer in list(self.peers.values()):
-            at = peer.get_timer()
-            if at is not None and now >= at:
+        timers = self._timers
+        while timers and timers[0][0] <= now:
+            at, _, peer = heapq.heappop(timers)
+            if peer.noted_timer == at:
+                peer.noted_timer = None
                 peer.handle_timer(now)
                 peer.settle(now)
+                self.touch(peer)
         self._turn(now)
+
+    def touch(self, peer: Peer) -> None:
+        """Look after a peer at the end of this turn."""
+        self._touched[id(peer)] = peer
 
     @property
     def has_work(self) -> bool:
         """True while ``work`` should be called again soon."""
-        return (
-            bool(self._leaving)
-            or (self.kernel is not None and self.kernel.busy)
-            or any(table.igp_changed for table in self.tables.values())
-            or any(peer.busy for peer in self.peers.values())
-        )
+        return bool(self._busy) or (self.kernel is not None and self.kernel.busy)
 
     def work(self, *, now: float) -> None:
         """Do a slice of what waits: feeds, flushes, writing the kernel."""
         self.now = now
-        for peer in list(self._leaving):
+        for peer in list(self._busy.values()):
             peer.work(now)
-            if peer.life is Life.DOWN:
-                self._leaving.remove(peer)
-                for other in self.peers.values():
-                    if other.config.neighbor == peer.config.neighbor:
-                        other.start(now)
-        for peer in list(self.peers.values()):
-            if peer.busy:
-                peer.work(now)
+            self.touch(peer)
         self._turn(now)
 
     # Outputs
@@ -353,12 +362,13 @@ class Speaker:
 
     def data_to_send(self) -> list[tuple[int, bytes]]:
         """What waits for each connection."""
-        found = [(number, c.data_to_send()) for number, c in self._dirty_output.items()]
-        self._dirty_output.clear()
-        for peer in (*self.peers.values(), *self._leaving):
+        found = [(number, c.data_to_send()) for number, c in self._farewells.items()]
+        self._farewells.clear()
+        for peer in self._talking.values():
             for connection in (peer.session, peer.outgoing, peer.incoming):
                 if connection is not None and connection.out:
                     found.append((connection.number, connection.data_to_send()))  # noqa: PERF401
+        self._talking.clear()
         return found
 
     # Commands
@@ -412,6 +422,8 @@ class Speaker:
         self.is_stopping = True
         for peer in self.peers.values():
             peer.disable(now, text)
+            self.touch(peer)
+        self._turn(now)
         if self.kernel is not None:
             self.kernel.shut_down()
 
@@ -422,6 +434,8 @@ class Speaker:
         for peer in self.peers.values():
             peer.enabled = False
             peer.hang_up_silently(now)
+            self.touch(peer)
+        self._turn(now)
 
     # Inside
 
@@ -440,18 +454,48 @@ class Speaker:
 
     def _settle(self, peer: Peer, now: float) -> None:
         peer.settle(now)
+        self.touch(peer)
         self._turn(now)
 
     def _turn(self, now: float) -> None:
-        """What follows every input: next hops, waiting routes, the kernel."""
+        """What follows every input: next hops, the kernel, waiting routes, deadlines."""
         for resolver, table in zip(self.resolvers.values(), self.tables.values(), strict=True):
             if table.igp_changed:
                 resolver.refresh()
         if self.kernel is not None and self.kernel.busy:
             self.kernel.work()
-        for peer in self.peers.values():
-            if peer.exporters:
-                peer.flush_output()
+        while self._touched:
+            key, peer = self._touched.popitem()
+            peer.flush_output()
+            self._look_after(key, peer, now)
+
+    def _look_after(self, key: int, peer: Peer, now: float) -> None:
+        self._talking[key] = peer
+        if peer.removed and peer.life is Life.DOWN:
+            self._busy.pop(key, None)
+            peer.noted_timer = None
+            self._left(peer, now)
+            return
+        if peer.busy:
+            self._busy[key] = peer
+        else:
+            self._busy.pop(key, None)
+        at = peer.get_timer()
+        if at != peer.noted_timer:
+            peer.noted_timer = at
+            if at is not None:
+                self._serial += 1
+                heapq.heappush(self._timers, (at, self._serial, peer))
+
+    def _left(self, peer: Peer, now: float) -> None:
+        """A removed protocol is gone: its successor may start."""
+        if peer not in self._leaving:
+            return
+        self._leaving.remove(peer)
+        for other in self.peers.values():
+            if other.config.neighbor == peer.config.neighbor:
+                other.start(now)
+                self.touch(other)
 
     def _scan(self, now: float) -> None:
         """Look at the kernel (device, direct, static and kernel protocols)."""
