@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import hmac
 import secrets
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -20,7 +19,7 @@ from etcd.core.auth_perms import Permission
 from etcd.core.auth_tokens import LETTERS, SimpleTokens, TokenProvider
 from etcd.core.errors import EtcdError
 from etcd.core.pb import rpc_pb2 as pb
-from etcd.server.auth_hash import PasswordHasher
+from etcd.server.auth_hash import PasswordChecks, PasswordHasher
 
 if TYPE_CHECKING:
     import asyncio
@@ -29,7 +28,6 @@ if TYPE_CHECKING:
     from google.protobuf.message import Message
 
     from emulator.runtime.role import RoleEnv
-    from etcd.core.auth import User
     from etcd.core.engine import Engine
     from etcd.core.http2.hpack import Header
     from etcd.server.config import EtcdConfig
@@ -90,11 +88,12 @@ class AuthService:
         self._member = member
         self._tokens = token_provider(member.config, member.env)
         self._hasher = PasswordHasher(member.config.bcrypt_cost)
-        self._check: tuple[Engine, CallCheck] | None = None
-        # user -> (hash, digest of the password that matched it), so that the many clients of one
-        # user cost one bcrypt; the digest's key never leaves this process.
-        self._matched: dict[str, tuple[bytes, bytes]] = {}
-        self._digest_key = secrets.token_bytes(32)
+        self._rules: tuple[Engine, CallCheck] | None = None
+        self._checks = PasswordChecks(self._hasher, member.loop)
+
+    def close(self) -> None:
+        """End the thread that compares passwords, if there is one."""
+        self._checks.close()
 
     @property
     def enabled(self) -> bool:
@@ -115,38 +114,40 @@ class AuthService:
             return AuthInfo(shown.common_name, auth.revision)
         return None
 
-    def _checks(self) -> CallCheck:
+    def _rules_now(self) -> CallCheck:
         engine = self._member.engine
-        if self._check is None or self._check[0] is not engine:
-            self._check = (
+        if self._rules is None or self._rules[0] is not engine:
+            self._rules = (
                 engine,
                 CallCheck(engine.auth, engine.leases, self._member.config.max_txn_ops),
             )
-        return self._check[1]
+        return self._rules[1]
 
     def admit(self, path: str, request: object, shown: Credentials) -> None:
         """Raise EtcdError unless the caller may make a call with this message."""
         if not self.enabled or path in OPEN:
             return
-        checks = self._checks()
+        checks = self._rules_now()
         checks.valid(path, request)
         checks.call(path, request, self.who(shown))
 
     def admit_stream(self, path: str, shown: Credentials) -> None:
         """Raise EtcdError unless the caller may begin a streaming call."""
         if self.enabled and path not in OPEN:
-            self._checks().opening(path, self.who(shown))
+            self._rules_now().opening(path, self.who(shown))
 
     # The service -----------------------------------------------------------------------------
 
     def methods(self) -> dict[str, tuple[type[Message], Callable[[Any], Message]]]:
-        """Return path → (request, method); ``admit`` has been asked before one is called."""
+        """Return path → (request, method); ``admit`` has been asked before one is called.
+
+        Authenticate is not among them: see ``auth_calls``.
+        """
         prefix = "/etcdserverpb.Auth/"
         return {
             prefix + "AuthEnable": (pb.AuthEnableRequest, self._enable),
             prefix + "AuthDisable": (pb.AuthDisableRequest, self._disable),
             prefix + "AuthStatus": (pb.AuthStatusRequest, self._status),
-            prefix + "Authenticate": (pb.AuthenticateRequest, self._authenticate),
             prefix + "UserAdd": (pb.AuthUserAddRequest, self._user_add),
             prefix + "UserGet": (pb.AuthUserGetRequest, self._user_get),
             prefix + "UserList": (pb.AuthUserListRequest, self._user_list),
@@ -190,32 +191,57 @@ class AuthService:
             header=self._engine.header(), enabled=auth.enabled, authRevision=auth.revision
         )
 
-    def _authenticate(self, request: pb.AuthenticateRequest) -> Message:
-        engine = self._engine
-        if not engine.auth.enabled:
+    def authenticate(
+        self,
+        request: pb.AuthenticateRequest,
+        done: Callable[[pb.AuthenticateResponse | EtcdError], None],
+    ) -> None:
+        """Auth.Authenticate: call ``done`` when the password has been compared.
+
+        Raises EtcdError for what needs no comparing.
+        """
+        auth = self._engine.auth
+        if not auth.enabled:
             raise EtcdError(*errors.AUTH_NOT_ENABLED)
-        user = engine.auth.find_user(request.name)
-        if user is not None and user.no_password:
+        user = auth.find_user(request.name)
+        if user is None:
+            raise self._failed(request.name)
+        if user.no_password:
             raise EtcdError(*errors.NO_PASSWORD_USER)
-        if user is None or not self._matches(user, request.password):
-            self._member.env.log.warning("authentication of user %r failed", request.name)
-            raise EtcdError(*errors.AUTH_FAILED)
+        hashed = user.password
+        self._checks.check(
+            request.password, hashed, lambda right: self._on_checked(request, hashed, right, done)
+        )
+
+    def _failed(self, name: str) -> EtcdError:
+        self._member.env.log.warning("authentication of user %r failed", name)
+        return EtcdError(*errors.AUTH_FAILED)
+
+    def _on_checked(
+        self,
+        request: pb.AuthenticateRequest,
+        hashed: bytes,
+        right: bool,
+        done: Callable[[pb.AuthenticateResponse | EtcdError], None],
+    ) -> None:
+        engine = self._engine
+        user = engine.auth.find_user(request.name)
+        if not engine.auth.enabled or user is None or user.password != hashed:
+            # Changed while it was compared: begin again, as etcd does.
+            try:
+                self.authenticate(request, done)
+            except EtcdError as error:
+                done(error)
+            return
+        if not right:
+            done(self._failed(request.name))
+            return
         # An entry of the log in a cluster of several, and the second part of a simple token.
         engine.raft_index += 1
         token = self._tokens.assign(
             user.name, engine.auth.revision, engine.raft_index, now=self._member.loop.time()
         )
-        return pb.AuthenticateResponse(header=engine.header(), token=token)
-
-    def _matches(self, user: User, password: str) -> bool:
-        digest = hmac.digest(self._digest_key, password.encode(), "sha256")
-        hashed, matched = self._matched.get(user.name, (b"", b""))
-        if hashed == user.password and hmac.compare_digest(digest, matched):
-            return True
-        if not self._hasher.matches(password, user.password):
-            return False
-        self._matched[user.name] = user.password, digest
-        return True
+        done(pb.AuthenticateResponse(header=engine.header(), token=token))
 
     # Users ---------------------------------------------------------------------------------
 
@@ -236,7 +262,7 @@ class AuthService:
 
     def _user_delete(self, request: pb.AuthUserDeleteRequest) -> Message:
         self._engine.auth.user_delete(request.name)
-        self._forget(request.name)
+        self._tokens.invalidate(request.name)
         return pb.AuthUserDeleteResponse(header=self._engine.header())
 
     def _user_change_password(self, request: pb.AuthUserChangePasswordRequest) -> Message:
@@ -251,12 +277,8 @@ class AuthService:
             except (binascii.Error, ValueError):
                 raise EtcdError(*errors.NO_PASSWORD_USER) from None
         auth.user_change_password(request.name, hashed)
-        self._forget(request.name)
+        self._tokens.invalidate(request.name)
         return pb.AuthUserChangePasswordResponse(header=self._engine.header())
-
-    def _forget(self, username: str) -> None:
-        self._tokens.invalidate(username)
-        self._matched.pop(username, None)
 
     def _user_grant_role(self, request: pb.AuthUserGrantRoleRequest) -> Message:
         self._engine.auth.user_grant_role(request.user, request.role)

@@ -20,6 +20,7 @@ from etcd.core.identity import derive_ids
 from etcd.core.lease import EXPIRY_INTERVAL_S
 from etcd.core.pb import rpc_pb2 as pb
 from etcd.core.watch import WatchHub
+from etcd.server.auth import AuthService
 from etcd.server.storage import NoSpaceError, Storage, StorageError
 
 if TYPE_CHECKING:
@@ -71,6 +72,7 @@ class Member:
             if config.enable_v2 or self.engine.v2 is not None:
                 self.engine.enable_v2().publish(int(env.clock.time() * 1e9))
             self._append()
+            self.auth = AuthService(self)
         except BaseException:
             self.close_files()
             raise
@@ -337,6 +339,7 @@ class Member:
         self.stopped = True
         if self.v2 is not None:
             self.v2.close()
+        self.auth.close()
         if not self.failure.done():
             self.failure.cancel()
 

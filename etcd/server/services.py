@@ -14,7 +14,6 @@ from etcd.core import errors
 from etcd.core.errors import Code, EtcdError
 from etcd.core.pb import health_pb2, rpc_pb2, v3election_pb2, v3lock_pb2
 from etcd.core.pb import rpc_pb2 as pb
-from etcd.server.auth import AuthService
 from etcd.server.config import CLUSTER_VERSION, SERVER_VERSION
 
 if TYPE_CHECKING:
@@ -71,7 +70,7 @@ class Services:
 
     def __init__(self, member: Member) -> None:
         self._member = member
-        self.auth = AuthService(member)
+        self.auth = member.auth
         kv, lease = "/etcdserverpb.KV/", "/etcdserverpb.Lease/"
         cluster, maintenance = "/etcdserverpb.Cluster/", "/etcdserverpb.Maintenance/"
         self.unary: dict[str, Unary] = {

@@ -8,6 +8,7 @@ from etcd.core.auth_check import WATCH
 from etcd.core.errors import EtcdError
 from etcd.core.pb import health_pb2
 from etcd.core.pb import rpc_pb2 as pb
+from etcd.server.auth_calls import AuthenticateCall
 from etcd.server.long_calls import LONG_CALLS
 from etcd.server.recipe_calls import RECIPE_CALLS
 from etcd.server.services import decode
@@ -126,6 +127,7 @@ STREAMS: dict[str, Callable[[Member, Reply], StreamCall]] = {
     "/etcdserverpb.Watch/Watch": WatchCall,
     "/etcdserverpb.Lease/LeaseKeepAlive": KeepAliveCall,
     "/grpc.health.v1.Health/Watch": HealthWatchCall,
+    "/etcdserverpb.Auth/Authenticate": AuthenticateCall,
     **LONG_CALLS,
     **RECIPE_CALLS,
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import threading
 from typing import TYPE_CHECKING, Any
 
 import aiohttp
@@ -15,10 +16,12 @@ from etcd.client import EtcdAccess, EtcdClient, EtcdError
 from etcd.core import errors
 from etcd.core.auth_check import OPEN, CallCheck
 from etcd.core.pb import rpc_pb2 as pb
+from etcd.server import auth_hash
+from etcd.server.auth_hash import PasswordHasher
 from etcd.server.gateway import METHODS
 from etcd.server.services import Services
 from etcd.server.streams import STREAMS
-from tests.etcd_auth_calls import ALICE, READ, ROOT, caller, populate, refused
+from tests.etcd_auth_calls import ALICE, READ, ROOT, Caller, caller, populate, refused
 from tests.etcd_servers import disk_etcd, memory_etcd, process_etcd
 
 if TYPE_CHECKING:
@@ -217,6 +220,73 @@ async def test_wrong_passwords_and_users_without_one_get_no_token(server: EtcdSe
         assert index.isdigit()
         pending = root("Auth/UserAdd", name="long", password="x" * 73)
         await refused(errors.PASSWORD_TOO_LONG, pending)
+
+
+async def test_guessing_passwords_holds_nobody_else_up(
+    server: EtcdServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate, compared = threading.Event(), []
+
+    def slowly(_: PasswordHasher, password: str, hashed: bytes) -> bool:
+        compared.append(password)
+        gate.wait(10)
+        return password == "right"
+
+    monkeypatch.setattr(PasswordHasher, "matches", slowly)
+    monkeypatch.setattr(auth_hash, "INLINE_COST", 0)
+    monkeypatch.setattr(auth_hash, "MAX_CHECKS", 2)
+    async with caller(server.endpoint) as call, asyncio.timeout(5):
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = [
+                    group.create_task(_token(call, password))
+                    for password in ("right", "wrong", "right", "too much")
+                ]
+                await tasks[3]
+                # The thread is busy with the first; others are answered all the same.
+                await refused(NOBODY, call("KV/Range", key=b"r"))
+                assert not any(task.done() for task in tasks[:3])
+                gate.set()
+        finally:
+            gate.set()
+    assert [task.result() for task in tasks] == [
+        "token",
+        errors.AUTH_FAILED[1],
+        "token",
+        errors.TOO_MANY_REQUESTS[1],
+    ]
+    assert compared == ["right", "wrong"]
+
+
+async def _token(call: Caller, password: str) -> str:
+    try:
+        return "token" if (await call("Auth/Authenticate", name="alice", password=password)) else ""
+    except EtcdError as error:
+        return error.message
+
+
+async def test_a_password_changed_while_it_is_compared_is_compared_again(
+    server: EtcdServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, gate = asyncio.Event(), threading.Event()
+    loop, matches = asyncio.get_running_loop(), PasswordHasher.matches
+
+    def slowly(hasher: PasswordHasher, password: str, hashed: bytes) -> bool:
+        if password == "alicepw":
+            loop.call_soon_threadsafe(begun.set)
+            gate.wait(10)
+        return matches(hasher, password, hashed)
+
+    async with caller(server.endpoint, ROOT) as root, caller(server.endpoint) as call:
+        await root("KV/Range", key=b"r")
+        monkeypatch.setattr(PasswordHasher, "matches", slowly)
+        monkeypatch.setattr(auth_hash, "INLINE_COST", 0)
+        async with asyncio.timeout(5), asyncio.TaskGroup() as group:
+            task = group.create_task(_token(call, "alicepw"))
+            await begun.wait()
+            await root("Auth/UserChangePassword", name="alice", password="new")
+            gate.set()
+        assert task.result() == errors.AUTH_FAILED[1]
 
 
 async def test_a_changed_password_ends_the_tokens_and_a_right_one_is_not_remembered_for_ever(
