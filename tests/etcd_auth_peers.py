@@ -7,7 +7,7 @@ import contextlib
 import datetime
 from typing import TYPE_CHECKING, Protocol
 
-from emulator.cluster.pki import Authority
+from emulator.cluster.authority import Authority
 from etcd.client import NO_ACCESS, EtcdAccess, EtcdClient
 from tests.etcd_servers import (
     NO_REAL_ETCD,

@@ -39,6 +39,8 @@ T = TypeVar("T")
 
 # The network configuration is asked for again so often; flannel's figure.
 CONFIG_RETRY_S: Final = 1.0
+# In a cluster that starts, the configuration is there in a moment.
+FIRST_CONFIG_RETRY_S: Final = 0.05
 # A renewal that failed is tried again so soon; flannel's figure.
 RENEW_RETRY_S: Final = 60.0
 # flannel's --subnet-lease-renew-margin may be 1 to 1439 minutes.
@@ -164,6 +166,7 @@ class _Flanneld:
     # Start
 
     async def _wait_for_config(self) -> NetworkConfig:
+        wait_s = FIRST_CONFIG_RETRY_S
         while True:
             try:
                 data = await self._registry.network_config()
@@ -175,7 +178,8 @@ class _Flanneld:
                     ",".join(self._config.etcd_endpoints),
                     self._config.prefix,
                 )
-            await asyncio.sleep(CONFIG_RETRY_S)
+            await asyncio.sleep(wait_s)
+            wait_s = min(wait_s * 2, CONFIG_RETRY_S)
 
     def _make_attrs(self) -> LeaseAttrs:
         backend, public_ip = self._network.backend, self._iface.ip

@@ -90,8 +90,8 @@ def _spec(plan: ClusterPlan, like: NodeSpec, args: argparse.Namespace) -> NodeSp
 async def _join(plan: ClusterPlan, node: NodePlan, wait_s: float, env: RoleEnv) -> None:
     """Run the node as soon as the control plane has written who is who."""
     from agents.node.daemon import run_node
+    from emulator.cluster.authority import Authority
     from emulator.cluster.credentials import Credentials
-    from emulator.cluster.pki import Authority
     from emulator.cluster.roles import node_config
 
     await _credentials(plan, wait_s, env)

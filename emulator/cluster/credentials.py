@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from emulator.cluster.kubeconfig import render_kubeconfig
-from emulator.cluster.pki import Authority, Pair, TokenUser, make_tokens, read_tokens, write_private
+from emulator.cluster.pki import Pair, TokenUser, make_tokens, read_tokens, write_private
 from emulator.errors import UsageError
 
 if TYPE_CHECKING:
@@ -54,6 +54,8 @@ class Credentials:
 
         ``api_names`` and ``kubelet_hosts`` are the names and addresses clients dial.
         """
+        from emulator.cluster.authority import Authority
+
         authority = Authority(directory, datetime.datetime.now(datetime.UTC))
         authority.issue("apiserver", "kube-apiserver", names=dict.fromkeys(api_names))
         authority.issue("kubelet", NODE, names=dict.fromkeys(kubelet_hosts))

@@ -8,6 +8,7 @@ import functools
 import importlib
 import os
 import signal
+import sys
 from typing import TYPE_CHECKING, Final
 
 from emulator.addr import format_ip
@@ -17,11 +18,12 @@ from emulator.cluster.plan import make_plan
 from emulator.cluster.process import set_up_log
 from emulator.cluster.supervisor import Supervisor
 from emulator.cluster.zygote import start_zygote
-from emulator.errors import UsageError
+from emulator.errors import PodwireError, UsageError
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from emulator.cluster.plan import ClusterPlan
     from emulator.cluster.spec import ClusterSpec
@@ -37,15 +39,59 @@ def prepare(spec: ClusterSpec, directory: ClusterDirectory) -> ClusterPlan:
 
     ``directory`` must be acquired.  Raises UsageError.
     """
-    try:
+    with _saying_what_cannot_be_written(directory.path):
         plan = make_plan(spec, directory.path, directory.claim_block())
-        # All the code the roles need, once the cheap errors are out and before the CA is made: what
-        # that leaves half-empty would end up between the code, and be written to in every node.
+    # At the same time, and so that the library that makes certificates is in no node's memory.
+    with in_a_child(functools.partial(_write_credentials, plan)):
         importlib.import_module("emulator.cluster.roles")
-        write_credentials(plan)
-    except OSError as error:
-        raise UsageError(f"{directory.path}: cannot be written ({error.strerror})") from None
     return plan
+
+
+@contextlib.contextmanager
+def _saying_what_cannot_be_written(directory: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UsageError(f"{directory}: cannot be written ({error.strerror})") from None
+
+
+def _how(status: int) -> str:
+    code = os.waitstatus_to_exitcode(status)
+    return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
+
+
+def _write_credentials(plan: ClusterPlan) -> None:
+    with _saying_what_cannot_be_written(plan.directory):
+        write_credentials(plan)
+
+
+@contextlib.contextmanager
+def in_a_child(work: Callable[[], None]) -> Iterator[None]:
+    """Do ``work`` in a forked process while the body runs here; raises UsageError as it does."""
+    readable, writable = os.pipe()
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            work()
+            status = 0
+        except UsageError as error:
+            os.write(writable, str(error).encode())
+        except Exception:
+            sys.excepthook(*sys.exc_info())
+        finally:
+            os._exit(status)
+    os.close(writable)
+    try:
+        with open(readable) as said:
+            yield
+            failure = said.read()
+    finally:
+        _, status = os.waitpid(child, 0)
+    if failure:
+        raise UsageError(failure)
+    if status:
+        raise PodwireError(f"a process that was to help ended ({_how(status)})")
 
 
 def write_credentials(plan: ClusterPlan) -> None:

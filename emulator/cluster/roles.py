@@ -1,4 +1,8 @@
-"""Which code each role of a cluster runs; importing this module is the zygote's warm-up."""
+"""Which code each role of a cluster runs.
+
+Importing this module is the zygote's warm-up for nodes, which are many.  etcd and the control plane
+import what only they run when they have been forked.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,6 @@ from agents.apiserver.config import ApiServerConfig, UserInfo
 from agents.node.config import NodeConfig, Relay
 from agents.node.daemon import run_node
 from emulator.addr import format_ip
-from emulator.cluster.controlplane import ControlPlaneConfig, run_controlplane
 from emulator.cluster.credentials import (
     CONTROLLERS,
     KUBELET_CLIENT,
@@ -21,16 +24,16 @@ from emulator.cluster.networks import flannel_config
 from emulator.cluster.order import lay_together
 from emulator.cluster.process import run_role
 from emulator.kubeclient.config import KubeConfig
-from emulator.runtime.tls import rehearse_handshake
+from emulator.runtime.tls import rehearse_handshakes
 from emulator.workloads.images import default_registry
 from etcd.core.http2 import huffman
 from etcd.server.config import EtcdConfig
-from etcd.server.daemon import run_etcd
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Mapping
     from typing import Any
 
+    from emulator.cluster.controlplane import ControlPlaneConfig
     from emulator.cluster.plan import ClusterPlan, NodePlan
     from emulator.cluster.zygote import Child
     from emulator.runtime.role import RoleEnv
@@ -47,7 +50,7 @@ def warm_up(plan: ClusterPlan) -> dict[str, Role]:
     client = kubeconfig(plan, credentials, NODE).ssl_context()
     if client is not None:
         pair = credentials.apiserver
-        rehearse_handshake(client, pair.cert, pair.key, plan.api_host)
+        rehearse_handshakes(client, pair.cert, pair.key, plan.api_host)
     huffman.decode(huffman.encode(b"?"))  # makes tables of 270 KiB
     default_registry().resolve("nginx")  # compiles the patterns every other image is tried with
     lay_together()
@@ -57,8 +60,8 @@ def warm_up(plan: ClusterPlan) -> dict[str, Role]:
 def roles_of(plan: ClusterPlan, credentials: Credentials) -> dict[str, Role]:
     """What each role of a cluster runs, by name."""
     roles: dict[str, Role] = {
-        "etcd": functools.partial(run_etcd, etcd_config(plan)),
-        "controlplane": functools.partial(run_controlplane, controlplane_config(plan, credentials)),
+        "etcd": functools.partial(_run_etcd, plan),
+        "controlplane": functools.partial(_run_controlplane, plan, credentials),
     }
     for node in plan.nodes:
         roles[node.spec.name] = functools.partial(run_node, node_config(plan, node, credentials))
@@ -74,6 +77,18 @@ def run_child(made: Mapping[str, Role], child: Child) -> int:
         on_failed=child.failed,
         lifeline=child.lifeline,
     )
+
+
+async def _run_etcd(plan: ClusterPlan, env: RoleEnv) -> None:
+    from etcd.server.daemon import run_etcd
+
+    await run_etcd(etcd_config(plan), env)
+
+
+async def _run_controlplane(plan: ClusterPlan, credentials: Credentials, env: RoleEnv) -> None:
+    from emulator.cluster.controlplane import run_controlplane
+
+    await run_controlplane(controlplane_config(plan, credentials), env)
 
 
 def kubeconfig(plan: ClusterPlan, credentials: Credentials, user: str) -> KubeConfig:
@@ -93,6 +108,8 @@ def etcd_config(plan: ClusterPlan) -> EtcdConfig:
 
 
 def controlplane_config(plan: ClusterPlan, credentials: Credentials) -> ControlPlaneConfig:
+    from emulator.cluster.controlplane import ControlPlaneConfig
+
     apiserver = ApiServerConfig(
         listen_host=plan.api_host,
         listen_port=plan.api_port,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from emulator.cli.main import main
-from emulator.cluster.pki import Authority
+from emulator.cluster.authority import Authority
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
