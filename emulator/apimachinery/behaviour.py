@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from emulator.apimachinery import defaults
+from emulator.apimachinery import validate_network as network
 from emulator.apimachinery import validate_pods as pods
 from emulator.apimachinery import validate_services as services
 from emulator.apimachinery import validate_workloads as workloads
@@ -204,7 +205,7 @@ _BEHAVIOURS: Final[dict[tuple[str, str], Behaviour]] = {
         default=defaults.endpoint_slice, validate=workloads.endpoint_slice, generation=True
     ),
     ("networking.k8s.io", "networkpolicies"): Behaviour(
-        default=defaults.network_policy, generation=True
+        default=defaults.network_policy, validate=network.network_policy, generation=True
     ),
     ("networking.k8s.io", "ingresses"): Behaviour(generation=True),
     ("networking.k8s.io", "ingressclasses"): Behaviour(generation=True),

@@ -64,3 +64,6 @@ JOBS: Final = Resource("batch", "v1", "jobs", "Job", True)
 CRONJOBS: Final = Resource("batch", "v1", "cronjobs", "CronJob", True)
 ENDPOINTSLICES: Final = Resource("discovery.k8s.io", "v1", "endpointslices", "EndpointSlice", True)
 LEASES: Final = Resource("coordination.k8s.io", "v1", "leases", "Lease", True)
+NETWORKPOLICIES: Final = Resource(
+    "networking.k8s.io", "v1", "networkpolicies", "NetworkPolicy", True
+)
