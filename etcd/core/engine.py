@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from etcd.core import txn, wal
 from etcd.core.auth import AuthStore
+from etcd.core.counts import OperationCounts
 from etcd.core.errors import (
     EMPTY_KEY,
     KEY_NOT_FOUND,
@@ -67,6 +68,7 @@ class Engine:
         self._quota_bytes = quota_bytes
         self._max_request_bytes = max_request_bytes
         self._max_txn_ops = max_txn_ops
+        self.counts = OperationCounts()
         self._records: list[bytes] = []
         self._commits: list[tuple[int, Changes]] = []
         # (raft term, a header's bytes before the revision, those after it).
@@ -78,6 +80,11 @@ class Engine:
     def dirty(self) -> bool:
         """Whether records wait to be made durable."""
         return bool(self._records)
+
+    @property
+    def pending_records(self) -> int:
+        """How many records wait to be made durable."""
+        return len(self._records)
 
     def take_records(self) -> list[bytes]:
         """Return and forget the pending log records."""
@@ -123,6 +130,7 @@ class Engine:
         """KV.Range."""
         txn.check_range(request)
         response = txn.range_response(self.store, request, self.store.revision)
+        self.counts.ranges += 1
         self._fill(response.header)
         return response
 
@@ -138,6 +146,8 @@ class Engine:
         write = self.store.write()
         response = txn.apply_put(write, self.store, request)
         self._commit(write.end())
+        self.counts.puts += 1
+        self.counts.put_bytes += len(request.key) + len(request.value)
         self._fill(response.header)
         return response
 
@@ -157,6 +167,9 @@ class Engine:
         write = self.store.write()
         write.put(key, value, lease)
         self._commit(write.end())
+        counts = self.counts
+        counts.puts += 1
+        counts.put_bytes += len(key) + len(value)
         header = self.header_bytes(write.revision)
         return b"\x0a" + bytes((len(header),)) + header
 
@@ -166,6 +179,7 @@ class Engine:
         write = self.store.write()
         response = txn.apply_delete(write, request)
         self._commit(write.end())
+        self.counts.deletes += response.deleted
         self._fill(response.header)
         return response
 
@@ -178,9 +192,23 @@ class Engine:
                 self._check_space()
         write = self.store.write()
         response = txn.apply_txn(self.store, self.leases, write, request)
-        self._commit(write.end())
+        changes = write.end()
+        self._commit(changes)
+        self._count_txn(changes, txn.count_ranges(response))
         self._fill(response.header)
         return response
+
+    def _count_txn(self, changes: Changes, ranges: int) -> None:
+        counts = self.counts
+        counts.ranges += ranges
+        for kv in changes:
+            if kv.version:
+                counts.puts += 1
+                counts.put_bytes += len(kv.key) + len(kv.value)
+            else:
+                counts.deletes += 1
+        if len(changes) + ranges > 1:
+            counts.txns += 1
 
     def compact(self, request: pb.CompactionRequest) -> pb.CompactionResponse:
         """KV.Compact."""
@@ -221,11 +249,15 @@ class Engine:
         self._check_space()
         self.leases.grant(lease_id, ttl_s, now=now)
         self._log(wal.lease_grant_record(lease_id, ttl_s))
+        self.counts.leases_granted += 1
+        self.counts.lease_ttls.observe(ttl_s)
         return pb.LeaseGrantResponse(header=self.header(), ID=lease_id, TTL=ttl_s)
 
     def lease_revoke(self, lease_id: int) -> pb.LeaseRevokeResponse:
         """Lease.LeaseRevoke, also for an expired lease: its keys go in one revision."""
         keys = self.leases.revoke(lease_id)
+        self.counts.leases_revoked += 1
+        self.counts.deletes += len(keys)
         write = self.store.write()
         for key in keys:
             write.delete_range(key, b"")
@@ -236,6 +268,7 @@ class Engine:
     def lease_keep_alive(self, lease_id: int, *, now: float) -> pb.LeaseKeepAliveResponse:
         """One LeaseKeepAlive request; TTL 0 tells that the lease is gone."""
         ttl_s = self.leases.renew(lease_id, now=now)
+        self.counts.leases_renewed += ttl_s > 0
         return pb.LeaseKeepAliveResponse(header=self.header(), ID=lease_id, TTL=ttl_s)
 
     def lease_time_to_live(
@@ -262,6 +295,7 @@ class Engine:
         expired = self.leases.expired(now=now)
         for lease_id in expired:
             self.lease_revoke(lease_id)
+        self.counts.leases_expired += len(expired)
         return len(expired)
 
     # Alarms --------------------------------------------------------------------------------

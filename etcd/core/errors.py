@@ -32,6 +32,8 @@ class Code(enum.IntEnum):
     @property
     def camel(self) -> str:
         """The name as grpc-go prints it."""
+        if self is Code.CANCELLED:
+            return "Canceled"
         return "OK" if self is Code.OK else "".join(map(str.capitalize, self.name.split("_")))
 
 

@@ -285,6 +285,20 @@ def apply_txn(
     return response
 
 
+def count_ranges(response: pb.TxnResponse) -> int:
+    """Count the ranges a transaction answered, at any depth."""
+    count = 0
+    for answer in response.responses:
+        match answer.WhichOneof("response"):
+            case "response_range":
+                count += 1
+            case "response_txn":
+                count += count_ranges(answer.response_txn)
+            case _:
+                pass
+    return count
+
+
 def _check_path_puts(store: Store, leases: Container[int], path: _Path, swept: list[bytes]) -> None:
     """``swept`` holds the first keys of deletes without upper end that ran before."""
     for op, nested in zip(path.ops, path.nested, strict=True):

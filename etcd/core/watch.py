@@ -124,11 +124,17 @@ class WatchHub:
         self._ranges: dict[Bounds, dict[Watcher, None]] = {}
         self._unsynced: dict[Watcher, None] = {}
         self.streams: dict[WatchStream, None] = {}
+        self.events_sent = 0
 
     @property
     def lagging(self) -> bool:
         """Whether any watcher is unsynced."""
         return bool(self._unsynced)
+
+    @property
+    def lagging_count(self) -> int:
+        """How many watchers are unsynced."""
+        return len(self._unsynced)
 
     def rebase(self, store: Store) -> None:
         """Go on with another store that holds the same durable revisions."""
@@ -283,6 +289,7 @@ class WatchHub:
             if not body:
                 continue
             watcher.recent = True
+            self.events_sent += len(encoded[variant])
             if watcher.fragment and len(body) >= FRAGMENT_BYTES:
                 self._send_fragments(watcher, prefix, encoded[variant])
             elif watcher.id:
@@ -358,6 +365,7 @@ class WatchHub:
             watcher.next_revision = watcher.min_revision = 0
         if events:
             watcher.recent = True
+            self.events_sent += len(events)
             head = self._header(self.revision)
             prefix = b"\x0a" + varint(len(head)) + head
             if watcher.fragment and size >= FRAGMENT_BYTES:

@@ -311,21 +311,26 @@ class Gateway:
     async def _unary(self, name: str, message: Message, shown: Credentials) -> bytes:
         call = _Call(self._member, self._services.auth, shown)
         unary = self._services.unary.get(name)
+        counts = self._services.counts[name]
+        counts.started += 1
         stream: StreamCall | None = None
-        if unary is not None:
-            call.admit(name, message)
-            call.answer(unary.call(message).SerializeToString())
-        else:
-            stream = self._open(name, call, shown)
         try:
-            if stream is not None:
+            if unary is not None:
+                call.admit(name, message)
+                call.answer(unary.call(message).SerializeToString())
+            else:
+                stream = self._open(name, call, shown)
                 stream.on_message(message.SerializeToString())
                 stream.on_half_close()
             payload = await call.next()
+        except EtcdError as error:
+            counts.fail(error.code)
+            raise
         finally:
             if stream is not None:
                 stream.on_gone()
         assert payload is not None, "a unary call answers or fails"
+        counts.ok += 1
         return payload
 
     def _open(self, name: str, call: _Call, shown: Credentials) -> StreamCall:
@@ -350,6 +355,8 @@ class Gateway:
             first = await self._first(method, body)
         shown = _shown(request)
         call = _Call(self._member, self._services.auth, shown)
+        counts = self._services.counts[name]
+        counts.started += 1
         stream = self._open(name, call, shown)
         response = web.StreamResponse(headers={**self._cors, "Content-Type": "application/json"})
         response.enable_chunked_encoding()
@@ -362,7 +369,9 @@ class Gateway:
                 feeding.cancel()
         except* ConnectionError:
             # The client is gone; there is nobody to tell.
-            pass
+            counts.fail(Code.CANCELLED)
+        else:
+            counts.ok += 1
         finally:
             stream.on_gone()
         return response

@@ -6,6 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING, NamedTuple
 
 from etcd.core import grpc
+from etcd.core.counts import MethodCounts
 from etcd.core.errors import Code, EtcdError
 from etcd.core.http2 import connection as h2
 from etcd.core.http2.frames import ErrorCode
@@ -36,6 +37,7 @@ class _Route(NamedTuple):
     path: str
     # None: a streaming call, or nothing that is served.
     method: Unary | None
+    counts: MethodCounts
     headers: Sequence[Header]
     grpc: bool
     encoding: bytes
@@ -45,28 +47,40 @@ class _Route(NamedTuple):
 class _UnaryCall:
     """A request that did not come whole in one frame."""
 
-    __slots__ = ("reader", "route")
+    __slots__ = ("counts", "reader", "route")
 
     def __init__(self, route: _Route) -> None:
         self.route = route
+        self.counts = route.counts
         self.reader = grpc.MessageReader(grpc.MAX_RECEIVE_BYTES, route.encoding)
 
 
 class _Stream:
     """A streaming call's way back (``streams.Reply``)."""
 
-    __slots__ = ("_connection", "_credentials", "_id", "call", "deadline", "reader", "started")
+    __slots__ = (
+        "_connection",
+        "_credentials",
+        "_id",
+        "call",
+        "counts",
+        "deadline",
+        "reader",
+        "started",
+    )
 
     def __init__(
         self,
         connection: GrpcServerConnection,
         stream_id: int,
         credentials: Credentials,
+        counts: MethodCounts,
         encoding: bytes,
     ) -> None:
         self._connection = connection
         self._id = stream_id
         self._credentials = credentials
+        self.counts = counts
         self.reader = grpc.MessageReader(grpc.MAX_RECEIVE_BYTES, encoding)
         self.call: StreamCall | None = None
         self.deadline: asyncio.TimerHandle | None = None
@@ -101,6 +115,8 @@ class GrpcServerConnection(asyncio.Protocol):
     def __init__(self, member: Member, services: Services) -> None:
         self.member = member
         self._unary = services.unary
+        self._counts = services.counts
+        self._traffic = services.traffic
         self.auth = services.auth
         self._common_name: str | None = None
         self._h2 = h2.Http2Connection(client=False)
@@ -122,7 +138,7 @@ class GrpcServerConnection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
         for stream_id in list(self._calls):
-            self._drop(stream_id)
+            self._cancel(stream_id)
 
     def eof_received(self) -> bool:
         return False
@@ -148,7 +164,7 @@ class GrpcServerConnection(asyncio.Protocol):
             elif isinstance(event, h2.HeadersReceived):
                 self._on_headers(event)
             elif isinstance(event, h2.StreamReset):
-                self._drop(event.stream_id)
+                self._cancel(event.stream_id)
             elif isinstance(event, h2.Drained):
                 self.member.schedule_sync()
             elif isinstance(event, h2.Failed):
@@ -189,12 +205,14 @@ class GrpcServerConnection(asyncio.Protocol):
             self._h2.send_trailers(stream_id, grpc.UNSUPPORTED_MEDIA_TYPE)
             self._h2.reset(stream_id, ErrorCode.NO_ERROR)
             return
+        route.counts.started += 1
         if route.method is not None:
             self._calls[stream_id] = route
         elif route.path in STREAMS:
             try:
                 self._open_stream(stream_id, route)
             except EtcdError as error:
+                route.counts.fail(error.code)
                 self.refuse(stream_id, error)
                 return
         else:
@@ -221,7 +239,9 @@ class GrpcServerConnection(asyncio.Protocol):
         text = path.decode("latin-1")
         method = self._unary.get(text)
         is_grpc = content_type.startswith(b"application/grpc")
-        route = _Route(text, method, headers, is_grpc, encoding, timeout)
+        # What nothing serves is counted nowhere, as etcd does.
+        counts = self._counts.get(text) or MethodCounts()
+        route = _Route(text, method, counts, headers, is_grpc, encoding, timeout)
         if len(self._routes) >= MAX_ROUTES:
             self._routes.clear()
         # The route keeps the list alive, so no other gets its id.
@@ -237,7 +257,9 @@ class GrpcServerConnection(asyncio.Protocol):
             return
         shown = self._shown(route.headers)
         self.auth.admit_stream(route.path, shown)
-        stream = self._calls[stream_id] = _Stream(self, stream_id, shown, route.encoding)
+        stream = self._calls[stream_id] = _Stream(
+            self, stream_id, shown, route.counts, route.encoding
+        )
         stream.call = STREAMS[route.path](self.member, stream)
         timeout_s = None if route.timeout is None else grpc.parse_timeout_s(route.timeout)
         if timeout_s is not None:
@@ -264,6 +286,8 @@ class GrpcServerConnection(asyncio.Protocol):
                 return
             assert call.call is not None, "set when the stream was opened"
             for message in messages:
+                call.counts.received += 1
+                self._traffic.received_bytes += len(message)
                 call.call.on_message(message)
             if event.end_stream:
                 call.call.on_half_close()
@@ -289,7 +313,7 @@ class GrpcServerConnection(asyncio.Protocol):
     def _call_unary(self, stream_id: int, route: _Route, message: bytes) -> None:
         method = route.method
         assert method is not None, "only unary calls are kept by their route"
-        del self._calls[stream_id]
+        self._traffic.received_bytes += len(message)
         request = decode(method.request, message)
         if self.auth.enabled:
             self.auth.admit(route.path, request, self._shown(route.headers))
@@ -297,7 +321,16 @@ class GrpcServerConnection(asyncio.Protocol):
             payload = method.payload(request)
         else:
             payload = method.call(request).SerializeToString()
+        del self._calls[stream_id]
+        route.counts.ok += 1
         self.member.answer(self, stream_id, payload)
+
+    def _cancel(self, stream_id: int) -> None:
+        """The client gave a call up."""
+        call = self._calls.get(stream_id)
+        if call is not None:
+            call.counts.fail(Code.CANCELLED)
+            self._drop(stream_id)
 
     def _drop(self, stream_id: int) -> None:
         call = self._calls.pop(stream_id, None)
@@ -312,13 +345,16 @@ class GrpcServerConnection(asyncio.Protocol):
     def release(self, call_id: int, payload: bytes, final: bool) -> None:
         """Send a response message."""
         data = grpc.frame(payload)
+        self._traffic.sent_bytes += len(payload)
         if final:
             self._h2.respond(call_id, grpc.RESPONSE_HEAD, data, grpc.OK_TRAILERS)
             if call_id in self._calls:
+                self._calls[call_id].counts.ok += 1
                 self._drop(call_id)
             return
         call = self._calls.get(call_id)
         if isinstance(call, _Stream):
+            call.counts.sent += 1
             self._start(call_id, call)
             self._h2.send_data(call_id, data)
 
@@ -333,7 +369,9 @@ class GrpcServerConnection(asyncio.Protocol):
         if isinstance(call, _Stream):
             self.end_stream(call_id, error)
             return
-        self._calls.pop(call_id, None)
+        if call is not None:
+            call.counts.fail(error.code)
+            del self._calls[call_id]
         self._h2.send_trailers(call_id, grpc.status_only(error.code, error.message))
         # The rest of the request is of no interest (RFC 9113 section 8.1).
         self._h2.reset(call_id, ErrorCode.NO_ERROR)
@@ -344,6 +382,10 @@ class GrpcServerConnection(asyncio.Protocol):
         if not isinstance(call, _Stream):
             return
         self._drop(stream_id)
+        if error is None:
+            call.counts.ok += 1
+        else:
+            call.counts.fail(error.code)
         if error is None:
             self._start(stream_id, call)
             self._h2.send_trailers(stream_id, grpc.OK_TRAILERS)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from etcd.server.member import Member
+    from etcd.server.metrics import Metrics
     from etcd.server.services import Services
     from etcd.server.v2 import V2Keys
     from etcd.server.v2http import V2Front
@@ -50,12 +51,14 @@ class Http1Front:
         # Cancelling tells a call that waits that its client is gone.
         self._server = web.Server(self._handle, access_log=None, handler_cancellation=True)
         self._v2_front: V2Front | None = None
+        self._metrics_of: Metrics | None = None
         self._gateway = Gateway(member, services, _CORS)
         checks = functools.partial(functools.partial, self._checks)
         self._looks: dict[str, Callable[[web.BaseRequest], web.Response]] = {
             "/health": self._health,
             "/version": self._version,
             "/debug/vars": self._vars,
+            "/metrics": self._metrics,
             "/livez": checks(LIVE_CHECKS),
             "/readyz": checks(READY_CHECKS),
             **{f"/livez/{name}": checks((name,)) for name in LIVE_CHECKS},
@@ -93,6 +96,14 @@ class Http1Front:
         return await self._gateway.handle(request, path)
 
     # What anyone may look at -----------------------------------------------------------------
+
+    def _metrics(self, _: web.BaseRequest) -> web.Response:
+        if self._metrics_of is None:
+            from etcd.server.metrics import Metrics
+
+            self._metrics_of = Metrics(self._member, self._services)
+        headers = {**_CORS, "Content-Type": "text/plain; version=0.0.4; charset=utf-8"}
+        return web.Response(body=self._metrics_of.text(), headers=headers)
 
     def _version(self, _: web.BaseRequest) -> web.Response:
         text = gojson.dumps({"etcdserver": SERVER_VERSION, "etcdcluster": CLUSTER_VERSION})

@@ -63,9 +63,10 @@ class Member:
         self.config = config
         self.env = env
         self.loop = loop
-        self._storage: Storage | None = None
+        # None: memory only.
+        self.storage: Storage | None = None
         if config.durability != "memory":
-            self._storage = Storage(config.data_dir, sync=config.durability == "fsync")
+            self.storage = Storage(config.data_dir, sync=config.durability == "fsync")
         try:
             self.engine = self._recover()
             self.engine.start(now=loop.time())
@@ -102,7 +103,7 @@ class Member:
     # Recovery ------------------------------------------------------------------------------
 
     def _recover(self) -> Engine:
-        ids = self._storage.identity() if self._storage is not None else None
+        ids = self.storage.identity() if self.storage is not None else None
         if ids is None:
             ids = derive_ids(self.config.peer_urls, self.config.cluster_token)
         engine = Engine(
@@ -111,15 +112,15 @@ class Member:
             max_request_bytes=self.config.max_request_bytes,
             max_txn_ops=self.config.max_txn_ops,
         )
-        if self._storage is not None:
-            self._storage.load(engine)
+        if self.storage is not None:
+            self.storage.load(engine)
         return engine
 
     def _append(self) -> None:
         records = self.engine.take_records()
-        if records and self._storage is not None:
+        if records and self.storage is not None:
             try:
-                self._storage.append(records)
+                self.storage.append(records)
             except NoSpaceError:
                 # The start record alone: serve reads, refuse writes.
                 self.engine.set_alarm(self.engine.member_id, pb.NOSPACE, active=True)
@@ -128,8 +129,8 @@ class Member:
 
     def close_files(self) -> None:
         """Close the data directory."""
-        if self._storage is not None:
-            self._storage.close()
+        if self.storage is not None:
+            self.storage.close()
 
     # Responses -----------------------------------------------------------------------------
 
@@ -161,16 +162,16 @@ class Member:
             return
         records = self.engine.take_records()
         waiting, self._waiting = self._waiting, []
-        if records and self._storage is not None:
+        if records and self.storage is not None:
             try:
-                self._storage.append(records)
+                self.storage.append(records)
             except NoSpaceError as error:
                 self._disk_full(str(error), waiting)
                 return
             except StorageError as error:
                 self.failure.set_exception(error)
                 return
-            self._after_append(self._storage)
+            self._after_append(self.storage)
         for revision, changes in self.engine.take_commits():
             self.hub.notify(revision, changes)
         if records:
@@ -211,6 +212,8 @@ class Member:
             if known is not None:
                 lease.expires_at = known.expires_at
         engine.raft_term = old.raft_term
+        engine.counts = old.counts
+        engine.counts.proposals_failed += len(waiting)
         engine.set_alarm(engine.member_id, pb.NOSPACE, active=True)
         # The alarm itself may not fit on the disk either; it holds while this process lives.
         engine.take_records()
@@ -294,7 +297,7 @@ class Member:
             self.hub.progress()
 
     async def _take_snapshots(self) -> None:
-        storage = self._storage
+        storage = self.storage
         while storage is not None:
             await self._snapshot_wanted.wait()
             self._snapshot_wanted.clear()
@@ -329,6 +332,7 @@ class Member:
             with contextlib.suppress(EtcdError):
                 # Somebody else may have compacted it already.
                 self.engine.compact(pb.CompactionRequest(revision=revision))
+                self.schedule_flush()
                 self.env.log.info("finished auto-compaction at revision %d", revision)
                 self.schedule_flush()
             mode.compacted(revision, now=loop.time())

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from google.protobuf.message import DecodeError, Message
 
 from etcd.core import errors
+from etcd.core.counts import MethodCounts, Traffic
 from etcd.core.errors import Code, EtcdError
 from etcd.core.pb import health_pb2, rpc_pb2, v3election_pb2, v3lock_pb2
 from etcd.core.pb import rpc_pb2 as pb
@@ -65,11 +66,29 @@ SERVICES = frozenset(
 )
 
 
+# "unary", "server_stream" or "bidi_stream" of every method, by path.
+KINDS = {
+    f"/{service.full_name}/{method.name}": (
+        "bidi_stream"
+        if method.client_streaming
+        else "server_stream"
+        if method.server_streaming
+        else "unary"
+    )
+    for file in (rpc_pb2, v3lock_pb2, v3election_pb2, health_pb2)
+    for service in file.DESCRIPTOR.services_by_name.values()
+    for method in service.methods
+}
+
+
 class Services:
     """The unary methods of a member by path."""
 
     def __init__(self, member: Member) -> None:
         self._member = member
+        # Of every method there is, called or not, by path.
+        self.counts: dict[str, MethodCounts] = {path: MethodCounts() for path in KINDS}
+        self.traffic = Traffic()
         self.auth = member.auth
         kv, lease = "/etcdserverpb.KV/", "/etcdserverpb.Lease/"
         cluster, maintenance = "/etcdserverpb.Cluster/", "/etcdserverpb.Maintenance/"

@@ -12,10 +12,12 @@ import contextlib
 import errno
 import fcntl
 import os
+from time import perf_counter
 from typing import TYPE_CHECKING
 
 from emulator.errors import PodwireError, UsageError
 from etcd.core import wal
+from etcd.core.counts import DURATION_BOUNDS_S, Histogram
 from etcd.core.errors import CorruptionError
 
 if TYPE_CHECKING:
@@ -77,6 +79,10 @@ class Storage:
         self.snapshot_size = 0
         # Set when filling ahead failed: the disk is full although this write still went through.
         self.disk_full = False
+        # Seconds of each sync of the log, and of each append as a whole; bytes appended.
+        self.fsync_s = Histogram(DURATION_BOUNDS_S)
+        self.commit_s = Histogram(DURATION_BOUNDS_S)
+        self.written = 0
         try:
             if os.path.isdir(os.path.join(data_dir, "member")):
                 raise UsageError(
@@ -210,6 +216,7 @@ class Storage:
         Raises NoSpaceError when the disk is full (the log is as before), StorageError when it
         failed.
         """
+        begun = perf_counter()
         state = self._writer.sequence, self._writer.crc
         data = self._writer.frame(b"".join(records))
         try:
@@ -223,7 +230,9 @@ class Storage:
             raise NoSpaceError(f"{self._wal_dir}: {error.strerror}") from error
         self._offset += len(data)
         self.log_bytes += len(data)
+        self.written += len(data)
         self._sync_file(self._fd)
+        self.commit_s.observe(perf_counter() - begun)
 
     def _make_room(self, size: int) -> None:
         if self._filled - self._offset >= size + LOW_BYTES:
@@ -251,11 +260,13 @@ class Storage:
     def _sync_file(self, fd: int) -> None:
         if not self._sync:
             return
+        begun = perf_counter()
         try:
             os.fdatasync(fd)
         except OSError as error:
             # A failed fsync may have dropped the pages: trying again would lie (fsyncgate).
             raise StorageError(f"{self._wal_dir}: fsync failed: {error.strerror}") from error
+        self.fsync_s.observe(perf_counter() - begun)
 
     def _create_segment(self) -> None:
         """Begin a segment at the next sequence number."""

@@ -18,8 +18,8 @@ from tests.etcd_servers import NO_DISTRO, distro_binary, memory_etcd, real_etcd
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-# Method, path and body of a request a line, made one after another.  An update of an unknown member
-# is not among them: the real one at times never answers it.
+# Method, path and body of a request a line, made one after another.  Changes of unknown members
+# are not among them: the real one at times never answers those.
 CASES = (Path(__file__).parent / "gateway_cases.txt").read_text().splitlines()
 ANSWER_TIMEOUT_S = 10.0
 needs_distro = pytest.mark.skipif(distro_binary("etcd") is None, reason=NO_DISTRO)
