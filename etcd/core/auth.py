@@ -9,7 +9,7 @@ Source: etcd server/auth/store.go.
 from __future__ import annotations
 
 import struct
-from bisect import insort
+from bisect import bisect_left, insort
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -274,22 +274,23 @@ class AuthStore:
         self._commit(*changed, gone=(_DELETE_ROLE, name))
 
     def role_grant(self, name: str, permission: Permission | None) -> None:
-        """Grant a role something, or change the kind of what it was granted on that range."""
+        """Grant a role something, or change the kind of what it was granted on that range.
+
+        As etcd does: only the first permission on a key is compared, so that a grant on a range
+        whose key begins another range, too, may stand beside an older one instead.
+        """
         if permission is None:
             raise EtcdError(*errors.PERMISSION_NOT_GIVEN)
         if not is_valid_range(permission.key, permission.range_end):
             raise EtcdError(*errors.INVALID_AUTH_MANAGEMENT)
         role = self.role(name)
-        where = permission.key, permission.range_end
-        kept = [entry for entry in role.permissions if (entry.key, entry.range_end) != where]
-        if len(kept) < len(role.permissions):
-            at = next(
-                i for i, old in enumerate(role.permissions) if (old.key, old.range_end) == where
-            )
+        granted = list(role.permissions)
+        at = bisect_left(granted, permission.key, key=_key_of)
+        if at < len(granted) and granted[at][1:] == permission[1:]:
+            granted[at] = permission
         else:
-            at = sum(entry.key <= permission.key for entry in kept)
-        kept.insert(at, permission)
-        self._commit(replace(role, permissions=tuple(kept)))
+            insort(granted, permission, key=_key_of)
+        self._commit(replace(role, permissions=tuple(granted)))
 
     def role_revoke(self, name: str, key: bytes, range_end: bytes) -> None:
         """Take back what a role was granted on exactly this range."""
@@ -355,6 +356,10 @@ class AuthStore:
         """Whether a user exists and has a role."""
         user = self._users.get(username)
         return user is not None and role in user.roles
+
+
+def _key_of(permission: Permission) -> bytes:
+    return permission.key
 
 
 def _without(roles: tuple[str, ...], gone: str) -> tuple[str, ...]:

@@ -10,15 +10,17 @@ import pytest
 from emulator.runtime.clock import loop_clock
 from emulator.runtime.role import RoleEnv
 from emulator.sim.world import World, simulate
-from etcd.client import EtcdClient, EtcdError
+from etcd.client import EtcdAccess, EtcdClient, EtcdError
+from etcd.client.channel import Channel
 from etcd.server import EtcdConfig, run_etcd
+from tests.etcd_auth_calls import Caller
 
 DAY_S = 86_400
 
 
 async def _serve() -> None:
     loop = asyncio.get_running_loop()
-    config = EtcdConfig(listen_host="0.0.0.0", durability="memory")
+    config = EtcdConfig(listen_host="0.0.0.0", durability="memory", bcrypt_cost=4)
     await run_etcd(config, RoleEnv(loop_clock(loop, 0.0), random.Random(1)))
 
 
@@ -79,5 +81,31 @@ def test_a_watch_outlives_a_partition_of_an_hour() -> None:
         assert seen == [b"1", b"2", b"3"]
         reading.cancel()
         await asyncio.gather(reading, return_exceptions=True)
+
+    simulate(main)
+
+
+def test_a_token_unused_for_an_hour_is_replaced_when_it_is_needed() -> None:
+    access = EtcdAccess("root", "pw")
+
+    async def main(world: World) -> None:
+        world.host("etcd", "10.0.0.1").spawn(_serve(), name="etcd")
+
+        async def agent() -> None:
+            channel = Channel(["etcd:2379"], access=access, ssl=None, rng=None, timeout_s=10.0)
+            call = Caller(channel)
+            await call("Auth/UserAdd", name="root", password="pw")
+            await call("Auth/UserGrantRole", user="root", role="root")
+            await call("Auth/AuthEnable")
+            async with EtcdClient(["etcd:2379"], access=access) as client:
+                lease = await client.lease_grant(3 * 3600)
+                for _ in range(3):
+                    await asyncio.sleep(3600)
+                    await client.put(b"subnet", b"10.2.1.0", lease=lease.id)
+                    await asyncio.sleep(3600)
+                    assert (await client.lease_keep_alive_once(lease.id)).ttl_s == 3 * 3600
+            await channel.close()
+
+        await world.host("agent", "10.0.0.2").spawn(agent(), name="agent")
 
     simulate(main)
