@@ -10,6 +10,7 @@ import json
 import sys
 from typing import TYPE_CHECKING, Any, Final
 
+from emulator.cli.answering import note_silent
 from emulator.cli.running import add_name, fetch_status, run_async
 from emulator.errors import UsageError
 
@@ -28,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    status = run_async(fetch_status(args))
+    status = run_async(_status(args))
     roles = [status["etcd"], status["controlplane"], *status["nodes"]]
     if args.role:
         roles = [_role(roles, name) for name in args.role]
@@ -39,6 +40,20 @@ def run(args: argparse.Namespace) -> int:
     # An etcd of its own is nobody's to judge here.
     ready = all(entry.get("ready", True) for entry in roles)
     return 0 if ready or not args.role else 1
+
+
+async def _status(args: argparse.Namespace) -> dict[str, Any]:
+    status = await fetch_status(args)
+    # Without a supervisor each role has just been asked itself.
+    if status["supervisor"] is not None:
+        await note_silent([status["etcd"], status["controlplane"], *status["nodes"]])
+    return status
+
+
+def _ready(entry: dict[str, Any]) -> str:
+    if not entry.get("responding", True):
+        return "not responding"
+    return "yes" if entry["ready"] else "no"
 
 
 def _role(roles: list[dict[str, Any]], name: str) -> dict[str, Any]:
@@ -58,7 +73,7 @@ def _print_table(status: dict[str, Any], roles: list[dict[str, Any]]) -> None:
         table.add_column(column, no_wrap=True)
     for entry in roles:
         if "pid" in entry:
-            cells = [entry["pid"] or "-", "yes" if entry["ready"] else "no", entry["restarts"]]
+            cells = [entry["pid"] or "-", _ready(entry), entry["restarts"]]
             cells.append(entry["last_exit"] or "-")
         else:
             cells = ["-", "external", "-", "-"]

@@ -136,6 +136,23 @@ def scale_and_see_all_nodes_follow(cluster: Podwire, replicas: int) -> None:
         )
 
 
+def test_a_role_that_is_stopped_is_not_called_ready(cluster: Podwire) -> None:
+    roles = roles_of(cluster)
+    assert all(role["responding"] for role in roles.values())
+    names = ("etcd", "controlplane", "node-0")
+    for name in names:
+        os.kill(roles[name]["pid"], signal.SIGSTOP)
+    try:
+        shown = cluster.podwire("status", *names, "node-1", check=False)
+    finally:
+        for name in names:
+            os.kill(roles[name]["pid"], signal.SIGCONT)
+    assert shown.code == 1
+    silent = [line.split()[0] for line in shown.out.splitlines() if "not responding" in line]
+    assert silent == list(names)
+    wait_for("all answer", lambda: all(role["ready"] for role in roles_of(cluster).values()))
+
+
 @pytest.mark.parametrize(("role", "replicas"), [("etcd", 4), ("controlplane", 5)])
 def test_the_data_plane_does_not_notice_the_death_of(
     cluster: Podwire, port: int, role: str, replicas: int
