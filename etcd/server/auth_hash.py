@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hmac
-import secrets
-from concurrent.futures import ThreadPoolExecutor
+import os
 from typing import TYPE_CHECKING
 
 from etcd.core.errors import PASSWORD_TOO_LONG, TOO_MANY_REQUESTS, EtcdError
@@ -12,6 +10,7 @@ from etcd.core.errors import PASSWORD_TOO_LONG, TOO_MANY_REQUESTS, EtcdError
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable
+    from concurrent.futures import ThreadPoolExecutor
 
 # What bcrypt takes into account; Go's refuses to hash more, and compares only so much.
 MAX_PASSWORD_BYTES = 72
@@ -69,7 +68,7 @@ class PasswordChecks:
     def __init__(self, hasher: PasswordHasher, loop: asyncio.AbstractEventLoop) -> None:
         self._hasher = hasher
         self._loop = loop
-        self._key = secrets.token_bytes(32)
+        self._key = os.urandom(32)
         # hash -> digest of the password that matched it
         self._right: dict[bytes, bytes] = {}
         # (hash, digest) -> who waits
@@ -81,6 +80,9 @@ class PasswordChecks:
 
         Raises EtcdError when too many passwords wait already.
         """
+        # What only a server with passwords needs is not loaded by every start.
+        import hmac
+
         digest = hmac.digest(self._key, password.encode(), "sha256")
         if hmac.compare_digest(self._right.get(hashed, b""), digest):
             then(True)
@@ -93,6 +95,8 @@ class PasswordChecks:
         else:
             self._asked[hashed, digest] = [then]
             if self._pool is None:
+                from concurrent.futures import ThreadPoolExecutor
+
                 self._pool = ThreadPoolExecutor(1, thread_name_prefix="etcd.bcrypt")
             checking = self._loop.run_in_executor(
                 self._pool, self._hasher.matches, password, hashed

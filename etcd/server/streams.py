@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Protocol
 
 from etcd.core.auth_check import WATCH
@@ -9,8 +10,6 @@ from etcd.core.errors import EtcdError
 from etcd.core.pb import health_pb2
 from etcd.core.pb import rpc_pb2 as pb
 from etcd.server.auth_calls import AuthenticateCall
-from etcd.server.long_calls import LONG_CALLS
-from etcd.server.recipe_calls import RECIPE_CALLS
 from etcd.server.services import decode
 
 if TYPE_CHECKING:
@@ -123,11 +122,33 @@ class HealthWatchCall:
         pass
 
 
+def _of_module(module: str, table: str, path: str) -> Callable[[Member, Reply], StreamCall]:
+    """Return a call of a module that is imported when it is first made: a quarter of our code."""
+
+    def make(member: Member, reply: Reply) -> StreamCall:
+        calls = getattr(importlib.import_module(module), table)
+        call: StreamCall = calls[path](member, reply)
+        return call
+
+    return make
+
+
+_MAINTENANCE = "/etcdserverpb.Maintenance/"
+_LONG_CALLS = ("Snapshot", "HashKV", "Hash")
+_LOCK_CALLS = ("Lock", "Unlock")
+_ELECTION_CALLS = ("Campaign", "Proclaim", "Leader", "Observe", "Resign")
+_RECIPES = (
+    *(f"/v3lockpb.Lock/{name}" for name in _LOCK_CALLS),
+    *(f"/v3electionpb.Election/{name}" for name in _ELECTION_CALLS),
+)
 STREAMS: dict[str, Callable[[Member, Reply], StreamCall]] = {
     "/etcdserverpb.Watch/Watch": WatchCall,
     "/etcdserverpb.Lease/LeaseKeepAlive": KeepAliveCall,
     "/grpc.health.v1.Health/Watch": HealthWatchCall,
     "/etcdserverpb.Auth/Authenticate": AuthenticateCall,
-    **LONG_CALLS,
-    **RECIPE_CALLS,
+    **{
+        _MAINTENANCE + name: _of_module("etcd.server.long_calls", "LONG_CALLS", _MAINTENANCE + name)
+        for name in _LONG_CALLS
+    },
+    **{path: _of_module("etcd.server.recipe_calls", "RECIPE_CALLS", path) for path in _RECIPES},
 }
