@@ -18,7 +18,15 @@ from agents.calico.errors import (
     UpdateConflictError,
 )
 from etcd.client import Delete as EtcdDelete
-from etcd.client import EtcdClient, KeyValue, Put, RangeResult, mod_revision, version
+from etcd.client import (
+    EtcdClient,
+    KeyValue,
+    Put,
+    RangeResult,
+    mod_revision,
+    prefix_end,
+    version,
+)
 from etcd.client import Get as EtcdGet
 
 if TYPE_CHECKING:
@@ -91,7 +99,17 @@ class Check(NamedTuple):
     revision: int
 
 
-Write = Create | Update | Delete | Check
+class Unchanged(NamedTuple):
+    """Change nothing, but no key with this prefix may have been written after ``revision``.
+
+    A deletion leaves no trace here: ``Check`` the keys that must still be there.
+    """
+
+    key: str
+    revision: int
+
+
+Write = Create | Update | Delete | Check | Unchanged
 
 
 class Change(NamedTuple):
@@ -206,16 +224,17 @@ class EtcdDatastore:
 
     async def commit(self, *writes: Write) -> int:
         """See ``Datastore.commit``."""
+        keyed = [write for write in writes if not isinstance(write, Unchanged)]
         answer = await self._client.txn(
             compare=[compare for write in writes for compare in _conditions(write)],
             success=[operation for write in writes for operation in _operations(write)],
-            failure=[EtcdGet(key_of(write).encode(), keys_only=True) for write in writes],
+            failure=[EtcdGet(key_of(write).encode(), keys_only=True) for write in keyed],
         )
         if answer.succeeded:
             return answer.revision
         revisions = {
             key_of(write): response.kvs[0].mod_revision if response.kvs else 0
-            for write, response in zip(writes, answer.responses, strict=True)
+            for write, response in zip(keyed, answer.responses, strict=True)
             if isinstance(response, RangeResult)
         }
         raise refusal(writes, revisions)
@@ -265,6 +284,8 @@ def refusal(
 ) -> AlreadyExistsError | DoesNotExistError | UpdateConflictError:
     """The error of a commit that failed; ``revisions`` of the keys now, 0: absent."""
     for write in writes:
+        if isinstance(write, Unchanged):
+            continue
         key = key_of(write)
         now = revisions[key]
         if isinstance(write, Create):
@@ -278,8 +299,9 @@ def refusal(
             return DoesNotExistError(key)
         if now and isinstance(write, Check) and not wanted:
             return UpdateConflictError(key)
-    # Every condition holds again by now: it did not when the transaction looked.
-    return UpdateConflictError(key_of(writes[0]))
+    # Something under a prefix has changed, or the condition that failed holds again by now.
+    guards = [write.key for write in writes if isinstance(write, Unchanged)]
+    return UpdateConflictError(guards[0] if guards else key_of(writes[0]))
 
 
 def _conditions(write: Write) -> list[Compare]:
@@ -291,6 +313,8 @@ def _conditions(write: Write) -> list[Compare]:
             return [mod_revision(key) == kvp.revision]
         case Check(_, revision):
             return [mod_revision(key) == revision]
+        case Unchanged(_, revision):
+            return [mod_revision(key, prefix_end(key)) < revision + 1]
         case Delete(_, revision):
             return [mod_revision(key) == revision if revision else version(key) != 0]
 
@@ -303,7 +327,7 @@ def _operations(write: Write) -> list[Op]:
             return [Put(kvp.key.encode(), encode(kvp.value))]
         case Delete(key):
             return [EtcdDelete(key.encode())]
-        case Check():
+        case Check() | Unchanged():
             return []
 
 

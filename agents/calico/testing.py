@@ -12,6 +12,7 @@ from agents.calico.datastore import (
     Delete,
     Query,
     Snapshot,
+    Unchanged,
     Update,
     Write,
     decode_answer,
@@ -78,9 +79,14 @@ class MemoryDatastore:
         if self.before is not None:
             await self.before("commit", tuple(key_of(write) for write in writes))
         revisions = {key_of(write): self._data.get(key_of(write), (b"", 0))[1] for write in writes}
-        if not all(_holds(write, revisions[key_of(write)]) for write in writes):
+        if not all(
+            self._is_unchanged(write)
+            if isinstance(write, Unchanged)
+            else _holds(write, revisions[key_of(write)])
+            for write in writes
+        ):
             raise refusal(writes, revisions)
-        if all(isinstance(write, Check) for write in writes):
+        if all(isinstance(write, Check | Unchanged) for write in writes):
             return self.revision
         self.revision += 1
         for write in writes:
@@ -118,6 +124,13 @@ class MemoryDatastore:
         else:
             keys = [query.key] if query.key in self._data else []
         return decode_answer(query, ((key, *self._data[key]) for key in keys))
+
+    def _is_unchanged(self, guard: Unchanged) -> bool:
+        return all(
+            revision <= guard.revision
+            for key, (_, revision) in self._data.items()
+            if key.startswith(guard.key)
+        )
 
     def _put(self, key: str, data: bytes) -> None:
         self._data[key] = (data, self.revision)
@@ -158,7 +171,7 @@ class MemoryChanges:
             await self._store.wait()
 
 
-def _holds(write: Write, now: int) -> bool:
+def _holds(write: Create | Update | Check | Delete, now: int) -> bool:
     match write:
         case Create():
             return not now

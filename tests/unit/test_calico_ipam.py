@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from agents.calico.datastore import Query, Update
+from agents.calico.datastore import Create, Query, Unchanged, Update
 from agents.calico.errors import AlreadyExistsError, DoesNotExistError, UpdateConflictError
 from agents.calico.ipam.block import ReleaseOptions
 from agents.calico.ipam.errors import BlockLimitError, BlockNotEmptyError, IpamError
@@ -493,3 +493,71 @@ async def test_utilization_counts_blocks_of_pools_and_orphans(calico: Cluster) -
         (16, 13),
     ]
     assert [each.name for each in await calico.ipam.utilization(["10.0.0.0/24"])] == ["p"]
+
+
+# The short way: what a host remembers of its last assignment -------------------------------------
+
+
+@pytest.mark.parametrize(
+    "change",
+    ["pool disabled", "pool added", "reserved", "node relabelled", "block borrowed", "owner lost"],
+)
+async def test_nothing_remembered_outlives_a_change(change: str) -> None:
+    async with cluster() as calico:
+        await calico.node("a", "b", rack="1")
+        await calico.pool("p", "10.0.0.0/28", blockSize=29, nodeSelector="rack == '1'")
+        other = Cluster(calico.store)
+        seen = [*(await calico.ips("a")), *(await calico.ips("a")), *(await calico.ips("a"))]
+        assert len(set(seen)) == 3
+        match change:
+            case "pool disabled":
+                await calico.pool("p", "10.0.0.0/28", blockSize=29, disabled=True)
+                with pytest.raises(NoPoolError):
+                    await calico.take("a")
+            case "pool added":
+                await calico.pool("z", "10.0.1.0/24")
+                assert inside(await calico.ips("a", pools=["10.0.1.0/24"]), "10.0.1.0/24")
+                assert inside(await calico.ips("a"), "10.0.0.0/28")
+            case "reserved":
+                spec = {"reservedCIDRs": ["10.0.0.0/28"]}
+                await calico.put(new_resource("IPReservation", "r", spec))
+                assert await calico.ips("a") == []
+            case "node relabelled":
+                await calico.node("a", rack="2")
+                with pytest.raises(NoPoolError):
+                    await calico.take("a")
+            case "block borrowed":
+                for ip in (await other.take("b", 13)).ips:
+                    assert str(ip) not in seen
+                assert (await calico.take("a")).ips == []
+            case "owner lost":
+                await other.ipam.release_host_affinities("a", must_be_empty=False)
+                (ip,) = await calico.ips("a")
+                assert ip not in seen
+                claimed = await calico.keys("/calico/ipam/v2/host/")
+                assert len(claimed) == 1
+
+
+async def test_the_first_block_with_room_is_used_again_when_it_has_room_again() -> None:
+    async with cluster() as calico:
+        await calico.node("a")
+        await calico.pool("p", "10.0.0.0/28", blockSize=30)
+        first = sorted(await calico.ips("a", 8))
+        await calico.ips("a")
+        await calico.ips("a")
+        # Released by another process of the host: this one has not heard of it.
+        await Cluster(calico.store).free(first[0])
+        assert await calico.ips("a") == [first[0]]
+
+
+async def test_a_commit_may_ask_that_nothing_under_a_prefix_was_written() -> None:
+    for kind in ("memory", "etcd"):
+        async with cluster(kind) as calico:
+            store = calico.store
+            revision = await store.commit(Create("/calico/x/1", 1))
+            await store.commit(Unchanged("/calico/x/", revision), Create("/calico/y", 1))
+            await store.commit(Unchanged("/calico/empty/", revision), Create("/calico/z", 1))
+            await store.commit(Create("/calico/x/2", 1))
+            with pytest.raises(UpdateConflictError, match="/calico/x/"):
+                await store.commit(Unchanged("/calico/x/", revision), Create("/calico/w", 1))
+            assert (await store.read(Query("/calico/w"))).one(0) is None

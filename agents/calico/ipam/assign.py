@@ -6,9 +6,9 @@ Source: projectcalico/calico libcalico-go/lib/ipam/ipam.go autoAssign, AssignIP.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
-from agents.calico.datastore import Query
+from agents.calico.datastore import Check, KVPair, Query, Unchanged
 from agents.calico.errors import AlreadyExistsError, DoesNotExistError
 from agents.calico.ipam.affinity import LOST, RETRIES, read_affinities
 from agents.calico.ipam.block import AllocationBlock
@@ -61,7 +61,7 @@ from emulator.apimachinery.times import parse_rfc3339
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
-    from agents.calico.datastore import Datastore, KVPair
+    from agents.calico.datastore import Datastore, Write
     from agents.calico.ipam.affinity import Affinities
     from agents.calico.net import Cidr, Ip
     from emulator.runtime.clock import Clock
@@ -90,6 +90,19 @@ class AssignRequest:
     version: int = 4
 
 
+class Memory(NamedTuple):
+    """A host's block as its last assignment wrote it, and what must still hold to use it again.
+
+    It serves requests that choose pools in the same way.
+    """
+
+    selection: tuple[object, ...]
+    view: View
+    block: AllocationBlock
+    kvp: KVPair
+    guards: tuple[Write, ...]
+
+
 class Assigner:
     """Assignments on one datastore."""
 
@@ -99,6 +112,8 @@ class Assigner:
         self._clock = clock
         # The blocks each host was last seen to own: read at once instead of in a second step.
         self._seen: dict[tuple[str, int], tuple[Cidr, ...]] = {}
+        # What the last assignment of each host left, until something else touches it.
+        self._memories: dict[tuple[str, int], Memory] = {}
 
     async def auto_assign(self, request: AssignRequest) -> Assignments:
         """Take addresses from the host's blocks, new blocks, and unless affinity is strict others'.
@@ -167,18 +182,49 @@ class Assigner:
 
     async def commit(
         self, candidate: Candidate, count: int, handle: str | None, known: Handle | None
-    ) -> bool:
-        """Write a block from which addresses were taken, and their handle; False: a race lost."""
+    ) -> int:
+        """Write a block from which addresses were taken, and their handle.
+
+        Returns the revision; 0: a race was lost.
+        """
         writes = [candidate.write(), *candidate.beside]
         if handle is not None:
             change = handle_write(handle, known, candidate.block.cidr, count)
             if change is not None:
                 writes.append(change)
         try:
-            await self._datastore.commit(*writes)
+            return await self._datastore.commit(*writes)
         except LOST:
-            return False
-        return True
+            return 0
+
+    def remember(self, request: AssignRequest, view: View, candidate: Candidate, at: int) -> None:
+        """Keep what an assignment left: the next may need no look at all."""
+        if candidate.kvp is None or candidate.beside:
+            # The claim was written too: the guards are out of date.
+            return
+        cidr = candidate.block.cidr
+        earlier: list[Write] = []
+        for affinity in view.affinities:
+            if affinity.cidr == cidr:
+                break
+            kvp = view.blocks.get(affinity.cidr)
+            earlier.append(Check(block_key(affinity.cidr), kvp.revision if kvp else 0))
+        else:
+            # A borrowed block: whether the host still needs it depends on all others.
+            return
+        kvp = KVPair(block_key(cidr), None, at)
+        memory = Memory(_selection(request), view, candidate.block, kvp, (*view.guards, *earlier))
+        self._memories[request.host, request.version] = memory
+
+    def recall(self, request: AssignRequest) -> Memory | None:
+        """Take the memory of a host's last assignment."""
+        return self._memories.pop((request.host, request.version), None)
+
+    def forget(self, cidr: Cidr) -> None:
+        """Something was released into a block."""
+        for key, memory in list(self._memories.items()):
+            if memory.block.cidr == cidr:
+                del self._memories[key]
 
     async def view(self, request: AssignRequest) -> View:
         """One snapshot of all that an assignment depends on, the host's blocks included."""
@@ -193,7 +239,7 @@ class Assigner:
             Query(handle_key(request.handle or "")),
             *(Query(block_key(cidr)) for cidr in seen),
         )
-        config, pools, reserved, _, claims, _, *known = snapshot.results
+        config, pools, reserved, nodes, claims, _, *known = snapshot.results
         node, held = snapshot.one(3), snapshot.one(5)
         affinities = read_affinities(claims)
         blocks = _by_cidr(kvp for found in known for kvp in found)
@@ -209,6 +255,14 @@ class Assigner:
             affinities,
             Handle.read(held) if held is not None else None,
             blocks,
+            (
+                *(Check(kvp.key, kvp.revision) for kvp in (*pools, *reserved, *claims)),
+                Unchanged(resource_prefix("IPPool"), snapshot.revision),
+                Unchanged(resource_prefix("IPReservation"), snapshot.revision),
+                Unchanged(affinity_prefix(request.host, request.version), snapshot.revision),
+                Check(CONFIG_KEY, config[0].revision if config else 0),
+                Check(resource_key("Node", request.host), nodes[0].revision if nodes else 0),
+            ),
         )
 
     async def existing_blocks(self, version: int) -> dict[Cidr, KVPair]:
@@ -262,6 +316,8 @@ class _AutoAssign:
         self._looked_for_unselected = False
 
     async def run(self) -> Assignments:
+        if await self._once_more():
+            return self._result
         lost = 0
         while len(self._result.ips) < self._request.count:
             got = len(self._result.ips)
@@ -271,6 +327,28 @@ class _AutoAssign:
             if lost > RETRIES:
                 raise IpamError(MAX_RETRIES_TEXT)
         return self._result
+
+    async def _once_more(self) -> bool:
+        """Take from the block of the last assignment unless anything has changed since."""
+        memory, request = self._assigner.recall(self._request), self._request
+        if memory is None:
+            return False
+        view, block = memory.view, memory.block
+        same = memory.selection == _selection(request)
+        if not same or block.free_count(view.reserved) < request.count:
+            return False
+        ips = block.auto_assign(request.count, request.handle, self._secondary, view.reserved)
+        candidate = Candidate(block, memory.kvp, memory.guards)
+        revision = await self._assigner.commit(candidate, len(ips), request.handle, None)
+        if not revision:
+            return False
+        self._got(ips, block.cidr)
+        self._assigner.remember(request, view, Candidate(block, memory.kvp), revision)
+        return True
+
+    def _got(self, ips: list[Ip], cidr: Cidr) -> None:
+        self._result.ips.extend(ips)
+        self._result.blocks.extend([cidr] * len(ips))
 
     async def _step(self) -> bool:
         """Look once and do one thing; False when nothing more can be had."""
@@ -338,9 +416,10 @@ class _AutoAssign:
         request = self._request
         wanted = request.count - len(self._result.ips)
         ips = candidate.block.auto_assign(wanted, request.handle, self._secondary, view.reserved)
-        if await self._assigner.commit(candidate, len(ips), request.handle, view.handle):
-            self._result.ips.extend(ips)
-            self._result.blocks.extend([candidate.block.cidr] * len(ips))
+        revision = await self._assigner.commit(candidate, len(ips), request.handle, view.handle)
+        if revision:
+            self._got(ips, candidate.block.cidr)
+            self._assigner.remember(request, view, candidate, revision)
 
     async def _claim(self, pools: tuple[Pool, ...], view: View) -> bool:
         """Say that the host wants another block; False if there is none to have."""
@@ -378,6 +457,11 @@ class _AutoAssign:
             exhausted.append(str(pool.cidr))
         self._result.say(f"No IPs available in pools: [{' '.join(exhausted)}]")
         return False
+
+
+def _selection(request: AssignRequest) -> tuple[object, ...]:
+    """What of a request decides where its addresses come from."""
+    return request.pools, request.use, request.namespace_labels, request.max_blocks
 
 
 def _config(found: tuple[KVPair, ...]) -> IpamConfig:

@@ -75,7 +75,7 @@ class Ipam:
         self._datastore = datastore
         self._affinities = Affinities(datastore, clock)
         self._assigner = Assigner(datastore, self._affinities, clock)
-        self._releaser = Releaser(datastore, self._affinities)
+        self._releaser = Releaser(datastore, self._affinities, self._assigner.forget)
 
     # Assigning ---------------------------------------------------------------------------------
 

@@ -55,9 +55,13 @@ class ReleaseOutcome:
 class Releaser:
     """Releases on one datastore."""
 
-    def __init__(self, datastore: Datastore, affinities: Affinities) -> None:
+    def __init__(
+        self, datastore: Datastore, affinities: Affinities, on_release: Callable[[Cidr], None]
+    ) -> None:
+        """``on_release`` hears of every block into which something was released."""
         self._datastore = datastore
         self._affinities = affinities
+        self._on_release = on_release
 
     async def release_ips(self, options: Sequence[ReleaseOptions]) -> ReleaseOutcome:
         """Free addresses, block by block: one block's refusal does not keep the others."""
@@ -181,6 +185,7 @@ class Releaser:
                 )
             except LOST:
                 continue
+            self._on_release(cidr)
             await self._ensure_selected(block, pools)
             return True
         raise IpamError(MAX_RETRIES_TEXT)

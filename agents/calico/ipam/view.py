@@ -39,7 +39,10 @@ RECLAIM_AGE_S: Final = 60.0
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """A snapshot around one host: ``affinities`` its claims in key order, ``blocks`` by network."""
+    """A snapshot around one host: ``affinities`` its claims in key order, ``blocks`` by network.
+
+    ``guards`` hold as long as reading again would give the same, blocks and handle aside.
+    """
 
     config: IpamConfig
     pools: tuple[Pool, ...]
@@ -48,6 +51,7 @@ class View:
     affinities: tuple[Affinity, ...]
     handle: Handle | None
     blocks: dict[Cidr, KVPair] = field(default_factory=dict)
+    guards: tuple[Write, ...] = ()
 
 
 class Candidate(NamedTuple):
