@@ -20,4 +20,8 @@ def run(args: argparse.Namespace) -> int:
     print(f"export KUBECONFIG={shlex.quote(status['kubeconfig'])}")
     print("export ETCDCTL_API=3")
     print(f"export ETCDCTL_ENDPOINTS={shlex.quote(','.join(status['etcd']['endpoints']))}")
+    # etcdctl asks for the password of a user.
+    for name in ("user", "cacert", "cert", "key"):
+        if value := status["etcd"].get(name):
+            print(f"export ETCDCTL_{name.upper()}={shlex.quote(value)}")
     return 0

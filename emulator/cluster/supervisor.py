@@ -300,6 +300,7 @@ class Supervisor:
         if plan.embedded_etcd:
             etcd |= {"ip": format_ip(plan.spec.etcd_ip), "underlay": plan.etcd_host}
             etcd |= process("etcd")
+        etcd |= plan.spec.etcd_access.shown()
         return {
             "name": plan.spec.name,
             "up": self._up,

@@ -41,6 +41,11 @@ class EtcdAccess:
             raise UsageError(f"--user: no password for {name!r}; write NAME:PASSWORD")
         return cls(name, inline if colon else password, cacert, cert, key)
 
+    def shown(self) -> dict[str, str]:
+        """Return what is no secret by the names of etcdctl's flags, without what is empty."""
+        fields = {"user": self.user, "cacert": self.cacert, "cert": self.cert, "key": self.key}
+        return {name: value for name, value in fields.items() if value}
+
 
 # Nobody, over plain text or with the system's authorities.
 NO_ACCESS: Final = EtcdAccess()

@@ -40,7 +40,7 @@ async def test_a_cluster_lives_on_an_etcd_with_tls_and_a_user_of_few_rights(
         tls = client_tls(shown)
         await populate(etcd.endpoint, tls)
         async with caller(etcd.endpoint, ROOT, ssl=tls) as root:
-            await root("Auth/UserAdd", name="podwire", password="cluster")
+            await root("Auth/UserAdd", name="podwire", password="pa55word")
             await root("Auth/RoleAdd", name="cluster")
             for prefix in PREFIXES:
                 granted = {"permType": BOTH, "key": prefix, "range_end": prefix[:-1] + b"0"}
@@ -53,10 +53,14 @@ async def test_a_cluster_lives_on_an_etcd_with_tls_and_a_user_of_few_rights(
             podwire.podwire, *up, "--user", "podwire:wrong", check=False
         )
         assert "authentication failed" in wrong.err
-        await asyncio.to_thread(podwire.podwire, *up, "--user", "podwire:cluster")
+        await asyncio.to_thread(podwire.podwire, *up, "--user", "podwire:pa55word")
         try:
             status = await asyncio.to_thread(podwire.status)
             assert status["up"]
+            exports = (await asyncio.to_thread(podwire.podwire, "env")).out.splitlines()
+            assert f"export ETCDCTL_CACERT={shown.cacert}" in exports
+            assert "export ETCDCTL_USER=podwire" in exports
+            assert "pa55word" not in f"{exports}{status}"
             assert [node["restarts"] for node in status["nodes"]] == [0, 0]
             async with EtcdClient([etcd.endpoint], access=ROOT, ssl=tls) as client:
                 leases = await client.get(b"/coreos.com/network/subnets/", prefix=True)
