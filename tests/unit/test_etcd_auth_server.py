@@ -389,6 +389,34 @@ async def test_users_roles_and_auth_itself_survive_kill_9(tmp_path: Path) -> Non
         await _check_alice(server.endpoint)
 
 
+async def test_watches_and_locks_over_json_are_checked_like_any_other(server: EtcdServer) -> None:
+    async with aiohttp.ClientSession(f"http://{server.endpoint}") as session:
+        who = {"name": "alice", "password": "alicepw"}
+        async with session.post("/v3/auth/authenticate", json=who) as response:
+            headers = {"Authorization": (await response.json())["token"]}
+
+        async def first(path: str, body: dict[str, Any], token: bool = True) -> str:
+            shown = headers if token else {}
+            async with session.post(f"/v3/{path}", json=body, headers=shown) as response:
+                return (await response.content.readline()).decode()
+
+        def watch(key: bytes) -> dict[str, Any]:
+            return {"create_request": {"key": base64.b64encode(key).decode()}}
+
+        assert '"created":true' in await first("watch", watch(b"r"))
+        assert "permission denied" in await first("watch", watch(b"s"))
+        assert "user name is empty" in await first("watch", watch(b"r"), token=False)
+        lease = {"ID": json.loads(await first("lease/grant", {"TTL": "60"}))["ID"]}
+        assert '"TTL":"60"' in await first("lease/keepalive", lease)
+        assert "user name is empty" in await first("lease/keepalive", lease, token=False)
+        lock = {"name": base64.b64encode(b"w-lock").decode(), "lease": lease["ID"]}
+        assert '"key"' in await first("lock/lock", lock)
+        assert "user name is empty" in await first("lock/lock", lock, token=False)
+        forbidden = {"name": base64.b64encode(b"r-lock").decode()}
+        assert "permission denied" in await first("lock/lock", forbidden)
+        assert "permission denied" in await first("election/campaign", forbidden)
+
+
 def _snapshot_holds(directory: Path, text: bytes) -> bool:
     return any(text in path.read_bytes() for path in directory.glob("*.snap"))
 
