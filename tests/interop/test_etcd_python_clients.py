@@ -7,9 +7,11 @@ same.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib.util
 import json
 import sys
+import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -172,3 +174,45 @@ async def test_etcd3gw_transactions_and_errors(tmp_path: Path) -> None:
         return seen
 
     await same_sync(story, tmp_path)
+
+
+async def test_etcd3gw_leases_and_locks(tmp_path: Path) -> None:
+    def story(client: Any) -> Seen:
+        lease = client.lease(ttl=100)
+        client.put("a", "1", lease=lease)
+        client.put("b", "1", lease=lease)
+        seen: Seen = [sorted(lease.keys()), 90 < lease.ttl() <= 100, lease.refresh()]
+        seen += [lease.revoke(), client.get("a"), lease.ttl()]
+        lock = client.lock("mine", ttl=60)
+        other = client.lock("mine", ttl=60)
+        seen += [lock.acquire(), lock.is_acquired(), other.acquire(), other.is_acquired()]
+        seen += [lock.refresh(), lock.release(), other.acquire(), lock.release(), other.release()]
+        with client.lock("with", ttl=60) as held:
+            seen.append(held.is_acquired())
+        return seen
+
+    seen = await same_sync(story, tmp_path)
+    assert [b"a", b"b"] in seen
+
+
+async def test_etcd3gw_watches(tmp_path: Path) -> None:
+    def story(client: Any) -> Seen:
+        client.put("w/0", "before")
+        events, cancel = client.watch_prefix("w/", start_revision=2, prev_kv=True)
+        writer = threading.Thread(
+            target=lambda: (client.put("w/1", "x"), client.put("w/0", "y"), client.delete("w/1"))
+        )
+        writer.start()
+        seen: Seen = []
+        for event in events:
+            seen.append((event.get("type"), _plain(event["kv"]), "prev_kv" in event))
+            if len(seen) == 4:
+                break
+        writer.join()
+        cancel()
+        with contextlib.suppress(etcd3gw.exceptions.WatchTimedOut):
+            client.watch_once("never", timeout=0.1)
+            seen.append("an event out of nowhere")
+        return seen
+
+    assert len(await same_sync(story, tmp_path)) == 4
