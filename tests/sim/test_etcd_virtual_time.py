@@ -10,7 +10,7 @@ import pytest
 from emulator.runtime.clock import loop_clock
 from emulator.runtime.role import RoleEnv
 from emulator.sim.world import World, simulate
-from etcd.client import EtcdAccess, EtcdClient, EtcdError
+from etcd.client import CompactedError, EtcdAccess, EtcdClient, EtcdError
 from etcd.client.channel import Channel
 from etcd.server import EtcdConfig, run_etcd
 from tests.etcd_auth_calls import Caller
@@ -107,5 +107,180 @@ def test_a_token_unused_for_an_hour_is_replaced_when_it_is_needed() -> None:
             await channel.close()
 
         await world.host("agent", "10.0.0.2").spawn(agent(), name="agent")
+
+    simulate(main)
+
+
+def test_fifty_leases_end_when_their_keepers_stop_over_a_week() -> None:
+    """Each key goes within a second of its lease's end, and never before it."""
+
+    async def main(world: World) -> None:
+        world.host("etcd", "10.0.0.1").spawn(_serve(), name="etcd")
+        rng = world.rng("lives")
+        ends: dict[bytes, float] = {}
+        gone: dict[bytes, float] = {}
+
+        async def keeper(number: int) -> None:
+            ttl = rng.choice([30, 600, 3600, DAY_S])
+            kept_s = ttl * rng.choice([0.0, 1.1, 7.5])
+            key = b"keeper/%d" % number
+            async with EtcdClient(["etcd:2379"], rng=random.Random(number)) as client:
+                lease = await client.lease_grant(ttl)
+                await client.put(key, b"", lease=lease.id)
+                # The last renewal counts; by hand, so that its moment is known.
+                stop = world.loop.time() + kept_s
+                while True:
+                    await client.lease_keep_alive_once(lease.id)
+                    renewed = world.loop.time()
+                    if renewed + ttl / 3 > stop:
+                        break
+                    await asyncio.sleep(ttl / 3)
+                ends[key] = renewed + ttl
+
+        async def observe() -> None:
+            async with (
+                EtcdClient(["etcd:2379"], rng=random.Random(99)) as client,
+                client.watch(b"keeper/", prefix=True, filters=("NOPUT",)) as batches,
+            ):
+                async for batch in batches:
+                    for event in batch.events:
+                        assert event.kv.key not in gone
+                        gone[event.kv.key] = world.loop.time()
+
+        watching = world.host("observer", "10.0.0.2").spawn(observe(), name="observe")
+        await asyncio.sleep(1)
+        hosts = [world.host(f"h{n}", f"10.0.1.{n}") for n in range(1, 51)]
+        await asyncio.gather(
+            *(host.spawn(keeper(n), name="keeper") for n, host in enumerate(hosts))
+        )
+        await asyncio.sleep(2 * DAY_S)
+        assert gone.keys() == ends.keys()
+        # A server looks every half second; a link adds its latency.
+        assert all(-0.1 <= gone[key] - ends[key] <= 1.0 for key in ends)
+        watching.cancel()
+        await asyncio.gather(watching, return_exceptions=True)
+
+    simulate(main)
+
+
+def test_a_watch_that_a_compaction_overtook_is_told_and_can_list_again() -> None:
+    async def main(world: World) -> None:
+        server = world.host("etcd", "10.0.0.1")
+        server.spawn(_serve(), name="etcd")
+        reader, writer = world.host("reader", "10.0.0.2"), world.host("writer", "10.0.0.3")
+        seen: dict[bytes, bytes] = {}
+        lists = 0
+
+        async def read() -> None:
+            """As every agent does: list, watch, and list again when history is gone."""
+            nonlocal lists
+            async with EtcdClient(["etcd:2379"], rng=random.Random(2)) as client:
+                while True:
+                    found = await client.get(b"k", prefix=True)
+                    lists += 1
+                    seen.clear()
+                    seen.update({kv.key: kv.value for kv in found.kvs})
+                    try:
+                        async with client.watch(
+                            b"k", prefix=True, start_revision=found.revision + 1
+                        ) as batches:
+                            async for batch in batches:
+                                for event in batch.events:
+                                    if event.kind == "PUT":
+                                        seen[event.kv.key] = event.kv.value
+                                    else:
+                                        del seen[event.kv.key]
+                    except CompactedError:
+                        continue
+
+        async def write(first: int, count: int, *, compact: bool) -> None:
+            async with EtcdClient(["etcd:2379"], rng=random.Random(3)) as client:
+                for number in range(first, first + count):
+                    result = await client.put(b"k%d" % (number % 7), b"%d" % number)
+                    if number % 3 == 0:
+                        result = await client.delete(b"k%d" % ((number + 1) % 7))
+                if compact:
+                    await client.compact(result.revision)
+
+        async def look() -> dict[bytes, bytes]:
+            async with EtcdClient(["etcd:2379"]) as client:
+                return {kv.key: kv.value for kv in (await client.get(b"k", prefix=True)).kvs}
+
+        reading = reader.spawn(read(), name="read")
+        for turn, compact in enumerate((False, True, False, True)):
+            await asyncio.sleep(10)
+            world.fabric.partition([reader], [server])
+            await writer.spawn(write(turn * 100, 100, compact=compact), name="write")
+            await asyncio.sleep(60)
+            world.fabric.heal()
+            await asyncio.sleep(60)
+            assert seen == await writer.spawn(look(), name="look")
+        # Only the two compactions cost a list.
+        assert lists == 3
+        reading.cancel()
+        await asyncio.gather(reading, return_exceptions=True)
+
+    simulate(main)
+
+
+def test_one_watcher_that_does_not_read_starves_nobody_and_loses_nothing() -> None:
+    """Ten megabytes for each of twenty: far beyond every window and buffer on the way."""
+    events, size = 100, 100_000
+
+    async def main(world: World) -> None:
+        world.host("etcd", "10.0.0.1").spawn(_serve(), name="etcd")
+        times: list[list[float]] = []
+        sent: list[float] = []
+        reads = asyncio.Event()
+        slow_seen: list[int] = []
+        ready = 0
+
+        async def fast(number: int) -> None:
+            nonlocal ready
+            mine: list[float] = []
+            times.append(mine)
+            async with (
+                EtcdClient(["etcd:2379"], rng=random.Random(number)) as client,
+                client.watch(b"k") as batches,
+            ):
+                ready += 1
+                async for batch in batches:
+                    mine += [world.loop.time()] * len(batch.events)
+                    if len(mine) == events:
+                        return
+
+        async def slow() -> None:
+            nonlocal ready
+            async with (
+                EtcdClient(["etcd:2379"], rng=random.Random(77)) as client,
+                client.watch(b"k") as batches,
+            ):
+                ready += 1
+                await reads.wait()
+                async for batch in batches:
+                    slow_seen.extend(event.kv.version for event in batch.events)
+                    if len(slow_seen) == events:
+                        return
+
+        async def write() -> None:
+            async with EtcdClient(["etcd:2379"], rng=random.Random(1)) as client:
+                for _ in range(events):
+                    await asyncio.sleep(1)
+                    await client.put(b"k", bytes(size))
+                    sent.append(world.loop.time())
+
+        sleeper = world.host("slow", "10.0.0.2").spawn(slow(), name="slow")
+        readers = [
+            world.host(f"fast{n}", f"10.0.1.{n + 1}").spawn(fast(n), name="fast") for n in range(20)
+        ]
+        await world.until(lambda: ready == 21)
+        await world.host("writer", "10.0.0.3").spawn(write(), name="write")
+        await asyncio.gather(*readers)
+        assert all(
+            abs(at - put) < 0.1 for mine in times for at, put in zip(mine, sent, strict=True)
+        )
+        reads.set()
+        await sleeper
+        assert slow_seen == list(range(1, events + 1))
 
     simulate(main)
