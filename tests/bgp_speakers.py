@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from agents.bird.capabilities import Capabilities
     from agents.bird.kernel import KernelPort
 
+# A sender tries again so often while the wire is cut.
+RETRANSMIT_S = 0.2
 FAST = Timers(connect_delay_s=1.0, connect_retry_s=5.0, error_wait_min_s=5.0, error_wait_max_s=30.0)
 
 
@@ -89,6 +91,7 @@ class _End:
     number: int
     other: _End | None = None
     closed: bool = False
+    backlog: list[bytes | str] = field(default_factory=list)
 
 
 @dataclass
@@ -99,7 +102,7 @@ class World:
     now: float = 0.0
     speakers: dict[str, Speaker] = field(default_factory=dict)
     events: list[tuple[float, str, Event]] = field(default_factory=list)
-    # Pairs whose packets are lost: nobody hears of anything.
+    # Pairs whose packets are lost.
     cut: set[frozenset[str]] = field(default_factory=set)
     _queue: list[tuple[float, int, Callable[[], None]]] = field(default_factory=list)
     _serial: int = 0
@@ -193,34 +196,46 @@ class World:
 
         self._at(self.latency_s, arrive)
 
-    def _deliver(self, end: _End, data: bytes, sender: str) -> None:
+    def _deliver(self, end: _End, data: bytes | str, sender: str) -> None:
+        """Bytes, or as a text the reason of an end; a cut wire holds both, as TCP does."""
+
         def arrive() -> None:
-            speaker = self.speakers.get(end.speaker)
-            if speaker is None or end.closed or self._cut(sender, end.speaker):
+            if end.backlog or self._cut(sender, end.speaker):
+                if not end.backlog:
+                    self._at(RETRANSMIT_S, again)
+                end.backlog.append(data)
+            else:
+                self._arrived(end, data)
+
+        def again() -> None:
+            if self._cut(sender, end.speaker):
+                self._at(RETRANSMIT_S, again)
                 return
-            speaker.receive_data(end.number, data, now=self.now)
-            self.settle(end.speaker)
+            waiting, end.backlog = end.backlog, []
+            for piece in waiting:
+                self._arrived(end, piece)
 
         self._at(self.latency_s, arrive)
+
+    def _arrived(self, end: _End, data: bytes | str) -> None:
+        speaker = self.speakers.get(end.speaker)
+        if speaker is None or end.closed:
+            return
+        if isinstance(data, bytes):
+            speaker.receive_data(end.number, data, now=self.now)
+        else:
+            end.closed = True
+            self._ends.pop((end.speaker, end.number), None)
+            speaker.connection_lost(end.number, data, now=self.now)
+        self.settle(end.speaker)
 
     def _close(self, name: str, number: int, reason: str = "") -> None:
         end = self._ends.pop((name, number), None)
         if end is None:
             return
         end.closed = True
-        other = end.other
-
-        def arrive() -> None:
-            if other is None or other.closed or self._cut(name, other.speaker):
-                return
-            other.closed = True
-            self._ends.pop((other.speaker, other.number), None)
-            speaker = self.speakers.get(other.speaker)
-            if speaker is not None:
-                speaker.connection_lost(other.number, reason, now=self.now)
-                self.settle(other.speaker)
-
-        self._at(self.latency_s, arrive)
+        if end.other is not None:
+            self._deliver(end.other, reason, name)
 
     def crash(self, name: str) -> None:
         """The process dies: its sockets are reset, nothing is said."""

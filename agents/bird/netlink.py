@@ -15,7 +15,7 @@ from agents.bird.kernel import (
 from agents.bird.net import Net
 from emulator.addr import Prefix
 from emulator.errors import UsageError
-from emulator.netstack.fib import Route, RouteType
+from emulator.netstack.fib import NextHop, Route, RouteType
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -77,9 +77,10 @@ class NamespacePort:
             if route.table != "main" or dest is None:
                 continue
             ways: tuple[KernelWay, ...] = ()
-            if dest is Dest.UNICAST:
-                gateway = b"" if route.gateway is None else route.gateway.to_bytes(4, "big")
-                ways = (KernelWay(gateway, route.dev, route.onlink),)
+            if route.nexthops:
+                ways = tuple(_way(hop.gateway, hop.dev, hop.onlink) for hop in route.nexthops)
+            elif dest is Dest.UNICAST:
+                ways = (_way(route.gateway, route.dev, route.onlink),)
             found.append(KernelRoute(Net.of(route.dst), dest, ways, route.metric, route.protocol))
         return tuple(found)
 
@@ -99,13 +100,25 @@ class NamespacePort:
         prefix = Prefix(route.net.network, route.net.length)
         if route.dest is not Dest.UNICAST:
             return Route(prefix, type=_TYPES[route.dest], metric=route.metric, protocol=PROTOCOL)
+        if len(route.ways) > 1:
+            hops = tuple(
+                NextHop(way.dev, _gateway(way.gateway), onlink=way.onlink) for way in route.ways
+            )
+            return Route(prefix, metric=route.metric, protocol=PROTOCOL, nexthops=hops)
         way = route.ways[0]
-        gateway = int.from_bytes(way.gateway, "big") if way.gateway else None
         return Route(
             prefix,
             way.dev,
-            gateway,
+            _gateway(way.gateway),
             metric=route.metric,
             protocol=PROTOCOL,
             onlink=way.onlink,
         )
+
+
+def _way(gateway: int | None, dev: str, onlink: bool) -> KernelWay:
+    return KernelWay(b"" if gateway is None else gateway.to_bytes(4, "big"), dev, onlink)
+
+
+def _gateway(gateway: bytes) -> int | None:
+    return int.from_bytes(gateway, "big") if gateway else None

@@ -1,0 +1,267 @@
+"""The speaker and a node's kernel: krt_tunnel, blackholes, alien routes, ECMP, restarts."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import pytest
+
+from agents.bird.capabilities import Capabilities
+from agents.bird.config import (
+    DEFAULT_ECMP_LIMIT,
+    Dest,
+    DeviceConfig,
+    DirectConfig,
+    KernelConfig,
+    SpeakerConfig,
+    StaticConfig,
+    StaticRoute,
+)
+from agents.bird.filters import (
+    ACCEPT_ALL,
+    Accept,
+    Attr,
+    Filter,
+    If,
+    NextHopIn,
+    Set,
+    net_in,
+)
+from agents.bird.messages import UPDATE
+from agents.bird.net import Afi, Net, parse_address
+from agents.bird.netlink import NamespacePort
+from agents.bird.snapshot import routes, routes_for
+from agents.bird.speaker import Speaker
+from emulator.addr import Prefix, parse_ip
+from emulator.netstack.fib import Route
+from emulator.netstack.kernel import Kernel
+from emulator.netstack.show.route import render_ip_route
+from tests.bgp_speakers import HandPeer, bgp, channel, speaker_config
+from tests.unit.test_bgp_update_errors import update
+
+if TYPE_CHECKING:
+    from emulator.netstack.netns import NetNs
+
+TUNNEL = Filter(
+    (
+        If(
+            net_in("192.168.0.0/16+"),
+            (
+                If(
+                    NextHopIn((Net.parse("10.10.64.0/20"),)),
+                    (Set(Attr.KRT_TUNNEL, ""),),
+                    (Set(Attr.KRT_TUNNEL, "tunl0"),),
+                ),
+                Accept(),
+            ),
+        ),
+        Accept(),
+    )
+)
+KERNEL = KernelConfig(
+    learn=True, persist=True, scan_s=2.0, graceful_restart=True, export_filter=TUNNEL
+)
+DIRECT = DirectConfig(("-cali*", "-kube-ipvs*", "*"))
+"""Calico's own settings."""
+
+
+def node() -> NetNs:
+    """kube-0 of the tutorial: eth0 10.10.68.222/20, a default route, tunl0, a pod."""
+    kernel = Kernel("kube-0", clock=lambda: 0.0, rng=random.Random(1))
+    ns = kernel.root
+    for name in ("eth0", "docker0", "cali6edd91665ff"):
+        ns.link_add(name, "dummy")
+        ns.link_set(name, up=True)
+    ns.link_add("tunl0", "ipip", local=0, remote=0)
+    ns.link_set("tunl0", up=True)
+    ns.addr_add("eth0", parse_ip("10.10.68.222"), 20)
+    ns.addr_add("docker0", parse_ip("172.17.0.1"), 16)
+    ns.addr_add("tunl0", parse_ip("192.168.145.64"), 32)
+    ns.route_replace(Route(Prefix.parse("0.0.0.0/0"), "eth0", parse_ip("10.10.64.1")))
+    ns.route_replace(Route(Prefix.parse("192.168.145.65/32"), "cali6edd91665ff"))
+    return ns
+
+
+def config(**changes: object) -> SpeakerConfig:
+    peer = bgp("Mesh", "10.10.95.205", passive=True, ipv4=channel())
+    settings: dict[str, object] = {
+        "kernel": KERNEL,
+        "direct": DIRECT,
+        "device": DeviceConfig(scan_s=2.0),
+        **changes,
+    }
+    return speaker_config("10.10.68.222", [peer], ["192.168.145.64/26"], **settings)
+
+
+def attributes(hop: str) -> bytes:
+    head = bytes.fromhex("40010100 400200 400304")
+    return head + parse_address(hop) + bytes.fromhex("40050400000064")
+
+
+def neighbor(ns: NetNs, settings: SpeakerConfig | None = None) -> HandPeer:
+    peer = HandPeer(settings or config(), neighbor="10.10.95.205", kernel=NamespacePort(ns))
+    peer.establish(Capabilities(families=(1,), as4=64512), router_id="10.10.95.205")
+    return peer
+
+
+def table(ns: NetNs) -> list[str]:
+    return [line for line in render_ip_route(ns.routes()).splitlines() if "bird" in line]
+
+
+def test_the_tutorials_rows() -> None:
+    ns = node()
+    peer = neighbor(ns)
+    peer.send(UPDATE, update(attributes("10.10.95.205"), Net.parse("192.168.126.64/26").key))
+    assert [line.split() for line in table(ns)] == [
+        ["192.168.126.64/26", "via", "10.10.95.205", "dev", "tunl0", "proto", "bird", "onlink"],
+        ["blackhole", "192.168.145.64/26", "proto", "bird"],
+    ]
+    # BIRD's own table shows the way to the next hop: the default gateway, metric unknown.
+    (found,) = routes_for(peer.speaker, parse_address("192.168.126.65"))
+    assert found.ways[0].gateway == parse_address("10.10.64.1")
+    assert found.ways[0].dev == "eth0"
+    assert found.metric is None
+    peer.lose()
+    peer.pass_time(1)
+    assert [line.split()[0] for line in table(ns)] == ["blackhole"]
+
+
+def test_a_peer_on_the_same_subnet_needs_no_tunnel() -> None:
+    ns = node()
+    peer = neighbor(ns)
+    peer.send(UPDATE, update(attributes("10.10.70.1"), Net.parse("192.168.126.64/26").key))
+    assert table(ns)[0].split() == [
+        "192.168.126.64/26",
+        "via",
+        "10.10.70.1",
+        "dev",
+        "eth0",
+        "proto",
+        "bird",
+    ]
+    (found,) = routes_for(peer.speaker, parse_address("192.168.126.65"))
+    assert found.metric == 0
+
+
+def test_a_next_hop_nobody_leads_to_becomes_unreachable_and_recovers() -> None:
+    ns = node()
+    ns.route_del(Route(Prefix.parse("0.0.0.0/0"), "eth0", parse_ip("10.10.64.1")))
+    peer = neighbor(ns)
+    peer.send(UPDATE, update(attributes("10.10.95.205"), Net.parse("192.168.126.64/26").key))
+    assert table(ns)[0].split() == ["unreachable", "192.168.126.64/26", "proto", "bird"]
+    ns.route_replace(Route(Prefix.parse("0.0.0.0/0"), "eth0", parse_ip("10.10.64.1")))
+    peer.pass_time(2.1)
+    assert "dev tunl0" in table(ns)[0]
+
+
+def test_table_of_direct_and_learnt_routes() -> None:
+    peer = neighbor(node())
+    found = [(str(r.net), r.protocol, r.attrs.preference) for r in routes(peer.speaker)]
+    assert found == [
+        ("0.0.0.0/0", "kernel1", 10),
+        ("10.10.64.0/20", "direct1", 240),
+        ("172.17.0.0/16", "direct1", 240),
+        ("192.168.145.64/26", "static1", 200),
+        ("192.168.145.64/32", "direct1", 240),
+        ("192.168.145.65/32", "kernel1", 10),
+    ]
+
+
+def test_the_scan_repairs_what_others_did_to_our_routes() -> None:
+    ns = node()
+    peer = neighbor(ns)
+    before = table(ns)
+    ours = next(route for route in ns.routes() if route.protocol == "bird")
+    ns.route_del(ours)
+    ns.route_replace(replace(ours, dst=Prefix.parse("192.168.77.0/26")))
+    assert table(ns) != before
+    peer.pass_time(2.1)
+    assert table(ns) == before
+
+
+def test_routes_persist_over_a_shutdown_only_if_told_to() -> None:
+    for persist, left in ((True, 1), (False, 0)):
+        ns = node()
+        peer = neighbor(ns, config(kernel=replace(KERNEL, persist=persist)))
+        peer.speaker.shut_down(now=peer.now)
+        assert len(table(ns)) == left
+
+
+def test_a_restarted_speaker_touches_no_route_before_its_peers_are_done() -> None:
+    ns = node()
+    first = neighbor(ns)
+    first.send(UPDATE, update(attributes("10.10.95.205"), Net.parse("192.168.126.64/26").key))
+    kept = table(ns)
+    first.speaker.leave_for_restart(now=0.0)
+    assert table(ns) == kept
+    speaker = Speaker(
+        config(recovery_wait_s=30.0),
+        random.Random(2),
+        now=0.0,
+        kernel=NamespacePort(ns),
+        recover=True,
+    )
+    speaker.handle_timer(now=2.0)
+    assert table(ns) == kept
+    assert speaker.preserved == (Afi.IPV4,)
+    for at in (10.0, 20.0, 30.0, 32.5):
+        speaker.handle_timer(now=at)
+        while speaker.has_work:
+            speaker.work(now=at)
+    assert not speaker.recovering
+    assert [line.split()[0] for line in table(ns)] == ["blackhole"]
+
+
+def test_a_kernel_route_through_a_gateway_waits_for_its_interface() -> None:
+    ns = node()
+    via = StaticRoute(Net.parse("192.0.2.7/32"), Dest.UNICAST, parse_address("10.10.70.9"))
+    far = StaticRoute(Net.parse("192.0.2.8/32"), Dest.UNICAST, parse_address("203.0.113.1"))
+    neighbor(ns, config(static=(StaticConfig((via, far)),)))
+    assert [line.split() for line in table(ns)] == [
+        ["192.0.2.7", "via", "10.10.70.9", "dev", "eth0", "proto", "bird"]
+    ]
+
+
+def test_merged_paths_follow_every_member() -> None:
+    ns = node()
+    merged = replace(KERNEL, merge_paths=DEFAULT_ECMP_LIMIT, export_filter=ACCEPT_ALL)
+    peers = [bgp(f"p{i}", f"10.10.70.{i}", passive=True) for i in (1, 2)]
+    settings = speaker_config("10.10.68.222", peers, kernel=merged, direct=DIRECT)
+    hand = HandPeer(settings, neighbor="10.10.70.1", kernel=NamespacePort(ns))
+    net = Net.parse("203.0.113.0/24")
+    hand.establish(Capabilities(families=(1,), as4=64512), router_id="10.10.70.1")
+    hand.send(UPDATE, update(attributes("10.10.70.1"), net.key))
+    first = hand.number
+    hand.neighbor = "10.10.70.2"
+    hand.connect()
+    hand.establish(Capabilities(families=(1,), as4=64512), router_id="10.10.70.2")
+    hand.send(UPDATE, update(attributes("10.10.70.2"), net.key))
+    (route,) = [route for route in ns.routes() if route.protocol == "bird"]
+    assert [(hop.gateway, hop.dev) for hop in route.nexthops] == [
+        (parse_ip("10.10.70.1"), "eth0"),
+        (parse_ip("10.10.70.2"), "eth0"),
+    ]
+    hand.pass_time(5)
+    assert [route] == [route for route in ns.routes() if route.protocol == "bird"]
+    hand.speaker.connection_lost(first, "", now=hand.now)
+    hand.pump()
+    assert table(ns)[0].split() == [
+        "203.0.113.0/24",
+        "via",
+        "10.10.70.2",
+        "dev",
+        "eth0",
+        "proto",
+        "bird",
+    ]
+
+
+@pytest.mark.parametrize("name", ["eth0", "docker0"])
+def test_an_interface_that_goes_down_takes_its_network_along(name: str) -> None:
+    ns = node()
+    peer = neighbor(ns)
+    ns.link_set(name, up=False)
+    peer.pass_time(2.1)
+    assert name not in {way.dev for r in routes(peer.speaker) for way in r.ways}
