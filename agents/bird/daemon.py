@@ -100,6 +100,7 @@ class BirdDaemon:
         self._timer_at: float | None = None
         self._working = False
         self._stopped: asyncio.Event = asyncio.Event()
+        self._moved = asyncio.Event()
         self._failure: BaseException | None = None
 
     @property
@@ -253,13 +254,25 @@ class BirdDaemon:
         self.speaker.connected(number, now=self.loop.time())
         self.after_input()
 
+    async def _address_of(self, neighbor: int) -> Address:
+        """Where a neighbour is; waits for one nobody knows, as a SYN to it would.
+
+        The connect retry timer ends the wait.
+        """
+        while (address := self._resolve(neighbor)) is None:
+            await self._moved.wait()
+        return address
+
+    def addresses_changed(self) -> None:
+        """``resolve`` may answer otherwise now."""
+        self._moved.set()
+        self._moved = asyncio.Event()
+        self._update_keys()
+
     async def _open(self, dial: Dial) -> _Wire:
         loop = self.loop
-        address = self._resolve(dial.neighbor)
-        if address is None:
-            raise OSError(f"no underlay address of {format_ip(dial.neighbor)} is known yet")
-        host, port = address
-        if dial.port is not None and self._resolve == self._as_it_is:
+        host, port = await self._address_of(dial.neighbor)
+        if dial.port is not None:
             port = dial.port
         if not isinstance(loop, asyncio.SelectorEventLoop) or getattr(loop, "fabric", None):
             _, wire = await loop.create_connection(lambda: _Wire(self, dial.connection), host, port)

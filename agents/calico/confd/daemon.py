@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 from agents.bird.config import CALICO_TIMERS
 from agents.calico.confd.plan import make_plan
 from agents.calico.confd.render import render
-from agents.calico.confd.services import read_services
+from agents.calico.confd.services import read_services, wants_services
 from agents.calico.confd.speaker import speaker_config
 from agents.calico.confd.state import read_state
 from agents.calico.ipam.model import BLOCK_PREFIX, HOST_PREFIX
@@ -23,6 +23,7 @@ from agents.calico.mirror import Mirror
 from agents.calico.resources import resource_prefix
 from emulator.errors import PodwireError, UsageError
 from emulator.kubeclient.errors import ApiError, ApiUnreachableError
+from emulator.kubeclient.informer import SharedInformers
 from emulator.kubeclient.resource import ENDPOINTSLICES, SECRETS, SERVICES
 
 if TYPE_CHECKING:
@@ -32,8 +33,9 @@ if TYPE_CHECKING:
     from agents.bird.config import SpeakerConfig, Timers
     from agents.calico.confd.peering import Secret
     from agents.calico.confd.plan import BgpPlan
+    from agents.calico.confd.services import Service
+    from agents.calico.confd.state import State
     from agents.calico.datastore import Datastore
-    from emulator.kubeclient.informer import SharedInformers
     from emulator.kubeclient.rest import RestClient
     from emulator.runtime.role import RoleEnv
 
@@ -63,15 +65,14 @@ async def run_confd(
     env: RoleEnv,
     datastore: Datastore,
     client: RestClient,
-    informers: SharedInformers,
     on_config: Callable[[SpeakerConfig], None],
 ) -> None:
     """Run until cancelled; ready with the first configuration.
 
-    ``informers`` are the node's, run by their owner; ``on_config`` is called with every new one.
+    ``client`` is for Secrets and Services, which are read only where the configuration needs them;
+    ``on_config`` is called with every new configuration.
     """
-    confd = _Confd(config, env, datastore, client, informers, on_config)
-    await confd.run()
+    await _Confd(config, env, datastore, client, on_config).run()
 
 
 class _Confd:
@@ -81,16 +82,13 @@ class _Confd:
         env: RoleEnv,
         datastore: Datastore,
         client: RestClient,
-        informers: SharedInformers,
         on_config: Callable[[SpeakerConfig], None],
     ) -> None:
         self._config = config
         self._env = env
         self._client = client
         self._on_config = on_config
-        self._informers = informers
-        self._services = informers.informer(SERVICES)
-        self._slices = informers.informer(ENDPOINTSLICES)
+        self._informers: SharedInformers | None = None
         self._stale = asyncio.Event()
         prefixes = [resource_prefix(kind) for kind in _KINDS]
         self._mirror = Mirror(
@@ -105,15 +103,12 @@ class _Confd:
         self._stale.set()
 
     async def run(self) -> None:
-        for informer in (self._services, self._slices):
-            informer.add_handler(self._changed)
         async with asyncio.TaskGroup() as group:
             group.create_task(self._mirror.run(), name="confd.mirror")
             await self._mirror.synced.wait()
-            await self._informers.wait_synced()
             while True:
                 self._stale.clear()
-                await self._update()
+                await self._update(group)
                 try:
                     async with asyncio.timeout(RETRY_S if self._retry else None):
                         await self._stale.wait()
@@ -121,10 +116,13 @@ class _Confd:
                     continue
                 await asyncio.sleep(SETTLE_S)
 
-    async def _update(self) -> None:
+    async def _update(self, group: asyncio.TaskGroup) -> None:
         """Make the plan and carry it out; what fails is tried again."""
         self._retry = False
-        plan = self._plan()
+        state = read_state(self._mirror.items.values())
+        if self._informers is None and wants_services(state.config):
+            await self._follow_services(group)
+        plan = self._plan(state)
         if plan is None:
             return
         problems = list(plan.problems)
@@ -149,9 +147,25 @@ class _Confd:
             if first:
                 self._env.ready(f"confd configures {len(speaker.bgp)} BGP sessions")
 
-    def _plan(self) -> BgpPlan | None:
-        state = read_state(self._mirror.items.values())
-        services = read_services(self._services.lister.list(), self._slices.lister.list())
+    async def _follow_services(self, group: asyncio.TaskGroup) -> None:
+        """Watch Services from now on: few clusters announce any."""
+        informers = self._informers = SharedInformers(self._client, self._env.log)
+        for resource in (SERVICES, ENDPOINTSLICES):
+            informers.informer(resource).add_handler(self._changed)
+        group.create_task(informers.run(), name="confd.informers")
+        await informers.wait_synced()
+
+    def _services(self) -> tuple[Service, ...]:
+        informers = self._informers
+        if informers is None:
+            return ()
+        services, slices = (
+            informers.informer(resource).lister.list() for resource in (SERVICES, ENDPOINTSLICES)
+        )
+        return read_services(services, slices)
+
+    def _plan(self, state: State) -> BgpPlan | None:
+        services = self._services()
         try:
             return make_plan(
                 state, self._config.node_name, services, router_id=self._config.router_id

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
 EXCLUDE_LABEL: Final = "node.kubernetes.io/exclude-from-external-load-balancers"
+_FIELDS: Final = ("serviceClusterIPs", "serviceExternalIPs", "serviceLoadBalancerIPs")
 _TYPES: Final = ("ClusterIP", "NodePort", "LoadBalancer")
 
 
@@ -36,6 +37,11 @@ class Announced:
 
     routes: tuple[Cidr, ...]
     ranges: tuple[Cidr, ...]
+
+
+def wants_services(config: Mapping[str, Any]) -> bool:
+    """True if a BGPConfiguration announces any."""
+    return any(config.get(field) for field in _FIELDS)
 
 
 def read_services(
@@ -82,10 +88,7 @@ def announced(
     Every node announces the configured ranges whole; the address of a service whose traffic must
     stay on the node is announced by the nodes that have a ready endpoint.
     """
-    cluster, external, balancer = (
-        _cidrs(config.get(field))
-        for field in ("serviceClusterIPs", "serviceExternalIPs", "serviceLoadBalancerIPs")
-    )
+    cluster, external, balancer = (_cidrs(config.get(field)) for field in _FIELDS)
     ranges = tuple(dict.fromkeys((*cluster, *external, *balancer)))
     if labels.get(EXCLUDE_LABEL) == "true":
         return Announced((), ranges)
