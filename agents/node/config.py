@@ -28,6 +28,23 @@ class Relay:
 
 
 @dataclass(frozen=True, slots=True)
+class CalicoSettings:
+    """What a node of a Calico network needs beside; modes are IPPool's.
+
+    ``bird_ctl`` is where its BGP speaker's control socket is.
+    """
+
+    block_size: int
+    ipip_mode: str
+    vxlan_mode: str
+    nat_outgoing: bool
+    as_number: int
+    mesh: bool
+    bgp_port: int
+    bird_ctl: Path
+
+
+@dataclass(frozen=True, slots=True)
 class NodeConfig:
     """One node.  Addresses are integers if emulated, text if real.
 
@@ -58,3 +75,4 @@ class NodeConfig:
     labels: dict[str, str] = field(default_factory=dict)
     taints: tuple[dict[str, str], ...] = ()
     docker_bridge: tuple[int, int] | None = None
+    calico: CalicoSettings | None = None

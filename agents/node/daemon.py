@@ -7,9 +7,6 @@ import dataclasses
 import os
 from typing import TYPE_CHECKING, Any, Final
 
-from agents.cni.plugin import NodeCni
-from agents.cni.runtime import SandboxNetwork
-from agents.flannel.daemon import FlannelConfig, LeaseRevokedError, run_flannel
 from agents.kubelet.config import KubeletConfig
 from agents.kubelet.daemon import run_kubelet
 from agents.kubeproxy.daemon import KubeProxyConfig, run_kubeproxy
@@ -36,15 +33,13 @@ from etcd.client import EtcdClient
 if TYPE_CHECKING:
     from agents.kubeproxy.ruleset import NodePort
     from agents.node.config import NodeConfig
+    from agents.node.network import NodeNetwork
     from emulator.runtime.control import Call
     from emulator.runtime.role import RoleEnv
 
 NIC: Final = "eth0"
 DOCKER_BRIDGE: Final = "docker0"
-SUBNET_FILE: Final = "run/flannel/subnet.env"
-# A revoked lease ends flanneld; whoever supervises it on a real node starts it anew this soon.
-FLANNEL_RESTART_S: Final = 1.0
-DAEMONS: Final = ("flannel", "kubelet", "kube-proxy")
+DAEMONS: Final = ("kubelet", "kube-proxy")
 
 
 async def run_node(config: NodeConfig, env: RoleEnv) -> None:
@@ -108,6 +103,7 @@ class _Node:
             {"status": self._status, "exec": commands.exec, **observer.handlers()}, env.log
         )
         self._waiting = set(DAEMONS)
+        self._pods: NodeNetwork | None = None
         self._ready = False
 
     async def start(self) -> None:
@@ -121,7 +117,7 @@ class _Node:
                 f"{config.host}: {error.strerror or error}"
             ) from None
         await self._outside.start()
-        (config.root / "run" / "flannel").mkdir(parents=True, exist_ok=True)
+        config.root.mkdir(parents=True, exist_ok=True)
         config.control_socket.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         await self._control.start_unix(str(config.control_socket))
 
@@ -135,16 +131,19 @@ class _Node:
             config.host,
             self._driver.vxlan_port,
             self._driver.carrier_port,
+            0 if config.calico is None else config.calico.bgp_port,
         )
         async with EtcdClient(
             config.etcd_endpoints, access=config.etcd_access, rng=self._env.rng
         ) as client:
+            pods = self._pods = self._network_of(client)
+            self._waiting |= {*pods.daemons}
             underlay = UnderlayMap(client, own, self._peers_changed, self._env.log)
             async with asyncio.TaskGroup() as group:
                 group.create_task(underlay.run(), name="node.underlay")
                 group.create_task(self._node_ports.run(), name="node.ports")
-                group.create_task(self._run_flannel(), name="flannel")
-                group.create_task(self._run_kubelet(), name="kubelet")
+                group.create_task(pods.run(self._part), name="node.network")
+                group.create_task(self._run_kubelet(pods), name="kubelet")
                 group.create_task(self._run_kubeproxy(), name="kube-proxy")
 
     async def close(self) -> None:
@@ -165,25 +164,21 @@ class _Node:
 
         return dataclasses.replace(self._env.child(name), on_ready=ready)
 
-    async def _run_flannel(self) -> None:
+    def _network_of(self, client: EtcdClient) -> NodeNetwork:
+        """The pod network's part of this node; only its own code is imported."""
         config = self._config
-        flannel = FlannelConfig(
-            etcd_endpoints=config.etcd_endpoints,
-            etcd_access=config.etcd_access,
-            node_ip=format_ip(config.ip),
-            subnet_file=str(config.root / SUBNET_FILE),
-            docker_opts_file=str(config.root / "run/flannel/flannel_docker_opts.env"),
-            iface=NIC,
-            vxlan_source_ports=self._driver.source_ports,
-        )
-        while True:
-            try:
-                await run_flannel(flannel, self._part("flannel"), self._kernel)
-            except LeaseRevokedError as error:
-                self._env.log.error("flanneld ended: %s", error)
-            await asyncio.sleep(FLANNEL_RESTART_S)
+        ports = self._driver.source_ports
+        if config.calico is not None:
+            from agents.node.calico import CalicoNetwork
 
-    async def _run_kubelet(self) -> None:
+            return CalicoNetwork(
+                config, self._env, self._kernel, client, nic=NIC, vxlan_source_ports=ports
+            )
+        from agents.node.flannel import FlannelNetwork
+
+        return FlannelNetwork(config, self._env, self._kernel, nic=NIC, vxlan_source_ports=ports)
+
+    async def _run_kubelet(self, pods: NodeNetwork) -> None:
         config = self._config
         kubelet = KubeletConfig(
             node_name=config.name,
@@ -199,10 +194,9 @@ class _Node:
             cluster_dns=format_ip(config.cluster_dns),
             labels=config.labels,
             taints=config.taints,
+            network_up=pods.network_up,
         )
-        cni = NodeCni(self._kernel, config.root, era=kubelet.era, rng=self._env.rng)
-        plugin = SandboxNetwork(cni)
-        await run_kubelet(kubelet, self._part("kubelet"), self._kernel, plugin, self._network)
+        await run_kubelet(kubelet, self._part("kubelet"), self._kernel, pods.plugin, self._network)
 
     async def _run_kubeproxy(self) -> None:
         config = self._config
@@ -227,6 +221,8 @@ class _Node:
                 )
             except UsageError as error:
                 self._env.log.error("peer %s ignored: %s", entry.name, error)
+        if self._pods is not None:
+            self._pods.peers_changed(up, gone)
 
     # -- control -----------------------------------------------------------------------------------
 

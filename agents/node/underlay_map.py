@@ -1,8 +1,8 @@
 """The map emulated address ↔ underlay, which every node publishes in etcd and watches.
 
 Key ``/podwire/underlay/<emulated ip>``, value JSON ``{"name", "ip", "mac", "underlay",
-"vxlan_port", "carrier_port"}``, under a lease that lapses when the node's process is gone: a
-switch port that went dark.
+"vxlan_port", "carrier_port", "bgp_port"}``, under a lease that lapses when the node's process is
+gone: a switch port that went dark.
 """
 
 from __future__ import annotations
@@ -42,6 +42,8 @@ class UnderlayEntry:
     underlay: str
     vxlan_port: int
     carrier_port: int
+    # Where its BGP speaker listens; 0 if it has none.
+    bgp_port: int = 0
 
     def value(self) -> bytes:
         return json.dumps(asdict(self), separators=(",", ":")).encode()
@@ -55,9 +57,10 @@ class UnderlayEntry:
             parse_ip(entry.underlay)
             parse_mac(entry.mac)
             ports = (int(entry.vxlan_port), int(entry.carrier_port))
+            bgp_port = int(entry.bgp_port)
         except (ValueError, TypeError, AttributeError, UsageError) as error:
             raise UsageError(f"underlay entry {value!r}: {error}") from None
-        if not all(0 < port < 65536 for port in ports):
+        if not all(0 < port < 65536 for port in ports) or not 0 <= bgp_port < 65536:
             raise UsageError(f"underlay entry {value!r}: ports must be 1 to 65535")
         return entry
 

@@ -26,18 +26,24 @@ ETCD_RETRY_S: Final = 0.2
 
 @dataclass(frozen=True, slots=True)
 class ControlPlaneConfig:
-    """``network`` is flannel's configuration, written to etcd unless one is there, or None."""
+    """``network`` is flannel's configuration, written to etcd unless one is there, or None.
+
+    With ``calico`` Calico's own controllers run beside Kubernetes'.
+    """
 
     apiserver: ApiServerConfig
     controllers: KubeConfig
     scheduler: KubeConfig
     network: Mapping[str, object] | None
+    calico: bool = False
 
 
 async def run_controlplane(config: ControlPlaneConfig, env: RoleEnv) -> None:
     """Run until cancelled; ready when API server, controllers and scheduler all are."""
     serving = asyncio.Event()
     waiting = {"controllers", "scheduler"}
+    if config.calico:
+        waiting.add("calico-kube-controllers")
 
     def part_ready(name: str) -> None:
         waiting.discard(name)
@@ -61,6 +67,20 @@ async def run_controlplane(config: ControlPlaneConfig, env: RoleEnv) -> None:
         group.create_task(
             run_scheduler(SchedulerConfig(config.scheduler), part("scheduler")), name="scheduler"
         )
+        if config.calico:
+            from agents.calico.kubecontrollers.daemon import (
+                KubeControllersConfig,
+                run_kubecontrollers,
+            )
+
+            api = config.apiserver
+            group.create_task(
+                run_kubecontrollers(
+                    KubeControllersConfig(config.controllers, api.etcd_endpoints, api.etcd_access),
+                    part("calico-kube-controllers"),
+                ),
+                name="calico-kube-controllers",
+            )
 
 
 async def _offer_network(config: ControlPlaneConfig, env: RoleEnv) -> None:

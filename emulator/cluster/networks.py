@@ -12,7 +12,7 @@ from emulator.errors import UsageError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-NETWORKS: Final = ("flannel",)
+NETWORKS: Final = ("flannel", "calico")
 FLANNEL_BACKENDS: Final = ("vxlan", "host-gw")
 # IPPool.spec.ipipMode and vxlanMode.
 CALICO_MODES: Final = ("Always", "CrossSubnet", "Never")

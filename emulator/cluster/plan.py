@@ -51,6 +51,8 @@ class NodePlan:
     vxlan_port: int
     carrier_port: int
     kubelet_port: int
+    # Where its BGP speaker listens, 0 if the network has none.
+    bgp_port: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +91,19 @@ class ClusterPlan:
         """The control socket of a role."""
         return self.directory / "run" / f"{role}.sock"
 
+    def bird_ctl(self, node: str) -> Path:
+        """The control socket of a node's BGP speaker."""
+        return self.directory / "run" / f"{node}.bird.ctl"
+
+    def speaker_of(self, node: NodePlan) -> dict[str, object]:
+        """What ``podwire status`` tells of a node's BGP speaker, nothing if it has none."""
+        if self.spec.network.calico is None:
+            return {}
+        return {
+            "bgp": {"address": node.host, "port": node.bgp_port},
+            "bird_ctl": str(self.bird_ctl(node.spec.name)),
+        }
+
     def log(self, role: str) -> Path:
         return self.directory / "logs" / f"{role}.log"
 
@@ -122,7 +137,7 @@ def make_plan(spec: ClusterSpec, directory: Path, block: int) -> ClusterPlan:
     Raises UsageError if the directory is too deep for a unix socket's path.
     """
     longest = max((node.name for node in spec.nodes), key=len)
-    path = str(directory / "run" / f"{max(longest, 'controlplane', key=len)}.sock")
+    path = str(directory / "run" / f"{max(longest, 'controlplane', key=len)}.bird.ctl")
     if len(os.fsencode(path)) > MAX_SOCKET_PATH:
         raise UsageError(
             f"{path}: longer than the {MAX_SOCKET_PATH} bytes a unix socket's path may have; "
@@ -143,6 +158,12 @@ def make_plan(spec: ClusterSpec, directory: Path, block: int) -> ClusterPlan:
 
     etcd_host, etcd_port = place(51, ETCD_PORT)
     api_host, api_port = place(101, API_PORT)
+    if spec.network.calico is not None and not spread:
+        raise UsageError(
+            "network: calico needs a loopback address for every node: BGP tells routers apart by "
+            "their addresses"
+        )
+    bgp_port = 0 if spec.network.calico is None else spec.network.calico.bgp_port
     nodes = []
     for index, node in enumerate(spec.nodes):
         # 254 nodes a /24, so that no node gets an address ending in .0 or .255.
@@ -150,7 +171,9 @@ def make_plan(spec: ClusterSpec, directory: Path, block: int) -> ClusterPlan:
         host, vxlan_port = place(offset, VXLAN_PORT)
         carrier_port = place(offset, CARRIER_PORT)[1]
         kubelet_port = place(offset, KUBELET_PORT)[1]
-        nodes.append(NodePlan(node, host, not spread, vxlan_port, carrier_port, kubelet_port))
+        nodes.append(
+            NodePlan(node, host, not spread, vxlan_port, carrier_port, kubelet_port, bgp_port)
+        )
     endpoints = spec.etcd_endpoints or (f"http://{etcd_host}:{etcd_port}",)
     return ClusterPlan(
         spec, directory, block, endpoints, etcd_host, etcd_port, api_host, api_port, tuple(nodes)

@@ -7,10 +7,11 @@ import what only they run when they have been forked.
 from __future__ import annotations
 
 import functools
+import importlib
 from typing import TYPE_CHECKING
 
-from agents.apiserver.config import ApiServerConfig, UserInfo
-from agents.node.config import NodeConfig, Relay
+from agents.apiserver.config import ApiServerConfig, StorageRoot, UserInfo
+from agents.node.config import CalicoSettings, NodeConfig, Relay
 from agents.node.daemon import run_node
 from emulator.addr import format_ip
 from emulator.cluster.credentials import (
@@ -51,6 +52,9 @@ def warm_up(plan: ClusterPlan) -> dict[str, Role]:
     if client is not None:
         pair = credentials.apiserver
         rehearse_handshakes(client, pair.cert, pair.key, plan.api_host)
+    # The pod network's part of a node, which only such clusters load.
+    kind = "calico" if plan.spec.network.calico is not None else "flannel"
+    importlib.import_module(f"agents.node.{kind}")
     huffman.decode(huffman.encode(b"?"))  # makes tables of 270 KiB
     default_registry().resolve("nginx")  # compiles the patterns every other image is tried with
     lay_together()
@@ -110,6 +114,14 @@ def etcd_config(plan: ClusterPlan) -> EtcdConfig:
 def controlplane_config(plan: ClusterPlan, credentials: Credentials) -> ControlPlaneConfig:
     from emulator.cluster.controlplane import ControlPlaneConfig
 
+    calico = plan.spec.network.calico is not None
+    definitions: tuple[Mapping[str, Any], ...] = ()
+    roots: dict[str, StorageRoot] = {}
+    if calico:
+        from agents.calico import crds, resources
+
+        definitions = crds.definitions()
+        roots[crds.GROUP] = StorageRoot(resources.ROOT, resources.API_VERSION)
     apiserver = ApiServerConfig(
         listen_host=plan.api_host,
         listen_port=plan.api_port,
@@ -128,12 +140,15 @@ def controlplane_config(plan: ClusterPlan, credentials: Credentials) -> ControlP
         },
         node_port_range=plan.spec.node_ports,
         cluster_name=plan.spec.name,
+        definitions=definitions,
+        storage_roots=roots,
     )
     return ControlPlaneConfig(
         apiserver,
         kubeconfig(plan, credentials, CONTROLLERS),
         kubeconfig(plan, credentials, SCHEDULER),
         flannel_config(plan.spec.network),
+        calico,
     )
 
 
@@ -141,6 +156,22 @@ def _etcd_relay(plan: ClusterPlan) -> Relay:
     """The way to etcd's first endpoint from inside."""
     host, _, port = plan.etcd_endpoints[0].rpartition("//")[2].rstrip("/").rpartition(":")
     return Relay(plan.spec.etcd_ip, int(port), host, int(port))
+
+
+def _calico(plan: ClusterPlan, node: NodePlan) -> CalicoSettings | None:
+    spec = plan.spec.network.calico
+    if spec is None:
+        return None
+    return CalicoSettings(
+        block_size=spec.block_size,
+        ipip_mode=spec.ipip_mode,
+        vxlan_mode=spec.vxlan_mode,
+        nat_outgoing=spec.nat_outgoing,
+        as_number=spec.as_number,
+        mesh=spec.mesh,
+        bgp_port=node.bgp_port,
+        bird_ctl=plan.bird_ctl(node.spec.name),
+    )
 
 
 def node_config(plan: ClusterPlan, node: NodePlan, credentials: Credentials) -> NodeConfig:
@@ -152,6 +183,7 @@ def node_config(plan: ClusterPlan, node: NodePlan, credentials: Credentials) -> 
         relays.append(_etcd_relay(plan))
     bridge = plan.spec.docker_bridge
     return NodeConfig(
+        calico=_calico(plan, node),
         name=node.spec.name,
         ip=node.spec.ip,
         network=node.spec.network,

@@ -327,6 +327,7 @@ class Supervisor:
                     "carrier_port": node.carrier_port,
                     "kubelet_port": node.kubelet_port,
                     "control": str(plan.socket(node.spec.name)),
+                    **plan.speaker_of(node),
                     **process(node.spec.name),
                 }
                 for node in plan.nodes

@@ -57,7 +57,10 @@ def refused(podwire: Podwire, *argv: str) -> str:
 @pytest.mark.parametrize(
     ("argv", "line"),
     [
-        (["--network", "calico"], "network: 'calico' is not a network Podwire knows (flannel)"),
+        (
+            ["--network", "cilium"],
+            "network: 'cilium' is not a network Podwire knows (flannel, calico)",
+        ),
         (["--pod-cidr", "10.2.0.0/30"], "network.podCIDR: 10.2.0.0/30 is too small; "),
         (["--nodes", "0"], "nodes: a cluster needs at least 1 node"),
         (

@@ -49,7 +49,10 @@ def test_nodes_can_be_named_and_addressed() -> None:
         ("nodes: 0", "nodes: a cluster needs at least 1 node"),
         ("nodes: 5000", "nodes: 5000 is more than the 1000"),
         ("nodes: true", "nodes: expected a number or a list, found a truth value"),
-        ("network: cilium", r"network: 'cilium' is not a network Podwire knows \(flannel\)"),
+        (
+            "network: cilium",
+            r"network: 'cilium' is not a network Podwire knows \(flannel, calico\)",
+        ),
         ("network: {podCIDR: 10.2.0.0/30}", "podCIDR: 10.2.0.0/30 is too small"),
         ("network: {podCIDR: 10.2.0.0/24}\nnodes: 300", "has 3 subnets of /26, too few for 300"),
         ("network: {podCIDR: 10.2.0.1/16}", r"did you mean 10\.2\.0\.0/16"),
@@ -142,7 +145,7 @@ def test_every_preset_is_a_valid_cluster_file(name: str) -> None:
 
 
 def test_an_unknown_preset_names_the_known_ones() -> None:
-    with pytest.raises(UsageError, match=r"'cilium' is not a preset \(flannel\)"):
+    with pytest.raises(UsageError, match=r"'cilium' is not a preset \(flannel, calico\)"):
         preset_text("cilium")
 
 
@@ -158,3 +161,35 @@ def test_a_user_and_tls_files_go_with_an_etcd_of_one_s_own() -> None:
     ):
         with pytest.raises(UsageError, match=problem):
             load_spec(wrong)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("network: {type: calico, podCIDR: 192.168.0.0/28}", "/28 is too small; a pool holds"),
+        ("network: {type: calico, ipipMode: Sometimes}", "'Sometimes' is not one of Always"),
+        ("network: {type: calico, ipipMode: Always, vxlanMode: Always}", "not both"),
+        ("network: {type: calico, asNumber: 0}", "asNumber: 0 must be from 1"),
+        ("network: {type: calico, natOutgoing: 1}", "expected true or false"),
+        ("network: {type: calico, backend: vxlan}", "network.backend: unknown field"),
+        ("network: {type: calico, podCIDR: 192.168.0.0/25}\nnodes: 3", "2 blocks of /26, too few"),
+    ],
+)
+def test_a_calico_network_that_cannot_be_is_one_line(text: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message) as caught:
+        load_spec(text)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_calico_network_has_the_pool_calico_node_makes() -> None:
+    spec = load_spec("network: calico")
+    assert str(spec.network.pod_cidr) == "192.168.0.0/16"
+    assert spec.network.calico is not None
+    assert (spec.network.calico.ipip_mode, spec.network.calico.block_size) == ("Always", 26)
+    assert flannel_config(spec.network) is None
+
+
+def test_calico_is_refused_where_nodes_share_one_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PODWIRE_UNDERLAY", "shared")
+    with pytest.raises(UsageError, match="calico needs a loopback address for every node"):
+        make_plan(load_spec("network: calico"), Path("/tmp/podwire"), 77)

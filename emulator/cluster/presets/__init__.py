@@ -7,7 +7,7 @@ from typing import Final
 
 from emulator.errors import UsageError
 
-PRESETS: Final = ("flannel",)
+PRESETS: Final = ("flannel", "calico")
 
 
 def preset_text(name: str) -> str:
