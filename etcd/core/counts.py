@@ -64,7 +64,6 @@ class OperationCounts:
     """What an engine did since it started."""
 
     __slots__ = (
-        "compacted_rows",
         "deletes",
         "lease_ttls",
         "leases_expired",
@@ -85,7 +84,6 @@ class OperationCounts:
         self.ranges = 0
         # Transactions of more than one operation.
         self.txns = 0
-        self.compacted_rows = 0
         self.leases_granted = 0
         self.leases_revoked = 0
         self.leases_renewed = 0

@@ -13,27 +13,20 @@ Sources: etcd server/mvcc/{kvstore,kvstore_txn,key_index,index}.go.
 from __future__ import annotations
 
 from bisect import bisect_right
+from itertools import chain, islice
 from operator import attrgetter
 from typing import TYPE_CHECKING, NamedTuple
 
 from etcd.core.crc32c import crc32c
 from etcd.core.errors import COMPACTED, FUTURE_REVISION, EtcdError
-from etcd.core.pb import kv_pb2
 from etcd.core.sortedkeys import SortedKeys
+from etcd.core.versions import Changes, Compaction, KeyValue, Rows, consume, kv_message
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable, Iterator
 
-
-class KeyValue(NamedTuple):
-    """One version of a key; ``version`` 0 marks a tombstone (then only key and mod count)."""
-
-    key: bytes
-    value: bytes
-    create_revision: int
-    mod_revision: int
-    version: int
-    lease: int
+# The types of versions are as much part of this module's face as the store.
+__all__ = ["Changes", "Found", "KeyValue", "Rows", "Store", "WriteTxn", "interval", "kv_message"]
 
 
 class Found(NamedTuple):
@@ -44,7 +37,8 @@ class Found(NamedTuple):
     revision: int
 
 
-Changes = tuple[KeyValue, ...]
+# Versions to go on with a compaction between two looks at the clock: about a millisecond.
+COMPACT_SLICE_ROWS = 500
 # Rows hashed between two yields of ``hash_kv``: about a millisecond.
 HASH_SLICE_ROWS = 500
 _mod_revision = attrgetter("mod_revision")
@@ -55,20 +49,6 @@ def interval(key: bytes, range_end: bytes) -> tuple[bytes, bytes | None] | None:
     if not range_end:
         return None
     return key, None if range_end == b"\0" else range_end
-
-
-def kv_message(kv: KeyValue) -> kv_pb2.KeyValue:
-    """Return the protobuf form; a tombstone is only its key, as etcd stores it."""
-    if not kv.version:
-        return kv_pb2.KeyValue(key=kv.key)
-    return kv_pb2.KeyValue(
-        key=kv.key,
-        value=kv.value,
-        create_revision=kv.create_revision,
-        mod_revision=kv.mod_revision,
-        version=kv.version,
-        lease=kv.lease,
-    )
 
 
 class Store:
@@ -89,6 +69,9 @@ class Store:
         # Versions a compaction kept, in revision order, and those of their sub revisions not 0.
         self._kept: list[KeyValue] = []
         self._kept_subs: dict[tuple[int, bytes], int] = {}
+        # A compaction that is not done; ``_kept`` is empty meanwhile.
+        self._compaction: Compaction | None = None
+        self.compacted_rows = 0
 
     def __len__(self) -> int:
         """Count the keys that exist now."""
@@ -171,6 +154,8 @@ class Store:
         if 0 <= at < len(self._log):
             entry = self._log[at]
             return (entry,) if isinstance(entry, KeyValue) else entry
+        if self._compaction is not None:
+            return self._compaction.boundary if revision == self.compacted else ()
         found = []
         for kv in reversed(self._kept):
             if kv.mod_revision < revision:
@@ -221,28 +206,57 @@ class Store:
     # Compaction ----------------------------------------------------------------------------
 
     def compact(self, revision: int) -> None:
-        """Forget versions no read at or after ``revision`` can see; EtcdError as etcd's."""
+        """Forget versions no read at or after ``revision`` can see; EtcdError as etcd's.
+
+        They are out of sight at once; ``compact_some`` then gives their room back.
+        """
         if revision <= self.compacted:
             raise EtcdError(*COMPACTED)
         if revision > self.revision:
             raise EtcdError(*FUTURE_REVISION)
-        survivors: list[KeyValue] = []
-        subs: dict[tuple[int, bytes], int] = {}
-        for main, sub, kv in self.rows(upto=revision):
-            if self._newest_at_most(kv.key, revision) is kv and (kv.version or main == revision):
-                survivors.append(kv)
-                if sub:
-                    subs[main, kv.key] = sub
-            else:
-                self.size -= len(kv.key) + len(kv.value)
-        self.compacted = revision
-        self._kept, self._kept_subs = survivors, subs
-        drop = revision + 1 - self._log_base
-        if drop > 0:
+        boundary = tuple(
+            kv for kv in self.changes_at(revision) if self._newest_at_most(kv.key, revision) is kv
+        )
+        drop = max(0, revision + 1 - self._log_base)
+        rest = consume(self._kept.copy(), self._kept_subs, self._log_base, self._log[:drop])
+        before = self._compaction
+        if before is not None:
+            # It was not done: what it kept is looked at again, then what it had left.
+            rest = chain(consume(before.kept, before.subs, 0, []), before.rest, rest)
+        self._compaction = Compaction(boundary, rest)
+        self._kept, self._kept_subs = [], {}
+        if drop:
             del self._log[:drop]
             self._log_base = revision + 1
-        for key in list(self._past):
-            self._trim(key, revision)
+        self.compacted = revision
+
+    @property
+    def compacting(self) -> bool:
+        """Whether a compaction still holds room it will give back."""
+        return self._compaction is not None
+
+    def compact_some(self, limit: int) -> bool:
+        """Go on with a compaction, at most so many versions; whether there is more to do."""
+        work = self._compaction
+        if work is None:
+            return False
+        revision, count = self.compacted, 0
+        for main, sub, kv in islice(work.rest, limit):
+            count += 1
+            if self._newest_at_most(kv.key, revision) is kv and (kv.version or main == revision):
+                work.kept.append(kv)
+                if sub:
+                    work.subs[main, kv.key] = sub
+            else:
+                self.size -= len(kv.key) + len(kv.value)
+                self.compacted_rows += 1
+            if kv.key in self._past:
+                self._trim(kv.key, revision)
+        if count == limit:
+            return True
+        self._kept, self._kept_subs = work.kept, work.subs
+        self._compaction = None
+        return False
 
     def _newest_at_most(self, key: bytes, revision: int) -> KeyValue | None:
         live = self._live.get(key)
@@ -271,7 +285,12 @@ class Store:
     # Whole-store views ---------------------------------------------------------------------
 
     def rows(self, upto: int | None = None) -> Rows:
-        """Return every stored version in revision order, as of this moment."""
+        """Return every stored version in revision order, as of this moment.
+
+        A compaction that is not done is finished first, at once.
+        """
+        while self.compact_some(COMPACT_SLICE_ROWS):
+            pass
         stop = len(self._log) if upto is None else max(0, upto + 1 - self._log_base)
         return Rows(self._kept, self._kept_subs, self._log_base, self._log[:stop])
 
@@ -303,16 +322,16 @@ class Store:
         crc = crc32c(b"key")
         parts: list[bytes] = []
         for count, (main, sub, kv) in enumerate(rows):
+            if count % HASH_SLICE_ROWS == 0:
+                crc = crc32c(b"".join(parts), crc)
+                parts.clear()
+                yield
             outdated = newest[kv.key] != count or kv.key in dead
             if outdated and main <= compacted and not keep_nothing:
                 continue
             mark = b"" if kv.version else b"t"
             parts.append(main.to_bytes(8, "big") + b"_" + sub.to_bytes(8, "big") + mark)
             parts.append(kv_message(kv).SerializeToString(deterministic=True))
-            if count % HASH_SLICE_ROWS == 0:
-                crc = crc32c(b"".join(parts), crc)
-                parts.clear()
-                yield
         return crc32c(b"".join(parts), crc), compacted
 
     def restore(
@@ -359,38 +378,6 @@ class Store:
     def live(self) -> Iterator[KeyValue]:
         """Yield the keys that exist now, in no particular order of keys but a stable one."""
         return iter(self._live.values())
-
-
-class Rows:
-    """Stored versions as they were, whatever happens to the store meanwhile.
-
-    Iterating, as often as one likes, yields (main, sub, version) in revision order.
-    """
-
-    __slots__ = ("_base", "_kept", "_log", "_subs")
-
-    def __init__(
-        self,
-        kept: list[KeyValue],
-        subs: dict[tuple[int, bytes], int],
-        base: int,
-        log: list[Changes | KeyValue],
-    ) -> None:
-        self._kept = kept
-        self._subs = subs
-        self._base = base
-        self._log = log
-
-    def __iter__(self) -> Iterator[tuple[int, int, KeyValue]]:
-        subs = self._subs
-        for kv in self._kept:
-            yield kv.mod_revision, subs.get((kv.mod_revision, kv.key), 0), kv
-        for main, changes in enumerate(self._log, self._base):
-            if isinstance(changes, KeyValue):
-                yield main, 0, changes
-            else:
-                for sub, kv in enumerate(changes):
-                    yield main, sub, kv
 
 
 class WriteTxn:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from etcd.core import backup
 from etcd.core.crc32c import crc32c
@@ -15,6 +15,7 @@ from etcd.core.errors import EtcdError
 from etcd.core.mvcc import kv_message
 from etcd.core.pb import rpc_pb2 as pb
 from etcd.server.config import CLUSTER_VERSION
+from etcd.server.member import WORK_SLICE_S
 from etcd.server.services import decode
 
 if TYPE_CHECKING:
@@ -25,20 +26,24 @@ if TYPE_CHECKING:
     from etcd.server.member import Member
     from etcd.server.streams import Reply, StreamCall
 
-# A slice ends with the first yield after so long.
-SLICE_S = 0.003
+    Slices = Generator[bool | None, None, None]
+
 # etcd's snapshotSendBufferSize (server/etcdserver/api/v3rpc/maintenance.go).
 SNAPSHOT_BLOB_BYTES = 32 * 1024
 # Rows hashed between two yields, about a millisecond.
 HASH_SLICE_ROWS = 500
 
 
-class Serve(Protocol):
-    """Serve one request; yield between pieces of about a millisecond; EtcdError ends the call."""
+WAIT: Final = True
 
-    def __call__(
-        self, member: Member, reply: Reply, request: Message
-    ) -> Generator[None, None, None]: ...
+
+class Serve(Protocol):
+    """Serve one request; EtcdError ends the call.
+
+    The generator yields between pieces of about a millisecond, WAIT when others must act first.
+    """
+
+    def __call__(self, member: Member, reply: Reply, request: Message) -> Slices: ...
 
 
 class LongCall:
@@ -52,30 +57,29 @@ class LongCall:
         self._serve = serve
         self._member = member
         self._reply = reply
-        self._run: Generator[None, None, None] | None = None
+        self._run: Slices | None = None
 
     def on_message(self, data: bytes) -> None:
         if self._run is None:
             request = decode(self._request, data)
             self._reply.admit(self._path, request)
-            self._run = self._when_durable(request)
+            self._run = self._settled(request)
             self._member.begin_work(self)
 
-    def _when_durable(self, request: Message) -> Generator[None, None, None]:
-        # A full disk may still undo what is not durable.
-        while self._member.engine.dirty:
-            yield
+    def _settled(self, request: Message) -> Slices:
+        # A full disk may still undo what is not durable; a compaction would have to be finished.
+        while self._member.engine.dirty or self._member.engine.store.compacting:
+            yield WAIT
         yield from self._serve(self._member, self._reply, request)
 
     def step(self) -> bool:
         """Do one slice (``member.Work``)."""
         run, loop = self._run, self._member.loop
         assert run is not None, "set before the work began"
-        until = loop.time() + SLICE_S
+        until = loop.time() + WORK_SLICE_S
         try:
             while self._reply.writable():
-                next(run)
-                if loop.time() >= until:
+                if next(run) is WAIT or loop.time() >= until:
                     return True
         except StopIteration:
             self._member.end_work(self)
@@ -91,7 +95,7 @@ class LongCall:
         self._member.end_work(self)
 
 
-def _snapshot(member: Member, reply: Reply, request: Message) -> Generator[None, None, None]:
+def _snapshot(member: Member, reply: Reply, request: Message) -> Slices:
     """Maintenance.Snapshot: the database file in blobs, then its SHA-256 as one more blob."""
     config = member.config
     record = backup.MemberRecord(
@@ -109,12 +113,12 @@ def _snapshot(member: Member, reply: Reply, request: Message) -> Generator[None,
             left -= len(blob)
             digest.update(blob)
             reply.send(pb.SnapshotResponse(remaining_bytes=left, blob=blob).SerializeToString())
-        yield
+        yield None
     reply.send(pb.SnapshotResponse(blob=digest.digest()).SerializeToString())
     reply.finish()
 
 
-def _hash_kv(member: Member, reply: Reply, request: Message) -> Generator[None, None, None]:
+def _hash_kv(member: Member, reply: Reply, request: Message) -> Slices:
     """Maintenance.HashKV."""
     assert isinstance(request, pb.HashKVRequest)
     engine = member.engine
@@ -124,7 +128,7 @@ def _hash_kv(member: Member, reply: Reply, request: Message) -> Generator[None, 
     reply.answer(response.SerializeToString())
 
 
-def _hash(member: Member, reply: Reply, request: Message) -> Generator[None, None, None]:
+def _hash(member: Member, reply: Reply, request: Message) -> Slices:
     """Maintenance.Hash: a checksum of the whole store; it has no meaning between servers."""
     engine = member.engine
     header = engine.header()
@@ -132,12 +136,24 @@ def _hash(member: Member, reply: Reply, request: Message) -> Generator[None, Non
     for count, (main, sub, kv) in enumerate(engine.store.rows()):
         crc = crc32c(b"%d_%d" % (main, sub) + kv_message(kv).SerializeToString(), crc)
         if count % HASH_SLICE_ROWS == 0:
-            yield
+            yield None
     reply.answer(pb.HashResponse(header=header, hash=crc).SerializeToString())
+
+
+def _compact(member: Member, reply: Reply, request: Message) -> Slices:
+    """KV.Compact; a physical one answers when the room has been given back."""
+    assert isinstance(request, pb.CompactionRequest)
+    response = member.engine.compact(request)
+    payload = response.SerializeToString()
+    member.schedule_flush()
+    while request.physical and member.engine.store.compacting:
+        yield WAIT
+    reply.answer(payload)
 
 
 _MAINTENANCE = "/etcdserverpb.Maintenance/"
 _SERVED: tuple[tuple[str, type[Message], Serve], ...] = (
+    ("/etcdserverpb.KV/Compact", pb.CompactionRequest, _compact),
     (_MAINTENANCE + "Snapshot", pb.SnapshotRequest, _snapshot),
     (_MAINTENANCE + "HashKV", pb.HashKVRequest, _hash_kv),
     (_MAINTENANCE + "Hash", pb.HashRequest, _hash),

@@ -18,6 +18,7 @@ from etcd.core.engine import Engine
 from etcd.core.errors import NO_SPACE, SERVER_STOPPED, EtcdError
 from etcd.core.identity import derive_ids
 from etcd.core.lease import EXPIRY_INTERVAL_S
+from etcd.core.mvcc import COMPACT_SLICE_ROWS
 from etcd.core.pb import rpc_pb2 as pb
 from etcd.core.watch import WatchHub
 from etcd.server.auth import AuthService
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from etcd.server.config import EtcdConfig
     from etcd.server.v2 import V2Keys
 
+# A slice of long work ends with the first piece that is done after so long.
+WORK_SLICE_S = 0.003
 # Snapshot slices written per loop tick take about a millisecond each; the pause lets requests in.
 SNAPSHOT_PAUSE_S = 0.001
 
@@ -53,6 +56,23 @@ class Work(Protocol):
 
         Otherwise it is over, or waits for a client that reads too slowly.
         """
+
+
+class _Compaction:
+    """Goes on with the store's compaction (``Work``)."""
+
+    def __init__(self, member: Member) -> None:
+        self._member = member
+
+    def step(self) -> bool:
+        member = self._member
+        store, loop = member.engine.store, member.loop
+        until = loop.time() + WORK_SLICE_S
+        while store.compact_some(COMPACT_SLICE_ROWS):
+            if loop.time() >= until:
+                return True
+        member.end_work(self)
+        return False
 
 
 class Member:
@@ -86,6 +106,7 @@ class Member:
         self._flush_scheduled = False
         self._sync_scheduled = False
         self._work: dict[Work, None] = {}
+        self._compaction = _Compaction(self)
         self._lease_wake = asyncio.Event()
         # When the expiry task wakes by itself.
         self._lease_due = float("inf")
@@ -174,6 +195,8 @@ class Member:
             self._after_append(self.storage)
         for revision, changes in self.engine.take_commits():
             self.hub.notify(revision, changes)
+        if self.engine.store.compacting:
+            self.begin_work(self._compaction)
         if records:
             due = self.engine.leases.get_timer()
             if due is not None and due < self._lease_due:
@@ -255,6 +278,8 @@ class Member:
 
     async def run(self) -> None:
         """Expire leases, send progress, take snapshots; raises StorageError when the disk fails."""
+        if self.engine.store.compacting:
+            self.begin_work(self._compaction)
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._expire_leases(), name="etcd.leases")
@@ -301,7 +326,7 @@ class Member:
         while storage is not None:
             await self._snapshot_wanted.wait()
             self._snapshot_wanted.clear()
-            if self.engine.dirty:
+            if self.engine.dirty or self.engine.store.compacting:
                 self._snapshot_wanted.set()
                 await asyncio.sleep(0)
                 continue

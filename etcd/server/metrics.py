@@ -118,7 +118,7 @@ class _EtcdCollector(Collector):
         yield CounterMetricFamily(
             "etcd_debugging_mvcc_db_compaction_keys",
             "Versions of keys removed by compactions.",
-            value=counts.compacted_rows,
+            value=store.compacted_rows,
         )
         for name, help_text, value in (
             ("etcd_mvcc_db_total_size_in_bytes", "Keys and values with history.", store.size),

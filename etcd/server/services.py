@@ -103,7 +103,6 @@ class Services:
                 pb.DeleteRangeRequest, lambda r: member.engine.delete_range(r)
             ),
             kv + "Txn": Unary(pb.TxnRequest, lambda r: member.engine.txn(r)),
-            kv + "Compact": Unary(pb.CompactionRequest, lambda r: member.engine.compact(r)),
             lease + "LeaseGrant": Unary(pb.LeaseGrantRequest, self._lease_grant),
             lease + "LeaseRevoke": Unary(
                 pb.LeaseRevokeRequest, lambda r: member.engine.lease_revoke(r.ID)

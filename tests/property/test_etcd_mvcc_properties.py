@@ -27,6 +27,7 @@ STEPS = st.lists(
         st.tuples(st.just("put"), KEYS, st.binary(max_size=2)),
         st.tuples(st.just("delete"), KEYS, ENDS),
         st.tuples(st.just("compact"), st.integers(0, 40), st.none()),
+        st.tuples(st.just("compact some"), st.integers(1, 5), st.none()),
     ),
     max_size=40,
 )
@@ -64,9 +65,19 @@ class Model:
         return [state[k] for k in sorted(state) if k >= key and (end == b"\0" or k < end)]
 
 
-def _run(steps: Sequence[tuple[str, object, object]]) -> tuple[Store, Model]:
+def _run(
+    steps: Sequence[tuple[str, object, object]], *, at_once: bool = False
+) -> tuple[Store, Model]:
+    """``at_once``: every compaction is finished when it began."""
     store, model = Store(), Model()
     for kind, first, second in steps:
+        if at_once:
+            while store.compact_some(10):
+                pass
+        if kind == "compact some":
+            assert isinstance(first, int)
+            store.compact_some(first)
+            continue
         if kind == "compact":
             assert isinstance(first, int)
             possible = model.compacted < first <= model.revision
@@ -105,6 +116,21 @@ def test_every_readable_revision_reads_as_it_was(
             assert store.range(kv.key, revision=revision).kvs == [kv]
     assert store.range(key, end, limit=1).kvs == model.range(key, end, 0)[:1]
     assert store.range(key, end, limit=1).total == len(model.range(key, end, 0))
+
+
+@settings(deadline=None)
+@given(STEPS)
+def test_a_compaction_in_slices_ends_where_one_at_once_does(
+    steps: list[tuple[str, object, object]],
+) -> None:
+    store, _ = _run(steps)
+    other, _ = _run(steps, at_once=True)
+    for revision in range(max(store.compacted, 1), store.revision + 1):
+        assert store.changes_at(revision) == other.changes_at(revision)
+    assert list(store.rows()) == list(other.rows())
+    assert not store.compacting
+    assert (store.size, store.compacted_rows) == (other.size, other.compacted_rows)
+    assert run_out(store.hash_kv(0)) == run_out(other.hash_kv(0))
 
 
 @settings(deadline=None)
