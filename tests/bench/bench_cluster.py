@@ -65,12 +65,23 @@ def running(nodes: int, bytecode: Path) -> Iterator[Podwire]:
         shutil.rmtree(home, ignore_errors=True)
 
 
+def status_of(podwire: Podwire) -> dict[str, Any]:
+    """What the supervisor knows; ``podwire status`` asks every role, which is work for them."""
+
+    async def ask() -> dict[str, Any]:
+        async with ControlClient(str(podwire.home / "bench" / "run" / "supervisor.sock")) as client:
+            status: dict[str, Any] = await client.call("status")
+            return status
+
+    return asyncio.run(ask())
+
+
 def first_curl_s(bytecode: Path) -> tuple[float, float]:
     """Seconds from typing ``podwire up`` to up, and to the first page through a NodePort."""
     started_at = time.monotonic()
     with running(3, bytecode) as podwire:
         up_s = time.monotonic() - started_at
-        url = f"http://{podwire.status()['nodes'][0]['underlay']}:30080"
+        url = f"http://{status_of(podwire)['nodes'][0]['underlay']}:30080"
         podwire.kubectl("create", "-f", "-", stdin=MANIFEST)
         while "Welcome to nginx" not in curl(url):
             if time.monotonic() - started_at > 60:
@@ -109,18 +120,30 @@ def with_pods(nodes: int, bytecode: Path) -> tuple[list[int], int]:
         many = MANIFEST.replace("replicas: 3", f"replicas: {nodes}")
         podwire.kubectl("create", "-f", "-", stdin=many)
         podwire.kubectl("rollout", "status", "deployment/web", "--timeout=60s")
-        status = podwire.status()
+        status = status_of(podwire)
         each = [pss_kib(node["pid"]) for node in status["nodes"]]
         return each, total_pss_kib(status)
 
 
+def mb(kib: float) -> str:
+    """KiB as MB of a million bytes."""
+    return f"{kib * 1.024 / 1000:.1f} MB"
+
+
 def node_memory(bytecode: Path) -> None:
-    """What a node costs: its own PSS, and what the whole cluster grows by with one more."""
-    each, total = with_pods(10, bytecode)
-    print(f"PSS of one of 10 nodes, 1 pod each: median {statistics.median(each) / 1024:.1f} MiB")
-    _, total_20 = with_pods(20, bytecode)
-    growth = (total_20 - total) / 10 / 1024
-    print(f"growth of the PSS of all processes per node, from 10 to 20 nodes: {growth:.1f} MiB")
+    """What a node costs: what the whole cluster grows by with one more, and its own PSS.
+
+    Its own PSS has a share of what all processes have in common, which is the larger the fewer they
+    are; it is no node's cost.
+    """
+    sizes = (3, 10, 20)
+    measured = [with_pods(nodes, bytecode) for nodes in sizes]
+    for few, many in ((0, 1), (1, 2)):
+        growth = (measured[many][1] - measured[few][1]) / (sizes[many] - sizes[few])
+        print(f"PSS of all processes, each node more, {sizes[few]} to {sizes[many]}: {mb(growth)}")
+    for nodes, (each, total) in zip(sizes, measured, strict=True):
+        one = mb(statistics.median(each))
+        print(f"PSS of one of {nodes} nodes, 1 pod each: median {one}; all processes {mb(total)}")
 
 
 async def all_routes(sockets: list[str], deadline: float) -> None:
@@ -145,14 +168,14 @@ def large_cluster(bytecode: Path) -> None:
     started_at = time.monotonic()
     with running(LARGE, bytecode) as podwire:
         up_s = time.monotonic() - started_at
-        status = podwire.status()
+        status = status_of(podwire)
         sockets = [node["control"] for node in status["nodes"]]
         asyncio.run(all_routes(sockets, started_at + 300))
         routes_s = time.monotonic() - started_at
-        nodes = statistics.median(pss_kib(node["pid"]) for node in status["nodes"]) / 1024
-        total = total_pss_kib(status) / 1024
+        one = mb(statistics.median(pss_kib(node["pid"]) for node in status["nodes"]))
+        total = mb(total_pss_kib(status))
     print(f"{LARGE} nodes: up {up_s:.1f} s, all routes seen in all nodes {routes_s:.1f} s")
-    print(f"PSS of one of {LARGE} nodes: median {nodes:.1f} MiB; all processes {total:.0f} MiB")
+    print(f"PSS of one of {LARGE} nodes: median {one}; all processes {total}")
 
 
 def main() -> None:
