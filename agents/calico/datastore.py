@@ -6,6 +6,7 @@ every single-key verb of libcalico-go/lib/backend/etcdv3 is a special case of th
 
 from __future__ import annotations
 
+import functools
 import json
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
@@ -311,12 +312,20 @@ def _conditions(write: Write) -> list[Compare]:
             return [version(key) == 0]
         case Update(kvp):
             return [mod_revision(key) == kvp.revision]
-        case Check(_, revision):
-            return [mod_revision(key) == revision]
-        case Unchanged(_, revision):
-            return [mod_revision(key, prefix_end(key)) < revision + 1]
+        case Check() | Unchanged():
+            return [_guard(write)]
         case Delete(_, revision):
             return [mod_revision(key) == revision if revision else version(key) != 0]
+
+
+# Typed: a Check and an Unchanged of the same fields are equal tuples.
+@functools.lru_cache(maxsize=1024, typed=True)
+def _guard(write: Check | Unchanged) -> Compare:
+    """A host's guards are the same until something changes."""
+    key = write.key.encode()
+    if isinstance(write, Check):
+        return mod_revision(key) == write.revision
+    return mod_revision(key, prefix_end(key)) < write.revision + 1
 
 
 def _operations(write: Write) -> list[Op]:

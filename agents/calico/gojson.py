@@ -14,10 +14,12 @@ _ESCAPES = (
     ("\u2029", "\\u2029"),
 )
 
+_ENCODER = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False)
+
 
 def dumps(value: Any) -> bytes:
     """Encode; dicts keep their order (a Go struct's), sort what would be a Go map beforehand."""
-    text = json.dumps(value, separators=(",", ":"), ensure_ascii=False)
+    text = _ENCODER.encode(value)
     for char, escape in _ESCAPES:
         if char in text:
             text = text.replace(char, escape)

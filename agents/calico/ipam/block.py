@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Attribute(NamedTuple):
-    """Who holds addresses: a handle and what is known of the holder."""
+    """Who holds addresses: a handle and what is known of the holder, keys sorted as Go's."""
 
     handle: str | None
     secondary: dict[str, str] | None
@@ -133,13 +133,7 @@ class AllocationBlock:
             "attributes": None
             if self.attributes is None
             else [
-                {
-                    "handle_id": each.handle,
-                    "secondary": None
-                    if each.secondary is None
-                    else dict(sorted(each.secondary.items())),
-                }
-                for each in self.attributes
+                {"handle_id": each.handle, "secondary": each.secondary} for each in self.attributes
             ],
             "sequenceNumber": self.sequence_number,
             "sequenceNumberForAllocation": dict(numbers),
@@ -203,7 +197,7 @@ class AllocationBlock:
                 left.append(ordinal)
                 continue
             if index < 0:
-                index = self._attribute(Attribute(handle, secondary))
+                index = self._attribute(handle, secondary)
             self.allocations[ordinal] = index
             self.sequence_numbers[ordinal] = self.sequence_number
             taken.append(ip)
@@ -215,7 +209,7 @@ class AllocationBlock:
         ordinal = self.cidr.ordinal(ip)
         if self.allocations[ordinal] is not None:
             return False
-        self.allocations[ordinal] = self._attribute(Attribute(handle, secondary))
+        self.allocations[ordinal] = self._attribute(handle, secondary)
         self.sequence_numbers[ordinal] = self.sequence_number
         self.unallocated.remove(ordinal)
         return True
@@ -273,8 +267,10 @@ class AllocationBlock:
             self.sequence_numbers.pop(ordinal, None)
         self._compact()
 
-    def _attribute(self, wanted: Attribute) -> int:
+    def _attribute(self, handle: str | None, secondary: dict[str, str] | None) -> int:
         """The index of an equal attribute, added if there is none."""
+        known = None if secondary is None else dict(sorted(secondary.items()))
+        wanted = Attribute(handle, known)
         if self.attributes is None:
             self.attributes = []
         if wanted not in self.attributes:

@@ -132,13 +132,17 @@ class Releaser:
         if found is None:
             raise DoesNotExistError(handle)
         pools = read_pools(snapshot.results[1])
+        known = Handle.read(found)
+        freed: dict[str, int] = {}
+        for text in known.blocks:
 
-        def release(block: AllocationBlock) -> dict[str, int]:
-            return {handle: block.release_by_handle(handle)}
+            def release(block: AllocationBlock, text: str = text) -> dict[str, int]:
+                freed[text] = block.release_by_handle(handle)
+                return {handle: freed[text]}
 
-        for text in Handle.read(found).blocks:
-            await self._change(Cidr.parse(text), release, pools)
-        await self._drop_overcount(handle)
+            await self._change(Cidr.parse(text), release, pools, known)
+        if freed != known.blocks:
+            await self._drop_overcount(handle)
 
     async def _drop_overcount(self, handle: str) -> None:
         """Remove what a handle counts beyond the addresses it had: nothing holds it any more."""
@@ -165,10 +169,12 @@ class Releaser:
         cidr: Cidr,
         release: Callable[[AllocationBlock], dict[str, int]],
         pools: Sequence[Pool],
+        known: Handle | None = None,
     ) -> bool:
         """Apply ``release`` to a block and lower the handles it names; False without a block.
 
-        ``release`` returns how many addresses each handle lost.
+        ``release`` returns how many addresses each handle lost; ``known`` is a handle as it was
+        just read.
         """
         for _ in range(RETRIES):
             kvp = (await self._datastore.read(Query(block_key(cidr)))).one(0)
@@ -181,25 +187,30 @@ class Releaser:
                 return True
             try:
                 await self._datastore.commit(
-                    _block_write(kvp, block), *await self._handle_writes(freed, cidr)
+                    _block_write(kvp, block), *await self._handle_writes(freed, cidr, known)
                 )
             except LOST:
+                known = None
                 continue
             self._on_release(cidr)
             await self._ensure_selected(block, pools)
             return True
         raise IpamError(MAX_RETRIES_TEXT)
 
-    async def _handle_writes(self, freed: dict[str, int], cidr: Cidr) -> list[Write]:
+    async def _handle_writes(
+        self, freed: dict[str, int], cidr: Cidr, known: Handle | None
+    ) -> list[Write]:
         handles = [handle for handle, count in freed.items() if handle and count]
-        if not handles:
-            return []
-        snapshot = await self._datastore.read(*(Query(handle_key(each)) for each in handles))
+        unread = [each for each in handles if known is None or each != known.handle_id]
+        found: dict[str, Handle | None] = {known.handle_id: known} if known is not None else {}
+        if unread:
+            snapshot = await self._datastore.read(*(Query(handle_key(each)) for each in unread))
+            for index, handle in enumerate(unread):
+                kvp = snapshot.one(index)
+                found[handle] = Handle.read(kvp) if kvp else None
         writes: list[Write] = []
-        for index, handle in enumerate(handles):
-            found = snapshot.one(index)
-            known = Handle.read(found) if found else None
-            change = handle_write(handle, known, cidr, -freed[handle])
+        for handle in handles:
+            change = handle_write(handle, found[handle], cidr, -freed[handle])
             if change is not None:
                 writes.append(change)
         return writes
