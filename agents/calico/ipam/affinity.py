@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from agents.calico.datastore import Create, Delete, Query, Update
+from agents.calico.datastore import Create, Delete, KVPair, Query, Update
 from agents.calico.errors import (
     AlreadyExistsError,
     DoesNotExistError,
@@ -39,7 +39,7 @@ from agents.calico.ipam.view import Candidate, Missing, Stale, affinity_name, cr
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from agents.calico.datastore import Datastore, KVPair, Write
+    from agents.calico.datastore import Datastore, Write
     from agents.calico.net import Cidr
     from emulator.runtime.clock import Clock
 
@@ -70,12 +70,14 @@ class Affinities:
         found = (await self._datastore.read(Query(prefix, prefix=True))).results[0]
         return read_affinities(found)
 
-    async def claim_pending(self, host: str, cidr: Cidr) -> None:
-        """Say that a host wants a block.  A claim that exists stays as it is."""
+    async def claim_pending(self, host: str, cidr: Cidr) -> Affinity | None:
+        """Say that a host wants a block; None if it has a claim already, which stays as it is."""
+        key, value = affinity_key(host, cidr), affinity_value(PENDING)
         try:
-            await self._datastore.commit(Create(affinity_key(host, cidr), affinity_value(PENDING)))
+            revision = await self._datastore.commit(Create(key, value))
         except AlreadyExistsError:
-            return
+            return None
+        return Affinity(host, cidr, PENDING, KVPair(key, value, revision))
 
     async def drop_stale(self, affinity: Affinity) -> None:
         """Remove a claim that is worth nothing; somebody else may have."""

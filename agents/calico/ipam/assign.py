@@ -434,15 +434,23 @@ class _AutoAssign:
             existing = await assigner.existing_blocks(self._request.version)
             found = find_unclaimed(assigner.order(pools, host), existing, view.reserved, host)
         if found.cidr is not None:
-            await self._affinities.claim_pending(host, found.cidr)
+            await self._claim_one(found.cidr, view)
             return True
         for block in found.empty:
             if assigner.age_s(block.affinity_claim_time) < RECLAIM_AGE_S:
                 continue
             if await assigner.reclaim(block.host, block.cidr, block.sequence_number):
-                await self._affinities.claim_pending(host, block.cidr)
+                await self._claim_one(block.cidr, view)
                 return True
         return False
+
+    async def _claim_one(self, cidr: Cidr, view: View) -> None:
+        """Claim a block and take from it; whatever comes in between, the next look will see."""
+        affinity = await self._affinities.claim_pending(self._request.host, cidr)
+        if affinity is not None:
+            candidate = self._affinities.new_block(affinity)
+            if candidate.block.free_count(view.reserved) > 0:
+                await self._take(candidate, view)
 
     async def _borrow(self, pools: tuple[Pool, ...], view: View) -> bool:
         """Take addresses of any block with room; False, with a message, if there is none."""
