@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
@@ -269,3 +271,55 @@ async def test_a_failed_sync_stops_the_server_and_acknowledges_nothing(
     monkeypatch.undo()
     async with disk_etcd(tmp_path) as server, EtcdClient([server.endpoint]) as client:
         assert (await client.get(b"a")).kvs[0].value == b"1"
+
+
+# A server whose files may not grow beyond argv[2] bytes; prints its endpoint.
+LIMITED = """
+import asyncio, random, resource, sys
+from emulator.runtime.clock import real_clock
+from emulator.runtime.role import RoleEnv
+from etcd.server import EtcdConfig, run_etcd
+
+limit = int(sys.argv[2])
+resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+env = RoleEnv(real_clock(), random.Random(1), on_ready=lambda info: print(info, flush=True))
+asyncio.run(run_etcd(EtcdConfig(data_dir=sys.argv[1], listen_port=0), env))
+"""
+
+
+async def test_a_limit_of_the_kernels_raises_the_alarm_and_keeps_reads_alive(
+    tmp_path: Path,
+) -> None:
+    """A real write that the kernel refuses (EFBIG), of a real process, with fsync."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", LIMITED, str(tmp_path), "3000000"),
+        stdout=asyncio.subprocess.PIPE,
+    )
+    acknowledged = []
+
+    async def fill(client: EtcdClient) -> None:
+        for number in range(100):
+            await client.put(b"k%02d" % number, bytes(100_000))
+            acknowledged.append(b"k%02d" % number)
+
+    try:
+        assert process.stdout is not None
+        endpoint = (await process.stdout.readline()).decode().strip().rpartition("/")[2]
+        async with EtcdClient([endpoint]) as client:
+            with pytest.raises(EtcdError, match="database space exceeded"):
+                await fill(client)
+            for _ in range(2):
+                with pytest.raises(EtcdError, match="database space exceeded"):
+                    await client.put(b"again", b"x")
+            found = await client.get(b"k", prefix=True, keys_only=True)
+            assert [kv.key for kv in found.kvs] == acknowledged
+        assert process.returncode is None
+    finally:
+        process.kill()
+        await process.communicate()
+    assert len(acknowledged) >= 5
+    async with disk_etcd(tmp_path) as server, EtcdClient([server.endpoint]) as client:
+        found = await client.get(b"k", prefix=True, keys_only=True)
+        assert [kv.key for kv in found.kvs] == acknowledged
+        server.member.engine.set_alarm(server.member.engine.member_id, pb.NOSPACE, active=False)
+        await client.put(b"again", b"x")
