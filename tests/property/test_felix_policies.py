@@ -266,14 +266,9 @@ def judged(policies: list[Object], src: str, dst: str, proto: str, port: int) ->
 
 # What is tried ---------------------------------------------------------------------------------
 
-nets = st.lists(
-    st.sampled_from(
-        ["192.168.0.2/32", "192.168.0.0/30", "192.168.0.4/31", "172.17.0.0/16", "10.0.0.0/8"]
-    ),
-    min_size=1,
-    max_size=3,
-    unique=True,
-)
+NETS = ["192.168.0.2/32", "192.168.0.0/30", "192.168.0.4/31", "172.17.0.0/16", "10.0.0.0/8"]
+nets = st.lists(st.sampled_from(NETS), min_size=1, max_size=3, unique=True)
+lists_of_nets = st.lists(st.sampled_from(NETS), min_size=2, max_size=3, unique=True)
 
 
 @st.composite
@@ -308,6 +303,13 @@ def rules(draw) -> Object:
         rule["notProtocol"] = draw(st.sampled_from(["TCP", "UDP"]))
     if proto == "ICMP" and draw(st.booleans()):
         rule["icmp"] = {"type": draw(st.sampled_from([8, 0]))}
+    if draw(st.booleans()):
+        # Lists at both ends, which one iptables rule cannot hold.
+        rule["source"] = {"nets": draw(lists_of_nets)}
+        rule["destination"] = {"nets": draw(lists_of_nets)}
+        if proto in ("TCP", "UDP"):
+            rule["destination"]["ports"] = ["http", *draw(st.sampled_from([(53,), (80, 443)]))]
+        return rule
     rule["source"] = draw(entities(proto, destination=False))
     rule["destination"] = draw(entities(proto, destination=True))
     return rule
