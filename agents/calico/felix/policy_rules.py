@@ -130,7 +130,7 @@ class _Blocks:
 
     def __init__(self) -> None:
         self.rules: list[Rule] = []
-        self._positive = False
+        self._positive = 0
 
     @property
     def used(self) -> bool:
@@ -143,12 +143,16 @@ class _Blocks:
     def any_of(self, matches: Sequence[str]) -> None:
         """The packet must pass one of these."""
         self._start(0)
+        if self._positive > 1:
+            # felix itself leaves the bit of the block before as it is, and with three lists
+            # lets packets pass that fail the last one; here a policy means what it says.
+            self.rules.append(Rule(action=clear_mark(SCRATCH_1)))
         # The first block may write the answer itself.
         mark = SCRATCH_1 if self._positive else SCRATCH_0
         self.rules += [Rule(match, set_mark(mark)) for match in matches]
         if self._positive:
             self.rules.append(Rule(mark_clear(SCRATCH_1), clear_mark(SCRATCH_0)))
-        self._positive = True
+        self._positive += 1
 
     def none_of(self, matches: Sequence[str]) -> None:
         """The packet must pass none of these."""
