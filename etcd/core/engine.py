@@ -18,6 +18,7 @@ from etcd.core.errors import (
     LEASE_NOT_FOUND,
     NO_SPACE,
     REQUEST_TOO_LARGE,
+    TOO_MANY_REQUESTS,
     CorruptionError,
     EtcdError,
 )
@@ -29,14 +30,20 @@ from etcd.core.protowire import varint
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
+    from google.protobuf.message import Message
+
     from etcd.core.mvcc import Changes, KeyValue, Rows
     from etcd.core.v2.durable import DurableV2
     from etcd.core.wal import Kind
 
 # etcd --max-request-bytes.
 MAX_REQUEST_BYTES = 1536 * 1024
+# What etcd's log adds to a request before it measures: InternalRaftRequest's header and lengths.
+RAFT_OVERHEAD_BYTES = 18
+# etcd has no limit; a lease takes half a kilobyte, and a million is far beyond its own advice.
+MAX_LEASES = 1_000_000
 # More than a put's tags, lengths and lease take beside its key and value.
-PUT_OVERHEAD_BYTES = 64
+PUT_OVERHEAD_BYTES = 82
 # Rows a snapshot frame holds: some hundred kilobytes, written between two loop ticks.
 SNAPSHOT_ROWS_PER_FRAME = 2000
 
@@ -176,6 +183,7 @@ class Engine:
     def delete_range(self, request: pb.DeleteRangeRequest) -> pb.DeleteRangeResponse:
         """KV.DeleteRange."""
         txn.check_delete(request)
+        self._check_size(request)
         write = self.store.write()
         response = txn.apply_delete(write, request)
         self._commit(write.end())
@@ -216,8 +224,8 @@ class Engine:
         self._log(wal.compact_record(request.revision))
         return pb.CompactionResponse(header=self.header())
 
-    def _check_size(self, request: pb.PutRequest | pb.TxnRequest) -> None:
-        if request.ByteSize() > self._max_request_bytes:
+    def _check_size(self, request: Message) -> None:
+        if request.ByteSize() + RAFT_OVERHEAD_BYTES > self._max_request_bytes:
             raise EtcdError(*REQUEST_TOO_LARGE)
 
     def _check_space(self) -> None:
@@ -247,6 +255,8 @@ class Engine:
     def lease_grant(self, lease_id: int, ttl_s: int, *, now: float) -> pb.LeaseGrantResponse:
         """Lease.LeaseGrant of a chosen id and TTL (``leases.choose``)."""
         self._check_space()
+        if len(self.leases) >= MAX_LEASES:
+            raise EtcdError(*TOO_MANY_REQUESTS)
         self.leases.grant(lease_id, ttl_s, now=now)
         self._log(wal.lease_grant_record(lease_id, ttl_s))
         self.counts.leases_granted += 1

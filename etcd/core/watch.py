@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from etcd.core.errors import DUPLICATE_WATCH_ID, EMPTY_WATCHER_RANGE
+from etcd.core.errors import DUPLICATE_WATCH_ID, EMPTY_WATCHER_RANGE, TOO_MANY_REQUESTS
 from etcd.core.mvcc import interval, kv_message
 from etcd.core.pb import kv_pb2
 from etcd.core.pb import rpc_pb2 as pb
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 FRAGMENT_BYTES = 2 * 1024 * 1024
 # One catch-up response: enough to be efficient, small enough to share a loop tick.
 MAX_CATCH_UP_REVISIONS = 1000
+# All watchers of a server: etcd has no limit; each takes half a kilobyte here.
+MAX_WATCHERS = 1_000_000
 MAX_CATCH_UP_BYTES = 512 * 1024
 
 
@@ -124,6 +126,7 @@ class WatchHub:
         self._ranges: dict[Bounds, dict[Watcher, None]] = {}
         self._unsynced: dict[Watcher, None] = {}
         self.streams: dict[WatchStream, None] = {}
+        self._count = 0
         self.events_sent = 0
 
     @property
@@ -181,6 +184,9 @@ class WatchHub:
         if ends is not None and ends[1] is not None and ends[1] <= key:
             self.refuse(stream, EMPTY_WATCHER_RANGE)
             return
+        if self._count >= MAX_WATCHERS:
+            self.refuse(stream, TOO_MANY_REQUESTS[1])
+            return
         watch_id = request.watch_id
         if watch_id:
             if watch_id in stream.watchers or watch_id in stream.compacted:
@@ -195,6 +201,7 @@ class WatchHub:
         watcher = Watcher(stream, request, bounds)
         watcher.id = watch_id
         stream.watchers[watch_id] = watcher
+        self._count += 1
         start = request.start_revision
         if start == 0 or start > self.revision:
             watcher.min_revision = start
@@ -232,6 +239,7 @@ class WatchHub:
                 del self._ranges[watcher.bounds]
         self._unsynced.pop(watcher, None)
         watcher.stream.watchers.pop(watcher.id, None)
+        self._count -= 1
 
     # Progress ------------------------------------------------------------------------------
 

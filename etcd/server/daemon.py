@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import resource
 from typing import TYPE_CHECKING
 
 from etcd.core.http2.frames import PREFACE
 from etcd.server.grpc_server import GrpcServerConnection
+from etcd.server.keepalive import keep_alive
 from etcd.server.listeners import Listeners
 from etcd.server.member import Member, load_own_certificate, server_tls
 from etcd.server.services import Services
@@ -19,6 +21,9 @@ if TYPE_CHECKING:
 FIRST_BYTES_TIMEOUT_S = 10.0
 # What --listen-metrics-urls answers.
 METRICS_PATHS = ("/metrics", "/health")
+# File descriptors kept for files and listeners (etcd: reservedInternalFDNum); what the process may
+# have beyond them is for connections.
+RESERVED_FDS = 150
 
 
 class _Sniffer(asyncio.Protocol):
@@ -33,6 +38,9 @@ class _Sniffer(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
+        if self._server.crowded():
+            transport.abort()
+            return
         self._server.connections[self] = None
         self._timer = self._server.loop.call_later(FIRST_BYTES_TIMEOUT_S, transport.abort)
 
@@ -99,7 +107,25 @@ class EtcdServer:
         self._http1: Http1Front | None = None
         self._metrics: Http1Front | None = None
         self._runner: asyncio.Task[None] | None = None
+        self._keeper: asyncio.Task[None] | None = None
+        files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        self.max_connections = max(files - RESERVED_FDS, files // 2)
+        self._said_crowded = False
         self.port = 0
+
+    def crowded(self) -> bool:
+        """Whether as many connections are open as file descriptors allow."""
+        count = len(self.connections) + (self._http1.connections if self._http1 is not None else 0)
+        if count < self.max_connections:
+            self._said_crowded = False
+            return False
+        if not self._said_crowded:
+            self._said_crowded = True
+            self.env.log.error(
+                "%d connections, new ones are refused; raise the limit of open files (ulimit -n)",
+                count,
+            )
+        return True
 
     @property
     def endpoint(self) -> str:
@@ -130,7 +156,14 @@ class EtcdServer:
         self.port = self.listeners.port
         self.member.client_urls = config.advertise_client_urls or tuple(self.listeners.urls)
         self._runner = self.loop.create_task(self.member.run(), name="etcd.member")
+        self._keeper = self.loop.create_task(
+            keep_alive(self._grpc_peers, config.keepalive_interval_s, config.keepalive_timeout_s),
+            name="etcd.keepalive",
+        )
         await self.listeners.serve()
+
+    def _grpc_peers(self) -> list[GrpcServerConnection]:
+        return [peer for peer in self.connections if isinstance(peer, GrpcServerConnection)]
 
     async def failed(self) -> None:
         """Wait for the member to fail, and raise what it raised."""
@@ -146,9 +179,10 @@ class EtcdServer:
         for front in (self._http1, self._metrics):
             if front is not None:
                 await front.close()
-        if self._runner is not None:
-            self._runner.cancel()
-            await asyncio.gather(self._runner, return_exceptions=True)
+        for task in (self._keeper, self._runner):
+            if task is not None:
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
         # Connections that do not take their last bytes at once are cut.
         await asyncio.sleep(0)
         for connection in list(self.connections):

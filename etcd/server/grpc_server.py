@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from etcd.core import grpc
 from etcd.core.counts import MethodCounts
-from etcd.core.errors import Code, EtcdError
+from etcd.core.errors import TOO_MANY_REQUESTS, Code, EtcdError
 from etcd.core.http2 import connection as h2
 from etcd.core.http2.frames import ErrorCode
 from etcd.server.auth import Credentials, common_name, header_token
@@ -27,6 +27,14 @@ if TYPE_CHECKING:
 MAX_STREAM_BACKLOG_BYTES = 1024 * 1024
 # Bytes in the transport's buffer above which we neither read more requests nor send more events.
 WRITE_HIGH_WATER_BYTES = 1024 * 1024
+# What gRPC messages may have beyond --max-request-bytes (etcd: grpcOverheadBytes).
+MESSAGE_OVERHEAD_BYTES = 512 * 1024
+# Responses a client asked for and does not take: beyond, its calls are refused.  A list of all keys
+# may be that large, a second one need not wait beside it.
+MAX_BACKLOG_BYTES = 64 * 1024 * 1024
+# A deadline nearer than this is over when the call is read.
+SHORTEST_TIMEOUT_S = 1e-6
+DEADLINE = (Code.DEADLINE_EXCEEDED, "context deadline exceeded")
 # Header blocks remembered as routes: as many as the HPACK decoder remembers.
 MAX_ROUTES = 128
 
@@ -49,10 +57,10 @@ class _UnaryCall:
 
     __slots__ = ("counts", "reader", "route")
 
-    def __init__(self, route: _Route) -> None:
+    def __init__(self, route: _Route, max_message: int) -> None:
         self.route = route
         self.counts = route.counts
-        self.reader = grpc.MessageReader(grpc.MAX_RECEIVE_BYTES, route.encoding)
+        self.reader = grpc.MessageReader(max_message, route.encoding)
 
 
 class _Stream:
@@ -81,7 +89,7 @@ class _Stream:
         self._id = stream_id
         self._credentials = credentials
         self.counts = counts
-        self.reader = grpc.MessageReader(grpc.MAX_RECEIVE_BYTES, encoding)
+        self.reader = grpc.MessageReader(connection._max_message, encoding)
         self.call: StreamCall | None = None
         self.deadline: asyncio.TimerHandle | None = None
         self.started = False
@@ -119,7 +127,14 @@ class GrpcServerConnection(asyncio.Protocol):
         self._traffic = services.traffic
         self.auth = services.auth
         self._common_name: str | None = None
-        self._h2 = h2.Http2Connection(client=False)
+        self._h2 = h2.Http2Connection(client=False, max_streams=member.config.max_streams)
+        self._max_message = member.config.max_request_bytes + MESSAGE_OVERHEAD_BYTES
+        # Unary calls of this read that have a deadline, and those that wait for more bytes.
+        self._due: dict[int, float] = {}
+        self._timers: dict[int, asyncio.TimerHandle] = {}
+        # When the client was last heard, and when a ping was sent that it has not answered.
+        self._heard = member.loop.time()
+        self._pinged: float | None = None
         self._calls: dict[int, _Route | _UnaryCall | _Stream] = {}
         self._routes: dict[int, _Route] = {}
         self._transport: asyncio.Transport | None = None
@@ -157,7 +172,8 @@ class GrpcServerConnection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._reading = True
-        events = self._h2.receive_data(data, now=self.member.loop.time())
+        self._heard = now = self.member.loop.time()
+        events = self._h2.receive_data(data, now=now)
         for event in events:
             if isinstance(event, h2.DataReceived):
                 self._on_data(event)
@@ -170,6 +186,8 @@ class GrpcServerConnection(asyncio.Protocol):
             elif isinstance(event, h2.Failed):
                 self._on_failed(event)
         self._reading = False
+        if self._due:
+            self._arm_deadlines()
         self.flush()
 
     def _on_failed(self, event: h2.Failed) -> None:
@@ -206,6 +224,13 @@ class GrpcServerConnection(asyncio.Protocol):
             self._h2.reset(stream_id, ErrorCode.NO_ERROR)
             return
         route.counts.started += 1
+        if self._h2.queued_total > MAX_BACKLOG_BYTES:
+            # Its client asks and does not read.
+            route.counts.fail(Code.RESOURCE_EXHAUSTED)
+            self.refuse(stream_id, EtcdError(*TOO_MANY_REQUESTS))
+            return
+        if route.timeout is not None and not self._in_time(stream_id, route):
+            return
         if route.method is not None:
             self._calls[stream_id] = route
         elif route.path in STREAMS:
@@ -220,6 +245,41 @@ class GrpcServerConnection(asyncio.Protocol):
             return
         if event.end_stream:
             self._on_data(h2.DataReceived(stream_id, b"", 0, True))
+
+    def _in_time(self, stream_id: int, route: _Route) -> bool:
+        """Note a call's deadline; False when the call has ended already."""
+        assert route.timeout is not None, "only calls that have one"
+        timeout_s = grpc.parse_timeout_s(route.timeout)
+        if timeout_s is None:
+            # As grpc-go answers a malformed one.
+            route.counts.fail(Code.INTERNAL)
+            self._h2.reset(stream_id, ErrorCode.PROTOCOL_ERROR)
+            return False
+        if timeout_s < SHORTEST_TIMEOUT_S:
+            route.counts.fail(Code.DEADLINE_EXCEEDED)
+            self.refuse(stream_id, EtcdError(*DEADLINE))
+            return False
+        if route.method is not None:
+            self._due[stream_id] = timeout_s
+        return True
+
+    def _arm_deadlines(self) -> None:
+        """Give the unary calls a timer that did not come whole in the read that began them."""
+        loop = self.member.loop
+        for stream_id, timeout_s in self._due.items():
+            if stream_id in self._calls:
+                self._timers[stream_id] = loop.call_later(timeout_s, self._too_late, stream_id)
+        self._due.clear()
+
+    def _too_late(self, stream_id: int) -> None:
+        self._timers.pop(stream_id, None)
+        self.refuse(stream_id, EtcdError(*DEADLINE))
+        self.touch()
+
+    def _no_deadline(self, stream_id: int) -> None:
+        timer = self._timers.pop(stream_id, None)
+        if timer is not None:
+            timer.cancel()
 
     def _route(self, headers: Sequence[Header]) -> _Route:
         known = self._routes.get(id(headers))
@@ -263,7 +323,7 @@ class GrpcServerConnection(asyncio.Protocol):
         stream.call = STREAMS[route.path](self.member, stream)
         timeout_s = None if route.timeout is None else grpc.parse_timeout_s(route.timeout)
         if timeout_s is not None:
-            late = EtcdError(Code.DEADLINE_EXCEEDED, "context deadline exceeded")
+            late = EtcdError(*DEADLINE)
             stream.deadline = self.member.loop.call_later(timeout_s, stream.finish, late)
 
     def _on_data(self, event: h2.DataReceived) -> None:
@@ -279,8 +339,9 @@ class GrpcServerConnection(asyncio.Protocol):
                 if message is not None:
                     self._call_unary(stream_id, call, message)
                     return
-                call = self._calls[stream_id] = _UnaryCall(call)
-            messages = call.reader.feed(event.data) if event.data else []
+                call = self._calls[stream_id] = _UnaryCall(call, self._max_message)
+            whole = isinstance(call.reader, _Whole)
+            messages = call.reader.feed(event.data) if event.data and not whole else []
             if isinstance(call, _UnaryCall):
                 self._feed_unary(stream_id, call, messages, event.end_stream)
                 return
@@ -304,10 +365,9 @@ class GrpcServerConnection(asyncio.Protocol):
             return
         if isinstance(call.reader, _Whole):
             messages = call.reader.messages
-        if len(messages) != 1:
-            raise EtcdError(
-                Code.INTERNAL, f"grpc: {len(messages)} request messages where one belongs"
-            )
+        if not messages:
+            raise EtcdError(Code.UNKNOWN, "unexpected EOF")
+        # What follows the first message is ignored, as grpc-go does.
         self._call_unary(stream_id, call.route, messages[0])
 
     def _call_unary(self, stream_id: int, route: _Route, message: bytes) -> None:
@@ -322,6 +382,8 @@ class GrpcServerConnection(asyncio.Protocol):
         else:
             payload = method.call(request).SerializeToString()
         del self._calls[stream_id]
+        if self._timers:
+            self._no_deadline(stream_id)
         route.counts.ok += 1
         self.member.answer(self, stream_id, payload)
 
@@ -334,6 +396,7 @@ class GrpcServerConnection(asyncio.Protocol):
 
     def _drop(self, stream_id: int) -> None:
         call = self._calls.pop(stream_id, None)
+        self._no_deadline(stream_id)
         if isinstance(call, _Stream):
             if call.deadline is not None:
                 call.deadline.cancel()
@@ -372,6 +435,7 @@ class GrpcServerConnection(asyncio.Protocol):
         if call is not None:
             call.counts.fail(error.code)
             del self._calls[call_id]
+            self._no_deadline(call_id)
         self._h2.send_trailers(call_id, grpc.status_only(error.code, error.message))
         # The rest of the request is of no interest (RFC 9113 section 8.1).
         self._h2.reset(call_id, ErrorCode.NO_ERROR)
@@ -409,6 +473,22 @@ class GrpcServerConnection(asyncio.Protocol):
         self.flush()
         if self._transport is not None:
             self._transport.close()
+
+    def check_alive(self, now: float, interval_s: float, timeout_s: float) -> bool:
+        """See ``keepalive.Peer``."""
+        if self._pinged is not None and self._heard < self._pinged:
+            if now - self._pinged < timeout_s:
+                return True
+            self.member.env.log.info("connection closed: no answer to a ping in %g s", timeout_s)
+            self.abort()
+            return False
+        self._pinged = None
+        if now - self._heard < interval_s:
+            return False
+        self._h2.ping()
+        self._pinged = now
+        self.flush()
+        return True
 
     def abort(self) -> None:
         """Close without another byte."""

@@ -65,6 +65,11 @@ class Http1Front:
             **{f"/readyz/{name}": checks((name,)) for name in READY_CHECKS},
         }
 
+    @property
+    def connections(self) -> int:
+        """How many are open."""
+        return len(self._server.connections)
+
     def protocol(self) -> asyncio.Protocol:
         """Return the protocol of a new connection."""
         return self._server()

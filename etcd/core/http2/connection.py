@@ -33,6 +33,7 @@ from etcd.core.http2.sending import (
     IDLE_FRAME_BURST,
     IDLE_FRAMES_PER_WORK,
     MAX_STREAMS,
+    SMALL_STEP_BYTES,
     STREAM_WINDOW,
     Sending,
     Stream,
@@ -71,8 +72,9 @@ class _ConnectionError(Exception):
 class Http2Connection(Sending):
     """See the module."""
 
-    def __init__(self, *, client: bool) -> None:
-        super().__init__(client=client)
+    def __init__(self, *, client: bool, max_streams: int = MAX_STREAMS) -> None:
+        """``max_streams``: how many a client may have open at a time."""
+        super().__init__(client=client, max_streams=max_streams)
         self._decoder = Decoder()
         # The beginning of an unfinished frame; None until the preface has come.
         self._rest = b"" if client else None
@@ -180,14 +182,14 @@ class Http2Connection(Sending):
             # PRIORITY says nothing since RFC 9113; unknown types are ignored (section 4.1).
             self._spend(now)
 
-    def _spend(self, now: float) -> None:
+    def _spend(self, now: float, cost: float = 1.0) -> None:
         """Count a frame that moves nothing forward."""
         self._idle_tokens = min(
             float(IDLE_FRAME_BURST),
             self._idle_tokens + (now - self._idle_at) * IDLE_FRAMES_PER_S,
         )
         self._idle_at = now
-        self._idle_tokens -= 1.0
+        self._idle_tokens -= cost
         if self._idle_tokens < 0:
             raise _ConnectionError(ErrorCode.ENHANCE_YOUR_CALM, "too many frames without effect")
 
@@ -245,7 +247,8 @@ class Http2Connection(Sending):
                 raise _ConnectionError(ErrorCode.STREAM_CLOSED, f"stream {stream_id} is over")
             self._last_peer_id = stream_id
             stream = self._streams[stream_id] = Stream(self._peer_stream_window)
-            if self.going_away or len(self._streams) > MAX_STREAMS:
+            if self.going_away or len(self._streams) > self._max_streams:
+                self._spend(now)
                 self.reset(stream_id, ErrorCode.REFUSED_STREAM)
                 return
         elif stream.remote_closed:
@@ -317,7 +320,8 @@ class Http2Connection(Sending):
             return
         if len(payload) % f.SETTING.size:
             raise _ConnectionError(ErrorCode.FRAME_SIZE_ERROR, "SETTINGS of a broken length")
-        self._spend(now)
+        # A changed window is applied to every open stream.
+        self._spend(now, 1.0 + len(payload) / f.SETTING.size * len(self._streams) / 64)
         self._settings_seen = True
         for key, value in f.parse_settings(payload):
             self._apply_setting(key, value)
@@ -368,6 +372,8 @@ class Http2Connection(Sending):
         if len(payload) != 4:
             raise _ConnectionError(ErrorCode.FRAME_SIZE_ERROR, "WINDOW_UPDATE is not 4 bytes")
         increment = int.from_bytes(payload, "big") & f.MAX_WINDOW
+        if increment < SMALL_STEP_BYTES:
+            self._spend(now)
         if stream_id == 0:
             self._send_window += increment
             if not increment or self._send_window > f.MAX_WINDOW:

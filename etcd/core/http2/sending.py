@@ -23,6 +23,9 @@ MAX_STREAMS = 10_000
 # gRPC pings once a round trip while it measures bandwidth.
 IDLE_FRAMES_PER_WORK = 4.0
 IDLE_FRAME_BURST = 10_000
+# A window update or a frame of data below this moves nothing forward: a peer that lets us send byte
+# by byte makes us work for nothing (CVE-2019-9511, data dribble).
+SMALL_STEP_BYTES = 256
 
 
 class Stream:
@@ -43,7 +46,8 @@ class Stream:
         self.send_window = send_window
         self.recv_window = STREAM_WINDOW
         self.recv_unacked = 0
-        self.queue: deque[bytes] = deque()
+        # Views where a part has been sent: what is left of a long response is not copied each time.
+        self.queue: deque[bytes | memoryview] = deque()
         self.queued_bytes = 0
         # What ends the stream after the queue: a trailer block, b"" for an empty DATA frame.
         self.tail: bytes | None = None
@@ -54,8 +58,9 @@ class Stream:
 class Sending:
     """Everything a connection says; ``Http2Connection`` adds everything it hears."""
 
-    def __init__(self, *, client: bool) -> None:
+    def __init__(self, *, client: bool, max_streams: int = MAX_STREAMS) -> None:
         self._client = client
+        self._max_streams = max_streams
         self._streams: dict[int, Stream] = {}
         # Streams whose queue waits for a window, in the order of their turns.
         self._blocked: dict[int, None] = {}
@@ -68,6 +73,8 @@ class Sending:
         self._peer_frame_bytes = f.MAX_FRAME_BYTES
         self.peer_max_streams = f.MAX_WINDOW
         self._idle_tokens = float(IDLE_FRAME_BURST)
+        # Bytes of all streams that wait for the peer's windows.
+        self.queued_total = 0
         self.going_away = False
         settings = {
             f.SETTINGS_INITIAL_WINDOW_SIZE: STREAM_WINDOW,
@@ -77,7 +84,7 @@ class Sending:
             self._out.append(f.PREFACE)
             settings[f.SETTINGS_ENABLE_PUSH] = 0
         else:
-            settings[f.SETTINGS_MAX_CONCURRENT_STREAMS] = MAX_STREAMS
+            settings[f.SETTINGS_MAX_CONCURRENT_STREAMS] = max_streams
         self._out.append(f.frame(f.SETTINGS, 0, 0, f.settings_payload(settings)))
         extra = CONNECTION_WINDOW - f.DEFAULT_WINDOW
         self._out.append(f.frame(f.WINDOW_UPDATE, 0, 0, extra.to_bytes(4, "big")))
@@ -143,6 +150,7 @@ class Sending:
         if size:
             stream.queue.append(data)
             stream.queued_bytes += size
+            self.queued_total += size
         if end_stream:
             stream.tail = b""
         self._pump(stream_id, stream)
@@ -234,15 +242,18 @@ class Sending:
                 return
             chunk = queue[0]
             if len(chunk) > room:
+                chunk = memoryview(chunk)
                 queue[0] = chunk[room:]
                 chunk = chunk[:room]
             else:
                 queue.popleft()
             size = len(chunk)
             stream.queued_bytes -= size
+            self.queued_total -= size
             stream.send_window -= size
             self._send_window -= size
-            self._idle_tokens += IDLE_FRAMES_PER_WORK
+            if size >= SMALL_STEP_BYTES or not queue:
+                self._idle_tokens += IDLE_FRAMES_PER_WORK
             self._out.append(f.frame(f.DATA, 0, stream_id, chunk))
         self._blocked.pop(stream_id, None)
         if stream.tail is not None:
@@ -269,4 +280,8 @@ class Sending:
 
     def _forget(self, stream_id: int) -> bool:
         self._blocked.pop(stream_id, None)
-        return self._streams.pop(stream_id, None) is not None
+        stream = self._streams.pop(stream_id, None)
+        if stream is None:
+            return False
+        self.queued_total -= stream.queued_bytes
+        return True
