@@ -133,22 +133,22 @@ def _of_module(module: str, table: str, path: str) -> Callable[[Member, Reply], 
     return make
 
 
-_MAINTENANCE = "/etcdserverpb.Maintenance/"
-_LONG_CALLS = ("Snapshot", "HashKV", "Hash")
-_LOCK_CALLS = ("Lock", "Unlock")
-_ELECTION_CALLS = ("Campaign", "Proclaim", "Leader", "Observe", "Resign")
+_LONG_CALLS = (
+    "/etcdserverpb.KV/Compact",
+    *(f"/etcdserverpb.Maintenance/{name}" for name in ("Snapshot", "HashKV", "Hash")),
+)
 _RECIPES = (
-    *(f"/v3lockpb.Lock/{name}" for name in _LOCK_CALLS),
-    *(f"/v3electionpb.Election/{name}" for name in _ELECTION_CALLS),
+    *(f"/v3lockpb.Lock/{name}" for name in ("Lock", "Unlock")),
+    *(
+        f"/v3electionpb.Election/{name}"
+        for name in ("Campaign", "Proclaim", "Leader", "Observe", "Resign")
+    ),
 )
 STREAMS: dict[str, Callable[[Member, Reply], StreamCall]] = {
     "/etcdserverpb.Watch/Watch": WatchCall,
     "/etcdserverpb.Lease/LeaseKeepAlive": KeepAliveCall,
     "/grpc.health.v1.Health/Watch": HealthWatchCall,
     "/etcdserverpb.Auth/Authenticate": AuthenticateCall,
-    **{
-        _MAINTENANCE + name: _of_module("etcd.server.long_calls", "LONG_CALLS", _MAINTENANCE + name)
-        for name in _LONG_CALLS
-    },
+    **{path: _of_module("etcd.server.long_calls", "LONG_CALLS", path) for path in _LONG_CALLS},
     **{path: _of_module("etcd.server.recipe_calls", "RECIPE_CALLS", path) for path in _RECIPES},
 }

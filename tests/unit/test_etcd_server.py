@@ -290,3 +290,12 @@ async def test_shutdown_tells_the_watchers() -> None:
         with pytest.raises(EtcdError, match="etcdserver: server stopped") as stopped:
             await stream.receive()
         assert stopped.value.code == Code.UNAVAILABLE
+
+
+def test_every_call_of_the_modules_loaded_later_is_known_from_the_start() -> None:
+    from etcd.server.long_calls import LONG_CALLS
+    from etcd.server.recipe_calls import RECIPE_CALLS
+    from etcd.server.streams import STREAMS
+
+    later = {path for path, call in STREAMS.items() if call.__name__ == "make"}
+    assert later == {*LONG_CALLS, *RECIPE_CALLS}
