@@ -135,6 +135,10 @@ def has_lines(cluster: Podwire, node: str, count: int) -> list[str]:
 
 
 def test_routing_traffic_and_services_step_by_step(cluster: Podwire) -> None:
+    # The last exercise, after which nginx's image is on the machine.
+    create(cluster, "last-exercise", "kube-1")
+    cluster.kubectl("delete", "pod", "last-exercise", "--now")
+
     # Routing Traffic with Calico
     cluster.kubectl("create", "-f", "-", stdin=DEPLOYMENT)
     cluster.kubectl("rollout", "status", "deployment/nginx-deployment", "--timeout=30s")
