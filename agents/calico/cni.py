@@ -36,6 +36,7 @@ from agents.calico.ipam.block import ReleaseOptions
 from agents.calico.net import Cidr, Ip
 from agents.calico.resources import endpoint_name, name_of, resource_key, spec_of
 from emulator.addr import format_mac
+from emulator.errors import PodwireError
 from etcd.client import EtcdError
 
 if TYPE_CHECKING:
@@ -170,7 +171,11 @@ class CalicoCni:
             container_id, _Record(pod.namespace, pod.name, netns, conf.network, result), conf
         )
         if self._annotate is not None:
-            await self._annotate(pod, result.annotations)
+            try:
+                await self._annotate(pod, result.annotations)
+            except PodwireError as error:
+                # The pod has its network; only what people read on its object is missing.
+                self._log.warning("pod %s/%s not annotated: %s", pod.namespace, pod.name, error)
         return result
 
     async def _add(

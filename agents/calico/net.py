@@ -5,6 +5,7 @@ The emulated kernel speaks IPv4 only; IPAM, resources and policies name IPv6 too
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 from typing import NamedTuple
 
@@ -48,11 +49,7 @@ class Cidr(NamedTuple):
 
         With ``strict`` host bits are an error, else they are cut.  Raises UsageError.
         """
-        try:
-            network = ipaddress.ip_network(text, strict=strict)
-        except ValueError:
-            raise UsageError(f"invalid CIDR address: {text}") from None
-        return cls(network.version, int(network.network_address), network.prefixlen)
+        return cls(*_network(text, strict))
 
     @classmethod
     def of(cls, ip: Ip, length: int) -> Cidr:
@@ -89,3 +86,13 @@ class Cidr(NamedTuple):
         if not self.holds(ip):
             raise UsageError(f"IP {ip} not in block {self}")
         return ip.value - self.network
+
+
+# Keys and values name the same blocks again and again; errors are not remembered.
+@functools.lru_cache(maxsize=8192)
+def _network(text: str, strict: bool) -> tuple[int, int, int]:
+    try:
+        network = ipaddress.ip_network(text, strict=strict)
+    except ValueError:
+        raise UsageError(f"invalid CIDR address: {text}") from None
+    return network.version, int(network.network_address), network.prefixlen

@@ -298,7 +298,7 @@ class StormNode:
                     container = rng.choice(list(self.journal))
                     await self._retry(self._delete, ipam, resources, container)
                 self.ops += 1
-                await asyncio.sleep(rng.random() * 2)
+                await asyncio.sleep(rng.random() * 4)
 
     async def _retry(self, verb: Any, *args: Any) -> None:
         while True:
@@ -383,7 +383,7 @@ def test_a_storm_of_fifty_nodes_leaves_nothing_behind(seed: int) -> None:
         report, ops = await world.host("admin", "10.0.0.2").spawn(
             _storm(storm, hosts, server, rng), name="admin"
         )
-        assert ops > 500
+        assert ops > 400
         assert report.double_owners == ()
         assert report.problems == 0, report
         assert report.missing_handles == ()

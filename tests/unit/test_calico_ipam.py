@@ -302,6 +302,13 @@ async def test_addresses_of_several_blocks_are_released_in_one_call(calico: Clus
     assert len(await calico.free(*ips)) == 66
 
 
+async def test_more_handles_than_a_transaction_holds_are_all_lowered(calico: Cluster) -> None:
+    await calico.pool("p", "10.0.0.0/24", blockSize=24)
+    ips = [ip for number in range(140) for ip in await calico.ips("a", handle=f"h{number}")]
+    assert await calico.free(*ips) == ()
+    assert [key for key in await calico.keys() if key.startswith("handle")] == []
+
+
 async def test_a_late_release_does_not_free_a_new_holder_s_address(calico: Cluster) -> None:
     await calico.pool("p", "10.0.0.0/30", blockSize=30)
     (ip,) = (await calico.take("a", handle="h")).ips

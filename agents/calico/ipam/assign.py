@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from agents.calico.datastore import Check, KVPair, Query, Unchanged
+from agents.calico.datastore import MAX_TXN_OPS, Check, KVPair, Query, Unchanged
 from agents.calico.errors import AlreadyExistsError, DoesNotExistError
 from agents.calico.ipam.affinity import LOST, RETRIES, read_affinities
 from agents.calico.ipam.block import AllocationBlock
@@ -211,6 +211,9 @@ class Assigner:
             earlier.append(Check(block_key(affinity.cidr), kvp.revision if kvp else 0))
         else:
             # A borrowed block: whether the host still needs it depends on all others.
+            return
+        if len(view.guards) + len(earlier) + 2 > MAX_TXN_OPS:
+            # More pools and reservations than one transaction can compare.
             return
         kvp = KVPair(block_key(cidr), None, at)
         memory = Memory(_selection(request), view, candidate.block, kvp, (*view.guards, *earlier))

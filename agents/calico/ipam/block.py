@@ -236,7 +236,7 @@ class AllocationBlock:
             if attribute is None:
                 unallocated.append(ip)
                 continue
-            if each.handle and each.handle != attribute.handle_id:
+            if each.handle and each.handle.split("\r")[0] != attribute.handle_id:
                 raise UpdateConflictError(
                     str(ip),
                     f"the given handle ({each.handle}) does not match ({attribute.handle_id}) "

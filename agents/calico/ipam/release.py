@@ -6,9 +6,9 @@ Source: projectcalico/calico libcalico-go/lib/ipam/ipam.go ReleaseIPs, ReleaseBy
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
-from agents.calico.datastore import Delete, Query, Update
+from agents.calico.datastore import MAX_TXN_OPS, Delete, Query, Update
 from agents.calico.errors import DatastoreError, DoesNotExistError, UpdateConflictError
 from agents.calico.ipam.affinity import LOST, RETRIES
 from agents.calico.ipam.block import AllocationBlock, ReleaseOptions
@@ -38,6 +38,9 @@ if TYPE_CHECKING:
     from agents.calico.ipam.affinity import Affinities
     from agents.calico.ipam.pools import Pool
     from agents.calico.net import Ip
+
+# Handles that are lowered in one transaction with their block: what etcd allows, less the block.
+HANDLES_AT_ONCE: Final = MAX_TXN_OPS - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,16 +188,31 @@ class Releaser:
             freed = release(block)
             if len(block.unallocated) == before:
                 return True
+            together = dict(list(freed.items())[:HANDLES_AT_ONCE])
             try:
                 await self._datastore.commit(
-                    _block_write(kvp, block), *await self._handle_writes(freed, cidr, known)
+                    _block_write(kvp, block), *await self._handle_writes(together, cidr, known)
                 )
             except LOST:
                 known = None
                 continue
             self._on_release(cidr)
+            for handle, count in list(freed.items())[HANDLES_AT_ONCE:]:
+                await self._lower(handle, cidr, count)
             await self._ensure_selected(block, pools)
             return True
+        raise IpamError(MAX_RETRIES_TEXT)
+
+    async def _lower(self, handle: str, cidr: Cidr, count: int) -> None:
+        """Lower a handle that found no room beside its block."""
+        for _ in range(RETRIES):
+            writes = await self._handle_writes({handle: count}, cidr, None)
+            try:
+                if writes:
+                    await self._datastore.commit(*writes)
+            except LOST:
+                continue
+            return
         raise IpamError(MAX_RETRIES_TEXT)
 
     async def _handle_writes(
