@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+from typing import TYPE_CHECKING
 
 import pytest
 from google.protobuf import json_format
@@ -12,6 +14,10 @@ from hypothesis import strategies as st
 from etcd.core import gateway_json, gojson
 from etcd.core.gojson import GoJsonError, Scanner, UnfinishedError
 from etcd.core.pb import rpc_pb2 as pb
+from etcd.server.gateway import METHODS
+
+if TYPE_CHECKING:
+    from google.protobuf.message import Message
 
 _plain = st.recursive(
     st.none()
@@ -67,6 +73,49 @@ def test_any_bytes_are_read_or_refused_in_gos_words(data: bytes) -> None:
         refusal = str(error)
     words = ("invalid ", "unexpected end", "json: cannot ", "exceeded max", "illegal ", "unknown ")
     assert not refusal or refusal.startswith(words)
+
+
+_REQUESTS = sorted({method.request for method in METHODS.values()}, key=lambda cls: cls.__name__)
+
+
+def _names(request: type[Message]) -> list[str]:
+    """All field names in a request and what it holds."""
+    seen: dict[str, None] = {}
+    todo, done = [request.DESCRIPTOR], set()
+    while todo:
+        descriptor = todo.pop()
+        if descriptor.full_name in done:
+            continue
+        done.add(descriptor.full_name)
+        for field in descriptor.fields:
+            seen[field.name] = seen[field.json_name] = None
+            if field.message_type is not None:
+                todo.append(field.message_type)
+    return [*seen, "unknown"]
+
+
+@st.composite
+def _nearly_right(draw: st.DrawFn) -> tuple[type[Message], object]:
+    """A request's class and a JSON value that has its field names, with values of any kind."""
+    request = draw(st.sampled_from(_REQUESTS))
+    names = st.sampled_from(_names(request))
+    value = st.recursive(
+        _plain | st.sampled_from(["YQ==", "7", "VERSION", "\ud800", -1, 1 << 70]),
+        lambda inner: st.dictionaries(names, inner, max_size=3) | st.lists(inner, max_size=2),
+        max_leaves=8,
+    )
+    return request, draw(st.dictionaries(names, value, max_size=4))
+
+
+@given(_nearly_right())
+def test_fields_of_the_wrong_kind_are_refused_in_gos_words(
+    case: tuple[type[Message], object],
+) -> None:
+    request, value = case
+    message = request()
+    with contextlib.suppress(GoJsonError):
+        gateway_json.fill(message, gojson.whole(json.dumps(value).encode()))
+    message.SerializeToString()
 
 
 _puts = st.builds(
