@@ -235,3 +235,12 @@ async def test_locks_and_elections(tmp_path: Path) -> None:
 
     transcript = await both(tmp_path, story)
     assert "held" in transcript[0]
+
+
+async def test_check_perf_writes_and_passes(tmp_path: Path) -> None:
+    """Not compared, but it must run: a load that etcd's own tool judges."""
+    async with memory_etcd() as server:
+        process = await Ctl(server.endpoint).start("check", "datascale", "--load=s")
+        out, _ = await process.communicate()
+    assert process.returncode == 0, out.decode()
+    assert b"PASS" in out
