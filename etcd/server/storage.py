@@ -27,7 +27,10 @@ if TYPE_CHECKING:
 
 # Zeros written ahead: first a little for a quick start, then enough to amortise the fill.
 FIRST_FILL_BYTES = 512 * 1024
-FILL_BYTES = 4 * 1024 * 1024
+FILL_BYTES = 1024 * 1024
+# Zeros are written in pages: Linux keeps a large write as one large folio and every sync of a few
+# bytes in it then writes all of it to the disk (2 MiB instead of 4 KiB, measured on 6.18).
+FILL_PIECE = bytes(4096)
 # Room that must stay ahead; below it the log is filled further.
 LOW_BYTES = 128 * 1024
 # A snapshot in the making is synced every so many bytes, so that no single sync takes long.
@@ -57,6 +60,15 @@ def _write_all(fd: int, data: bytes, at: int) -> None:
         written = os.pwrite(fd, view, at)
         at += written
         view = view[written:]
+
+
+def _write_zeros(fd: int, at: int, size: int) -> None:
+    """Write zeros up to ``at + size`` and the end of its page."""
+    piece = len(FILL_PIECE)
+    if at % piece:
+        _write_all(fd, FILL_PIECE[at % piece :], at)
+    for start in range(-(-at // piece) * piece, at + size, piece):
+        _write_all(fd, FILL_PIECE, start)
 
 
 class Storage:
@@ -238,9 +250,9 @@ class Storage:
         if self._filled - self._offset >= size + LOW_BYTES:
             return
         try:
-            zeros = bytes(max(self._fill, size))
-            _write_all(self._fd, zeros, self._filled)
-            self._filled += len(zeros)
+            more = max(self._fill, size)
+            _write_zeros(self._fd, self._filled, more)
+            self._filled += more
             self._fill = FILL_BYTES
             self.disk_full = False
         except OSError as error:
@@ -274,7 +286,8 @@ class Storage:
         fd = os.open(path + ".tmp", os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
         try:
             head = self._header._replace(sequence=self._writer.sequence).emit(wal.SEGMENT_MAGIC)
-            _write_all(fd, head + bytes(self._fill), 0)
+            _write_all(fd, head, 0)
+            _write_zeros(fd, len(head), self._fill)
             self._sync_file(fd)
             os.rename(path + ".tmp", path)
             if self._sync:

@@ -273,6 +273,24 @@ async def test_a_failed_sync_stops_the_server_and_acknowledges_nothing(
         assert (await client.get(b"a")).kvs[0].value == b"1"
 
 
+def _disk_bytes() -> int:
+    with open("/proc/self/io") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith("write_bytes"))
+
+
+def test_a_sync_of_a_small_write_writes_little_to_the_disk(tmp_path: Path) -> None:
+    """Zeros filled ahead in one large write made every sync write megabytes."""
+    storage = Storage(str(tmp_path), sync=True)
+    engine = Engine(11, 22)
+    storage.load(engine)
+    _put(storage, engine, b"a", b"first")
+    before = _disk_bytes()
+    for number in range(50):
+        _put(storage, engine, b"a", b"%d" % number)
+    assert _disk_bytes() - before < 50 * 64 * 1024
+    storage.close()
+
+
 # A server whose files may not grow beyond argv[2] bytes; prints its endpoint.
 LIMITED = """
 import asyncio, random, resource, sys
