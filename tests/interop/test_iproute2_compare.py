@@ -11,7 +11,7 @@ import pytest
 
 from emulator.addr import Prefix, parse_ip, parse_mac
 from emulator.errors import UsageError
-from emulator.netstack.fib import Route, RouteType
+from emulator.netstack.fib import NextHop, Route, RouteType
 from emulator.netstack.show.bridge import render_bridge_fdb
 from emulator.netstack.show.link import render_ip_addr, render_ip_link
 from emulator.netstack.show.neigh import render_ip_neigh
@@ -249,3 +249,70 @@ def test_errors_are_the_same_text() -> None:
             ours.append("")
     said = {cmd: text for (cmd, _), text in zip(ERRORS, ours, strict=True)}
     assert said == {cmd: text for (cmd, _), text in zip(ERRORS, real, strict=True)}
+
+
+MULTIPATH = """
+ip link set lo up
+ip link add e0 type veth peer name e1
+ip link add d0 type veth peer name d1
+for dev in e0 e1 d0 d1; do ip link set $dev up; done
+ip addr add 10.0.0.1/24 dev e0
+ip route add 10.5.0.0/16 proto bird \
+  nexthop via 10.0.0.2 dev e0 weight 1 nexthop via 10.9.0.3 dev d0 weight 2 onlink
+ip route add 10.3.0.0/16 src 10.0.0.1 metric 7 nexthop dev e0 nexthop dev d0
+ip route add blackhole 10.6.0.0/16 proto 80
+ip route add 10.7.0.0/16 proto 12 nexthop via 10.0.0.9
+ip route
+echo --
+ip link set d0 down
+ip route
+echo --
+ip link set d0 up
+ip link set e1 down
+# Linux looks at carriers at its leisure, once a second.
+for i in $(seq 60); do ip route | grep -q linkdown && break; sleep 0.05; done
+ip route
+echo --
+ip link set e1 up
+for i in $(seq 60); do ip route | grep -q linkdown || break; sleep 0.05; done
+ip route del 10.5.0.0/16 via 10.0.0.2
+ip route
+echo --
+ip link del d0
+ip route
+"""
+
+
+def test_routes_with_several_ways_are_those_of_linux() -> None:
+    require_iproute2()
+    real = in_new_netns(MULTIPATH)
+    ns = Segment(1).kernels[0].netns_add("ways")
+    ns.link_set("lo", up=True)
+    for near, far in (("e0", "e1"), ("d0", "d1")):
+        ns.link_add(near, "veth", peer=far)
+        ns.link_set(near, up=True)
+        ns.link_set(far, up=True)
+    ns.addr_add("e0", parse_ip("10.0.0.1"), 24)
+    ways = (
+        NextHop("e0", parse_ip("10.0.0.2")),
+        NextHop("d0", parse_ip("10.9.0.3"), weight=2, onlink=True),
+    )
+    five = Prefix.parse("10.5.0.0/16")
+    ns.route_add(Route(five, nexthops=ways, protocol="bird"))
+    ns.route_add(Route(Prefix.parse("10.3.0.0/16"), src=parse_ip("10.0.0.1"), metric=7,
+                       nexthops=(NextHop("e0"), NextHop("d0"))))  # fmt: skip
+    ns.route_add(Route(Prefix.parse("10.6.0.0/16"), type=RouteType.BLACKHOLE, protocol="80"))
+    single = (NextHop(gateway=parse_ip("10.0.0.9")),)
+    ns.route_add(Route(Prefix.parse("10.7.0.0/16"), nexthops=single, protocol="bird"))
+    shown = [render_ip_route(ns.routes())]
+    ns.link_set("d0", up=False)
+    shown.append(render_ip_route(ns.routes()))
+    ns.link_set("d0", up=True)
+    ns.link_set("e1", up=False)
+    shown.append(render_ip_route(ns.routes()))
+    ns.link_set("e1", up=True)
+    ns.route_del(Route(five, gateway=parse_ip("10.0.0.2")))
+    shown.append(render_ip_route(ns.routes()))
+    ns.link_del("d0")
+    shown.append(render_ip_route(ns.routes()))
+    assert "--\n".join(shown) == real.stdout, real.stderr

@@ -11,6 +11,7 @@ from emulator.addr import parse_ip
 from emulator.netstack.sock.tcp import Endpoint
 from emulator.wire import pcapng
 from emulator.wire.describe import describe_frame
+from tests.calico_kernels import CalicoSegment
 from tests.joined_kernels import Segment
 
 
@@ -79,3 +80,32 @@ def test_the_nic_shows_vxlan() -> None:
     ours = [line.replace(": IP 10.", "\nIP 10.") for line in record.lines]
     assert "\n".join(ours).splitlines() == theirs
     assert theirs[0].endswith(": VXLAN, flags [I] (0x08), vni 1")
+
+
+def test_ip_in_ip_is_what_tcpdump_takes_it_for() -> None:
+    net = CalicoSegment()
+    a, b = net.pod(0, 2), net.pod(1, 3)
+    wire, tunnel = Recorder(net, 0, "root", "eth0"), Recorder(net, 0, "root", "tunl0")
+    net.ping(a, "192.168.0.67", size=8)
+    lines = [line for line in tcpdump(bytes(wire.data), "-v") if not line.startswith("ARP")]
+    text = " ".join(line.strip() for line in lines)
+    assert "proto IPIP (4), length 56) 172.17.4.201 > 172.17.4.202: IP (tos 0x0, ttl 63" in text
+    assert "192.168.0.2 > 192.168.0.67: ICMP echo request" in text
+    assert "172.17.4.202 > 172.17.4.201: IP (tos 0x0, ttl 63" in text
+    assert "bad cksum" not in text
+    # The device itself has no Ethernet: bare packets.
+    assert tunnel.lines
+
+    # A stream through it: super-segments are cut at the NIC, each piece wrapped for itself.
+    stream = Recorder(net, 0, "root", "eth0")
+    listener = b.sockets.tcp_listen(0, 5001)
+    connection = a.sockets.tcp_connect(Endpoint(parse_ip("192.168.0.67"), 5001))
+    net.settle()
+    accepted = listener.accept()
+    connection.send(b"z" * 60000)
+    net.advance(2)
+    assert accepted.read() == b"z" * 60000
+    seen = " ".join(line.strip() for line in tcpdump(bytes(stream.data), "-v"))
+    assert "proto IPIP (4), length 1500)" in seen
+    assert "incorrect" not in seen
+    assert "bad cksum" not in seen

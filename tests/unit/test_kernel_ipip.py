@@ -9,6 +9,7 @@ from emulator.errors import UsageError
 from emulator.netstack.fib import NextHop, Route, RouteType, path_hash
 from emulator.netstack.packet import DropReason
 from emulator.netstack.show.route import render_ip_route
+from emulator.netstack.sock.tcp import Endpoint
 from emulator.wire import ipv4, udp
 from tests.calico_kernels import CalicoSegment
 
@@ -216,3 +217,24 @@ def test_the_tutorials_rows_have_their_double_blanks() -> None:
     assert "192.168.0.64/26 via 172.17.4.202 dev tunl0  proto bird onlink \n" in text
     assert "blackhole 192.168.0.0/26  proto bird \n" in text
     assert "192.168.0.2 dev cali00000000002  scope link \n" in text
+
+
+def test_a_stream_through_the_tunnel_takes_the_short_way() -> None:
+    net = CalicoSegment()
+    a, b = net.pod(0, 2), net.pod(1, 3)
+    listener = b.sockets.tcp_listen(0, 5001)
+    connection = a.sockets.tcp_connect(Endpoint(parse_ip("192.168.0.67"), 5001))
+    net.settle()
+    accepted = listener.accept()
+    data = bytes(range(256)) * 1000
+    connection.send(data)
+    received = b""
+    for _ in range(200):
+        net.advance(0.05)
+        received += accepted.read()
+        if len(received) == len(data):
+            break
+    assert received == data
+    for kernel in net.kernels:
+        assert kernel.flows.hits > kernel.flows.misses
+        assert all(counter.packets == 0 for counter in kernel.root.drops.values())

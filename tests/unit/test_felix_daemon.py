@@ -1,0 +1,110 @@
+"""felix as a daemon: the datastore changes, the kernel follows."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import logging
+import random
+from typing import TYPE_CHECKING, Any
+
+from agents.calico.felix.daemon import FelixConfig, run_felix
+from agents.calico.resources import new_resource, resource_key, to_stored
+from agents.calico.testing import MemoryDatastore
+from emulator.runtime.clock import real_clock
+from emulator.runtime.role import RoleEnv
+from tests.calico_policy_world import World
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+    import pytest
+
+
+async def until(condition: Callable[[], bool], what: str) -> None:
+    try:
+        async with asyncio.timeout(8):
+            while not condition():
+                await asyncio.sleep(0.005)
+    except TimeoutError:
+        raise AssertionError(f"never: {what}") from None
+
+
+class Running:
+    """One felix on the policy world's node, beside a datastore in memory."""
+
+    def __init__(self) -> None:
+        self.world = World()
+        self.store = MemoryDatastore()
+        self.ready = asyncio.Event()
+        for resource in self.world.base:
+            self.put(resource)
+
+    def put(self, resource: dict[str, Any]) -> str:
+        meta = resource["metadata"]
+        key = resource_key(resource["kind"], meta["name"], meta.get("namespace", ""))
+        self.store.put(key, to_stored(resource))
+        return key
+
+
+@contextlib.asynccontextmanager
+async def felix() -> AsyncIterator[Running]:
+    running = Running()
+    env = RoleEnv(real_clock(), random.Random(1), logging.getLogger("podwire.felix"))
+    env = dataclasses.replace(env, on_ready=lambda info: running.ready.set())
+    config = FelixConfig("kube-0", resync_s=0.1)
+    task = asyncio.create_task(run_felix(config, env, running.world.kernel, running.store))
+    try:
+        async with asyncio.timeout(8):
+            await running.ready.wait()
+        yield running
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+
+CLOSED = new_resource(
+    "GlobalNetworkPolicy", "default.closed", {"selector": "app == 'web'", "types": ["Ingress"]}
+)
+
+
+async def test_a_policy_comes_into_force_and_out_of_it() -> None:
+    async with felix() as running:
+        world = running.world
+        assert world.passes("api", "web", "UDP", 53)
+        key = running.put(CLOSED)
+        await until(lambda: not world.passes("api", "web", "UDP", 53), "the policy is in force")
+        assert world.passes("host", "web", "UDP", 53)
+        running.store.remove(key)
+        await until(lambda: world.passes("api", "web", "UDP", 53), "the policy is gone")
+
+
+async def test_what_somebody_flushed_comes_back() -> None:
+    async with felix() as running:
+        running.put(CLOSED)
+        world = running.world
+        await until(lambda: not world.passes("api", "web", "UDP", 53), "the policy is in force")
+        world.root.netfilter.restore("*filter\n-F FORWARD\nCOMMIT\n")
+        await until(lambda: not world.passes("api", "web", "UDP", 53), "the jump is back")
+
+
+async def test_what_is_not_enforced_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    async with felix() as running:
+        spec = {"selector": "all()", "types": ["Ingress"], "preDNAT": True, "applyOnForward": True}
+        running.put(new_resource("GlobalNetworkPolicy", "default.early", spec))
+        await until(lambda: "preDNAT policies act on host endpoints" in caplog.text, "it is said")
+        await asyncio.sleep(0.25)
+        assert caplog.text.count("preDNAT") == 1
+
+
+async def test_garbage_in_the_datastore_stops_nobody() -> None:
+    async with felix() as running:
+        running.store.put(resource_key("IPPool", "broken"), {"kind": "IPPool", "metadata": 7})
+        running.store.put(resource_key("GlobalNetworkPolicy", "default.odd"), b"{")
+        odd = new_resource("GlobalNetworkPolicy", "default.worse", {"selector": "((", "types": 3})
+        running.put(odd)
+        running.put(CLOSED)
+        world = running.world
+        await until(lambda: not world.passes("api", "web", "UDP", 53), "the rest is in force")
