@@ -91,6 +91,11 @@ class Channel:
         self._tx_ids: dict[int, int] = {}
 
     @property
+    def is_inside(self) -> bool:
+        """True for an internal peer whose routes only a reflector's clients are told."""
+        return self.source is Source.BGP and not self.external and not self.cluster_id
+
+    @property
     def afi(self) -> Afi:
         """The family."""
         return self.table.afi

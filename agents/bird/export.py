@@ -84,6 +84,7 @@ class BgpExporter:
         self.config = config
         self.terms = terms
         self.wants_all_paths = add_path
+        self.skips_inside = add_path and terms.internal and not terms.rr_client
         self.sent: dict[bytes, Attrs] = {}
         self.congested = False
         # True until the speaker's own restart is over: nothing is told before.
@@ -92,6 +93,7 @@ class BgpExporter:
         self._send = send
         self._on_change = on_change
         self._table: Table = channel.table
+        self._inside = (self._table.inside_updates, self._table.inside_withdraws)
         self._buckets: dict[Attrs, list[Sequence[bytes]]] = {}
         self._withdrawn: list[bytes] = []
         self._dirty: dict[tuple[bytes, Channel | None, int], None] = {}
@@ -153,6 +155,16 @@ class BgpExporter:
             self._send(self._after_feed)
             self._after_feed = []
 
+    def count_skipped(self) -> None:
+        """Put what was not even offered into the statistics, as BIRD counts it."""
+        before, now = self._inside, (self._table.inside_updates, self._table.inside_withdraws)
+        self._inside = now
+        if self.skips_inside:
+            stats = self.channel.stats
+            stats.exp_updates_received += now[0] - before[0]
+            stats.exp_updates_rejected += now[0] - before[0]
+            stats.exp_withdraws_received += now[1] - before[1]
+
     def _feed_keys(self, keys: list[bytes]) -> None:
         groups: dict[int, tuple[Path | None, list[bytes]]] = {}
         for key in keys:
@@ -196,6 +208,7 @@ class BgpExporter:
         """As ``rib.Exporter``."""
         if self.congested or self.held:
             self._dirty.update(dict.fromkeys([(key, None, 0) for key in keys]))
+            self._on_change()
         elif path is None:
             self.channel.stats.exp_withdraws_received += len(keys)
             self._withdraw(keys)
@@ -208,6 +221,7 @@ class BgpExporter:
         """As ``rib.Exporter``."""
         if self.congested or self.held:
             self._dirty.update(dict.fromkeys([(key, channel, path_id) for key in keys]))
+            self._on_change()
             return
         head = channel.tx_path_id(path_id).to_bytes(4, "big")
         if path is None:

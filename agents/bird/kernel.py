@@ -240,6 +240,11 @@ class KernelProtocol:
         """With merged paths a change of the second best route matters too."""
         return self.config.merge_paths > 0
 
+    @property
+    def skips_inside(self) -> bool:
+        """The kernel gets everything."""
+        return False
+
     def best_changed(self, keys: Sequence[bytes], path: Path | None) -> None:
         """As ``rib.Exporter``."""
         self._dirty.update(dict.fromkeys(keys))

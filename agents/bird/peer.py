@@ -10,14 +10,10 @@ time.
 
 from __future__ import annotations
 
-import enum
-from dataclasses import replace
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final
 
-from agents.bird.attribute_codec import DecodeContext
 from agents.bird.attributes import AS_TRANS
 from agents.bird.capabilities import local_capabilities
-from agents.bird.channel import Channel
 from agents.bird.config import GracefulRestart, LimitAction
 from agents.bird.errors import (
     CEASE,
@@ -37,18 +33,15 @@ from agents.bird.events import (
     BfdUnwanted,
     BfdWanted,
     Dial,
-    Event,
     HangUp,
-    MessageTap,
     ProtocolLogged,
     SessionDown,
     SessionUp,
     StateChanged,
 )
-from agents.bird.export import BgpExporter, Terms
-from agents.bird.filters import Source
+from agents.bird.export import BgpExporter
 from agents.bird.fsm import RANK, Connection, ConnectionEnd, State
-from agents.bird.intake import Intake, LoopChecks
+from agents.bird.intake import Intake
 from agents.bird.messages import (
     OPEN,
     REFRESH_BEGIN,
@@ -62,64 +55,26 @@ from agents.bird.messages import (
     shutdown_data,
 )
 from agents.bird.net import SAFI_UNICAST, Afi
+from agents.bird.peer_host import Life, PeerHost
+from agents.bird.restart import NeighborRestart
+from agents.bird.terms import (
+    decode_context,
+    export_terms,
+    lasting,
+    loop_checks,
+    make_channel,
+    source_address,
+    ttl,
+)
 from agents.bird.update import end_of_rib
 
 if TYPE_CHECKING:
-    import random
-
+    from agents.bird.channel import Channel
     from agents.bird.config import BgpConfig, Limit
-    from agents.bird.nexthop import Resolver
-    from agents.bird.rib import Table
 
 # A second connection that is ready so soon after the first is a collision of two attempts, not a
 # restart of the peer.  Real stacks need milliseconds; BIRD has no such window and flaps.
 COLLISION_WINDOW_S: Final = 10.0
-# Routes of a restarted peer that never sends End-of-RIB are kept no longer (RFC 4724 §4.2 leaves it
-# to the implementation; FRR's stalepath-time).
-STALE_PATH_S: Final = 360.0
-
-
-class Life(enum.StrEnum):
-    """Protocol states, by the words of ``show protocols``."""
-
-    DOWN = "down"
-    START = "start"
-    UP = "up"
-    FLUSH = "flush"
-
-
-class PeerHost(Protocol):
-    """What a peer needs of the speaker it belongs to."""
-
-    router_id: int
-    rng: random.Random
-    tables: dict[Afi, Table]
-    resolvers: dict[Afi, Resolver]
-    tap: MessageTap | None
-    now: float
-
-    @property
-    def recovering(self) -> bool:
-        """True while the speaker's own graceful restart goes on."""
-
-    @property
-    def preserved(self) -> tuple[Afi, ...]:
-        """Families whose forwarding outlived our restart."""
-
-    def emit(self, event: Event) -> None:
-        """Tell the shell."""
-
-    def register(self, peer: Peer) -> int:
-        """A new connection's number."""
-
-    def unregister(self, number: int) -> None:
-        """The connection is over."""
-
-    def end_of_rib_received(self, peer: Peer) -> None:
-        """For the speaker's recovery."""
-
-    def touch(self, peer: Peer) -> None:
-        """Something of the peer waits: output, work or another deadline."""
 
 
 class Peer:
@@ -142,62 +97,28 @@ class Peer:
         self.session: Connection | None = None
         self.intake: Intake | None = None
         self.established_at = 0.0
-        self.restart_until: float | None = None
-        self.stale_until: float | None = None
-        self.is_long_lived = False
-        self.restarting = False
         self.end_of_rib_seen: dict[Afi, None] = {}
         self.exporters: dict[Afi, BgpExporter] = {}
         self.channels: dict[Afi, Channel] = {}
         self.bad_updates = 0
         self._last_error_at: float | None = None
         self._first_start = True
-        self._stale_terms: tuple[tuple[int, int], ...] = ()
         self._watched = False
         for afi in Afi:
             channel_config = config.channel(afi)
             if channel_config is not None:
-                self.channels[afi] = self._make_channel(afi)
-
-    def _make_channel(self, afi: Afi) -> Channel:
-        config, host = self.config, self.host
-        channel_config = config.channel(afi)
-        assert channel_config is not None
-        channel = Channel(
-            config.name,
-            Source.BGP,
-            host.tables[afi],
-            host.resolvers[afi],
-            channel_config.import_filter,
-        )
-        channel.external = not config.internal
-        channel.neighbor = config.neighbor
-        channel.med_metric = config.med_metric
-        channel.path_metric = config.path_metric
-        channel.prefer_older = config.prefer_older
-        channel.receive_limit = channel_config.receive_limit
-        channel.import_limit = channel_config.import_limit
-        if config.rr_client:
-            channel.cluster_id = self.cluster_id
-        return channel
-
-    @property
-    def cluster_id(self) -> int:
-        """The cluster of a route reflector: configured, else the router id."""
-        return self.config.rr_cluster_id or self.host.router_id
+                self.channels[afi] = make_channel(config, host, afi)
+        self.neighbor_restart = NeighborRestart(self.channels, self._log)
 
     @property
     def source_address(self) -> int:
         """Our end's emulated address."""
-        return self.config.source_address or self.host.router_id
+        return source_address(self.config, self.host)
 
     @property
     def ttl(self) -> tuple[int, int]:
-        """TTL to send with, least TTL to accept or 0 (RFC 5082)."""
-        config = self.config
-        if config.ttl_security:
-            return 255, 256 - (config.multihop or 1)
-        return config.multihop or (64 if config.internal else 1), 0
+        """TTL to send with, least TTL to accept or 0."""
+        return ttl(self.config)
 
     @property
     def state(self) -> State:
@@ -207,11 +128,6 @@ class Peer:
 
     def _connections(self) -> list[Connection]:
         return [c for c in (self.session, self.outgoing, self.incoming) if c is not None]
-
-    @property
-    def next_hop_ipv6(self) -> bytes:
-        """NEXT_HOP of IPv6 routes without a configured one: the IPv4-mapped source address."""
-        return b"\0" * 10 + b"\xff\xff" + self.source_address.to_bytes(4, "big")
 
     # Life
 
@@ -258,7 +174,7 @@ class Peer:
                 # With RFC 8538 only a hard reset ends the peer's patience.
                 farewell = Notification(CEASE, CEASE_HARD_RESET, bytes((CEASE, subcode)) + data)
             connection.stop(farewell, now=now)
-        self.restart_until = self.stale_until = None
+        self.neighbor_restart.cancel()
         self.last_error = error
         if self.life is not Life.DOWN:
             self._live(Life.FLUSH, now)
@@ -320,7 +236,13 @@ class Peer:
     def get_timer(self) -> float | None:
         """When ``handle_timer`` is due."""
         deadlines = [
-            at for at in (self.wait_until, self.restart_until, self.stale_until) if at is not None
+            at
+            for at in (
+                self.wait_until,
+                self.neighbor_restart.until,
+                self.neighbor_restart.stale_until,
+            )
+            if at is not None
         ]
         for connection in self._connections():
             at = connection.get_timer()
@@ -332,12 +254,7 @@ class Peer:
         """Expire what is due."""
         if self.wait_until is not None and now >= self.wait_until:
             self._begin(now)
-        if self.restart_until is not None and now >= self.restart_until:
-            self._restart_expired(now)
-        if self.stale_until is not None and now >= self.stale_until:
-            self.stale_until = None
-            for channel in self.channels.values():
-                channel.flush_stale()
+        self.neighbor_restart.handle_timer(now)
         for connection in self._connections():
             connection.handle_timer(now=now)
 
@@ -499,18 +416,19 @@ class Peer:
         self.last_error = ("", "")
         self.end_of_rib_seen = {}
         terms, opened = connection.terms, connection.peer_open
-        restart = opened.capabilities.restart
-        was_restart, self.restart_until = self.restart_until is not None, None
         for afi, channel in self.channels.items():
             channel.router_id = opened.router_id
             channel.with_path_ids = afi in terms.add_path_rx
-            if channel.stale and not (
-                afi in terms.families and restart is not None and restart.preserved(afi)
-            ):
-                channel.flush_stale()
-        if was_restart and any(c.stale for c in self.channels.values()):
-            self.stale_until = now + STALE_PATH_S
-        self.intake = self._make_intake(connection)
+        self.neighbor_restart.returned(opened, terms.families, now)
+        self.intake = Intake(
+            self.config,
+            terms,
+            self.channels,
+            decode_context(self.config, self.host, as4=terms.as4),
+            loop_checks(self.config, self.host),
+            on_end_of_rib=self._end_of_rib,
+            on_bad=self._bad_update,
+        )
         self.host.emit(
             SessionUp(
                 self.config.name,
@@ -533,64 +451,22 @@ class Peer:
                 )
             )
 
-    def _make_intake(self, connection: Connection) -> Intake:
-        config, terms = self.config, connection.terms
-        assert terms is not None
-        context = DecodeContext(
-            as4=terms.as4,
-            internal=config.internal,
-            loopback=config.neighbor >> 24 == 127,
-            own_address=self.source_address.to_bytes(4, "big"),
-            enforce_first_as=config.peer_as if config.enforce_first_as else 0,
-            default_local_pref=config.default_local_pref,
-            preference=next(c.preference for c in (config.ipv4, config.ipv6) if c is not None),
-        )
-        checks = LoopChecks(
-            config.local_as,
-            config.allow_local_as,
-            self.host.router_id,
-            self.cluster_id if config.rr_client or config.rr_cluster_id else self.host.router_id,
-        )
-        return Intake(
-            config,
-            terms,
-            self.channels,
-            context,
-            checks,
-            on_end_of_rib=self._end_of_rib,
-            on_bad=self._bad_update,
-        )
-
     def _start_export(self, afi: Afi, connection: Connection) -> None:
-        config, terms = self.config, connection.terms
-        assert terms is not None
-        channel_config = config.channel(afi)
-        assert channel_config is not None
-        own = self.source_address.to_bytes(4, "big") if afi is Afi.IPV4 else self.next_hop_ipv6
+        settings = self.config.channel(afi)
+        assert settings is not None
+        assert connection.terms is not None
         exporter = BgpExporter(
             self.channels[afi],
-            channel_config,
-            Terms(
-                internal=config.internal,
-                local_as=config.local_as,
-                as4=terms.as4,
-                limit=connection.send_limit,
-                next_hop=channel_config.next_hop_address or own,
-                rr_client=config.rr_client,
-                cluster_id=self.cluster_id,
-                rs_client=config.rs_client,
-                long_lived=terms.peer_long_lived is not None,
-                graceful_shutdown=config.graceful_shutdown,
-                default_local_pref=config.default_local_pref,
-            ),
-            add_path=afi in terms.add_path_tx,
+            settings,
+            export_terms(self.config, self.host, afi, settings, connection),
+            add_path=afi in connection.terms.add_path_tx,
             send=connection.send_encoded,
             on_change=self._touch,
         )
         exporter.held = self.host.recovering
         self.exporters[afi] = exporter
         self.host.tables[afi].exporters.append(exporter)
-        mark = config.graceful_restart is not GracefulRestart.OFF
+        mark = self.config.graceful_restart is not GracefulRestart.OFF
         exporter.start_feed(forced=False, after=end_of_rib(afi) if mark else b"")
 
     def update_received(self, connection: Connection, body: bytes, now: float) -> None:
@@ -604,12 +480,8 @@ class Peer:
 
     def _end_of_rib(self, afi: Afi, now: float) -> None:
         self.end_of_rib_seen[afi] = None
-        channel = self.channels[afi]
-        if channel.stale:
-            channel.flush_stale()
-            if not any(c.stale for c in self.channels.values()):
-                self.stale_until = None
-                self._log("Neighbor graceful restart done")
+        if self.neighbor_restart.repeated(self.channels[afi]):
+            self._log("Neighbor graceful restart done")
         self.host.end_of_rib_received(self)
 
     def refresh_received(self, connection: Connection, refresh: RouteRefresh, now: float) -> None:
@@ -631,12 +503,9 @@ class Peer:
                 after = message(ROUTE_REFRESH, RouteRefresh(afi, SAFI_UNICAST, REFRESH_END).body())
             exporter.start_feed(forced=True, before=before, after=after)
         elif refresh.subtype == REFRESH_BEGIN and connection.terms.enhanced_refresh:
-            channel.grow_stale()
-            self.stale_until = now + STALE_PATH_S
+            self.neighbor_restart.refresh_begins(channel, now)
         elif refresh.subtype == REFRESH_END and connection.terms.enhanced_refresh:
-            channel.flush_stale()
-            if not any(c.stale for c in self.channels.values()):
-                self.stale_until = None
+            self.neighbor_restart.repeated(channel)
 
     def state_changed(self, connection: Connection, old: State, new: State) -> None:
         """Tell whoever watches."""
@@ -691,7 +560,7 @@ class Peer:
         failed = end in (ConnectionEnd.SENT, ConnectionEnd.RECEIVED)
         if failed and notification is not None and notification.code != CEASE:
             self._penalty(now)
-            keep = self.restart_until is not None
+            keep = self.neighbor_restart.is_active
             error = self.last_error
             for other in self._connections():
                 other.stop(Notification(CEASE, CEASE_ADMIN_RESET), now=now)
@@ -743,12 +612,12 @@ class Peer:
         self.session = None
         self.intake = None
         for afi, exporter in self.exporters.items():
+            exporter.count_skipped()
             self.host.tables[afi].exporters.remove(exporter)
         self.exporters = {}
         if self._watched:
             self._watched = False
             self.host.emit(BfdUnwanted(self.config.name, self.config.neighbor))
-        self.stale_until = None
         self.host.emit(
             SessionDown(
                 self.config.name,
@@ -762,42 +631,8 @@ class Peer:
         if not graceful:
             self._live(Life.FLUSH, now)
             return
-        restart = terms.peer_restart
-        assert restart is not None
-        self._log("Neighbor graceful restart detected")
-        for afi, channel in self.channels.items():
-            channel.grow_stale()
-            if restart.preserved(afi) is None:
-                channel.flush_stale()
-        long_lived = terms.peer_long_lived
-        self._stale_terms = (
-            tuple((afi, stale_s) for afi, _, stale_s in long_lived.families) if long_lived else ()
-        )
-        self.is_long_lived = False
-        self.restart_until = now + restart.time_s
+        self.neighbor_restart.begin(terms, now)
         self._live(Life.START, now)
-
-    def _restart_expired(self, now: float) -> None:
-        """The peer did not come back in time: flush, or keep as a last resort (RFC 9494)."""
-        self.restart_until = None
-        terms = dict(self._stale_terms)
-        longest = 0
-        if not self.is_long_lived:
-            for afi, channel in self.channels.items():
-                if channel.stale and terms.get(afi):
-                    channel.mark_long_lived()
-                    longest = max(longest, terms[afi])
-                else:
-                    channel.flush_stale()
-        if longest:
-            self.is_long_lived = True
-            self.restart_until = now + longest
-            self._log("Neighbor long-lived graceful restart")
-            return
-        self.is_long_lived = False
-        self._log("Neighbor graceful restart timed out")
-        for channel in self.channels.values():
-            channel.flush_stale()
 
     # Reconfiguration and reload
 
@@ -819,7 +654,7 @@ class Peer:
     def reconfigure(self, new: BgpConfig) -> bool:
         """Take a changed configuration without dropping the session; False if that cannot be."""
         old = self.config
-        if _lasting(old) != _lasting(new):
+        if lasting(old) != lasting(new):
             return False
         self.config = new
         for afi, channel in self.channels.items():
@@ -836,36 +671,3 @@ class Peer:
             if exporter is not None and before.export_filter != after.export_filter:
                 exporter.start_feed(forced=False)
         return True
-
-
-def _lasting(config: BgpConfig) -> BgpConfig:
-    """A configuration without what can change under a session."""
-    neutral = type(config)(name="", neighbor=1, peer_as=1, local_as=1)
-
-    def same(afi: Afi) -> object:
-        channel = config.channel(afi)
-        if channel is None:
-            return None
-        plain = type(channel)()
-        return replace(
-            channel,
-            import_filter=plain.import_filter,
-            export_filter=plain.export_filter,
-            receive_limit=None,
-            import_limit=None,
-            export_limit=None,
-            keep_filtered=False,
-        )
-
-    timers = replace(
-        neutral.timers, hold_s=config.timers.hold_s, keepalive_s=config.timers.keepalive_s
-    )
-    return replace(
-        config,
-        description="",
-        shutdown_message="",
-        disabled=False,
-        timers=timers,
-        ipv4=same(Afi.IPV4),  # type: ignore[arg-type]
-        ipv6=same(Afi.IPV6),  # type: ignore[arg-type]
-    )

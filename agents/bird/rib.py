@@ -125,6 +125,10 @@ class Exporter(Protocol):
     def wants_all_paths(self) -> bool:
         """True to be told of every path, not of the best one."""
 
+    @property
+    def skips_inside(self) -> bool:
+        """True if routes of internal peers never concern it (RFC 4271 §9.2.1)."""
+
     def best_changed(self, keys: Sequence[bytes], path: Path | None) -> None:
         """These networks' best route is ``path`` now, or there is none."""
 
@@ -153,6 +157,9 @@ class Table:
         self.igp: dict[int, dict[int, bytes]] = {}
         self.igp_changed = False
         self._tx_id = 0
+        # Changes of internal peers' routes, which most internal peers are not told of.
+        self.inside_updates = 0
+        self.inside_withdraws = 0
 
     def next_tx_id(self) -> int:
         """A path identifier for announcements that nobody has yet."""
@@ -195,8 +202,16 @@ class Table:
         if changed:
             if channel.source is not Source.BGP:
                 self._index(changed)
+            inside = channel.is_inside
+            if inside:
+                # In a full mesh nearly every change is one that nobody else is told of: counting it
+                # once for all keeps a mesh of n nodes from costing n times n times n.
+                if path is None:
+                    self.inside_withdraws += len(changed)
+                else:
+                    self.inside_updates += len(changed)
             for exporter in self.exporters:
-                if exporter.wants_all_paths:
+                if exporter.wants_all_paths and not (inside and exporter.skips_inside):
                     exporter.path_changed(changed, channel, path_id, path)
         return result
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from agents.bird.fsm import State
 from agents.bird.net import Afi, Net
-from agents.bird.peer import Life
+from agents.bird.peer_host import Life
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -288,8 +288,12 @@ def _bgp(speaker: Speaker, peer: Peer, preferred: dict[int, int], now: float) ->
         channel_config = config.channel(afi)
         assert channel_config is not None
         exporter = peer.exporters.get(afi)
+        if exporter is not None:
+            exporter.count_skipped()
         plain = _channel(channel, str(peer.life), channel_config.preference, preferred)
-        restart_left = None if peer.restart_until is None else _left(peer.restart_until, now)
+        restart_left = (
+            None if peer.neighbor_restart.until is None else _left(peer.neighbor_restart.until, now)
+        )
         channels.append(
             ChannelInfo(
                 afi,
@@ -339,7 +343,9 @@ def _bgp(speaker: Speaker, peer: Peer, preferred: dict[int, int], now: float) ->
             if peer.wait_until is not None
             else None
         ),
-        restart_timer=_left(peer.restart_until, now) if peer.restart_until is not None else None,
+        restart_timer=_left(peer.neighbor_restart.until, now)
+        if peer.neighbor_restart.until is not None
+        else None,
         last_error=peer.last_error,
         established_at=peer.established_at if session is not None else None,
         outgoing=session.outgoing if session is not None else None,

@@ -21,7 +21,8 @@ from agents.bird.kernel import (
 )
 from agents.bird.net import Afi
 from agents.bird.nexthop import Resolver
-from agents.bird.peer import Life, Peer
+from agents.bird.peer import Peer
+from agents.bird.peer_host import Life
 from agents.bird.rib import Table
 
 if TYPE_CHECKING:

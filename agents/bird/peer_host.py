@@ -1,0 +1,58 @@
+"""What a BGP protocol instance and the speaker around it know of each other."""
+
+from __future__ import annotations
+
+import enum
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    import random
+
+    from agents.bird.events import Event, MessageTap
+    from agents.bird.net import Afi
+    from agents.bird.nexthop import Resolver
+    from agents.bird.peer import Peer
+    from agents.bird.rib import Table
+
+
+class Life(enum.StrEnum):
+    """Protocol states, by the words of ``show protocols``."""
+
+    DOWN = "down"
+    START = "start"
+    UP = "up"
+    FLUSH = "flush"
+
+
+class PeerHost(Protocol):
+    """What a peer needs of the speaker it belongs to."""
+
+    router_id: int
+    rng: random.Random
+    tables: dict[Afi, Table]
+    resolvers: dict[Afi, Resolver]
+    tap: MessageTap | None
+    now: float
+
+    @property
+    def recovering(self) -> bool:
+        """True while the speaker's own graceful restart goes on."""
+
+    @property
+    def preserved(self) -> tuple[Afi, ...]:
+        """Families whose forwarding outlived our restart."""
+
+    def emit(self, event: Event) -> None:
+        """Tell the shell."""
+
+    def register(self, peer: Peer) -> int:
+        """A new connection's number."""
+
+    def unregister(self, number: int) -> None:
+        """The connection is over."""
+
+    def end_of_rib_received(self, peer: Peer) -> None:
+        """For the speaker's recovery."""
+
+    def touch(self, peer: Peer) -> None:
+        """Something of the peer waits: output, work or another deadline."""
