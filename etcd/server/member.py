@@ -357,7 +357,6 @@ class Member:
             with contextlib.suppress(EtcdError):
                 # Somebody else may have compacted it already.
                 self.engine.compact(pb.CompactionRequest(revision=revision))
-                self.schedule_flush()
                 self.env.log.info("finished auto-compaction at revision %d", revision)
                 self.schedule_flush()
             mode.compacted(revision, now=loop.time())
