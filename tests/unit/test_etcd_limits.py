@@ -414,3 +414,40 @@ async def test_any_bytes_end_at_most_their_own_connection() -> None:
             writer.close()
             await client.put(b"alive", b"%d" % number)
         assert (await client.get(b"alive")).kvs[0].value == b"249", f"seed {seed}"
+
+
+# HTTP/1.1 ---------------------------------------------------------------------------------------
+
+
+async def _http(endpoint: str, request: bytes) -> bytes:
+    """Send bytes; return what came back until the server closed or answered."""
+    host, _, port = endpoint.rpartition(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    try:
+        writer.write(request)
+        async with asyncio.timeout(TIMEOUT_S):
+            return await reader.read(65_536)
+    finally:
+        writer.close()
+
+
+async def test_a_header_beyond_8_kib_is_a_bad_request() -> None:
+    async with memory_etcd(enable_v2=True) as etcd:
+        line = b"GET /version HTTP/1.1\r\nHost: x\r\nX-Long: " + b"a" * 20_000 + b"\r\n\r\n"
+        assert b" 400 " in (await _http(etcd.endpoint, line)).split(b"\r\n")[0]
+        path = b"GET /v2/keys/" + b"a" * 20_000 + b" HTTP/1.1\r\nHost: x\r\n\r\n"
+        assert b" 400 " in (await _http(etcd.endpoint, path)).split(b"\r\n")[0]
+        good = b"GET /version HTTP/1.1\r\nHost: x\r\n\r\n"
+        assert b" 200 " in (await _http(etcd.endpoint, good)).split(b"\r\n")[0]
+
+
+async def test_a_v2_form_beyond_10_mib_is_refused_as_go_refuses_it() -> None:
+    async with memory_etcd(enable_v2=True) as etcd:
+        size = 10 * 1024 * 1024 + 1
+        head = (
+            b"PUT /v2/keys/a HTTP/1.1\r\nHost: x\r\n"
+            b"Content-Type: application/x-www-form-urlencoded\r\nContent-Length: %d\r\n\r\n" % size
+        )
+        answer = await _http(etcd.endpoint, head + b"value=" + b"a" * (size - 6))
+        assert b'"errorCode":210' in answer
+        assert b'"cause":"http: POST too large"' in answer
