@@ -72,9 +72,10 @@ if TYPE_CHECKING:
     from agents.bird.channel import Channel
     from agents.bird.config import BgpConfig, Limit
 
-# A second connection that is ready so soon after the first is a collision of two attempts, not a
-# restart of the peer.  Real stacks need milliseconds; BIRD has no such window and flaps.
-COLLISION_WINDOW_S: Final = 10.0
+# A second connection that came so soon after the session is a collision of two attempts, not a
+# restart of the peer: who is Established dials no more.  Real stacks need milliseconds, a machine
+# that starts a hundred nodes seconds.  BIRD has no such window and flaps.
+COLLISION_WINDOW_S: Final = 3.0
 
 
 class Peer:
@@ -379,7 +380,7 @@ class Peer:
             restart = opened.capabilities.restart
             is_restart = self._can_restart() and (
                 (restart is not None and restart.restarting)
-                or now - self.established_at >= COLLISION_WINDOW_S
+                or connection.started_at - self.established_at >= COLLISION_WINDOW_S
             )
             if not is_restart:
                 raise BgpPeerError(CEASE, CEASE_COLLISION)
