@@ -8,13 +8,14 @@ it works or rests are one call.
 from __future__ import annotations
 
 import asyncio
+import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from agents.calico.felix.apply import Dataplane
 from agents.calico.felix.compute import compute
 from agents.calico.felix.model import Host, State
-from agents.calico.felix.reading import PREFIXES, read_state
+from agents.calico.felix.reading import PREFIXES, StateReader
 from agents.calico.mirror import Mirror
 from emulator.errors import PodwireError
 
@@ -58,7 +59,11 @@ class _Felix:
         self._dirty = asyncio.Event()
         self._mirror = Mirror(datastore, PREFIXES, self._note, env.log)
         self._dataplane = Dataplane(ns, vxlan_source_ports=config.vxlan_source_ports)
+        self._reader = StateReader(config.node_name)
         self._refused: tuple[str, ...] = ()
+        self._complaint = ""
+        # What the kernel was last brought to, completely.
+        self._applied: State | None = None
 
     async def run(self) -> None:
         async with asyncio.TaskGroup() as group:
@@ -70,14 +75,14 @@ class _Felix:
 
     async def _sync_for_ever(self) -> None:
         await self._mirror.synced.wait()
-        first = True
+        first, anew = True, True
         while True:
             self._dirty.clear()
             complete = False
             try:
-                complete = self._sync()
+                complete = self._sync(anew=anew)
             except PodwireError as error:
-                self._env.log.error("felix: the dataplane refused: %s", error)
+                self._complain(str(error))
             if first:
                 first = False
                 self._env.ready(f"felix programs {self._config.node_name}")
@@ -85,19 +90,34 @@ class _Felix:
             try:
                 async with asyncio.timeout(self._config.resync_s if complete else RETRY_S):
                     await self._dirty.wait()
+                    anew = False
             except TimeoutError:
-                pass
+                anew = True
 
-    def _sync(self) -> bool:
-        state = read_state(self._mirror.items, self._config.node_name, self._host())
+    def _sync(self, *, anew: bool) -> bool:
+        """Apply what is known; unless ``anew`` only if it is not what was applied last."""
+        state = self._reader.read(self._mirror.items, self._host()).relevant()
         self._say(state)
-        return self._dataplane.apply(compute(state), insert=state.settings.insert)
+        if not anew and state == self._applied:
+            return True
+        self._applied = None
+        complete = self._dataplane.apply(compute(state), insert=state.settings.insert)
+        self._complaint = ""
+        if complete:
+            self._applied = state
+        return complete
 
     def _host(self) -> Host:
         ns = self._ns
         nic = ns.devices.get(self._config.nic)
         addresses = tuple(sorted({each.ip for each in ns.addrs()}))
         return Host(self._config.nic, nic.mtu if nic is not None else 1500, addresses)
+
+    def _complain(self, text: str) -> None:
+        """The same refusal again is no news."""
+        level = logging.DEBUG if text == self._complaint else logging.ERROR
+        self._complaint = text
+        self._env.log.log(level, "felix: the dataplane refused: %s", text)
 
     def _say(self, state: State) -> None:
         """What is asked for in vain is said once."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from agents.calico.selector import Selector
@@ -181,6 +181,18 @@ class State:
         mine = [each for each in self.endpoints if each.node == self.node and each.interface]
         return sorted(mine, key=lambda each: each.interface)
 
+    def relevant(self) -> State:
+        """The state without what cannot matter here: other nodes' workloads no rule asks for."""
+        rules = [rule for each in self.policies for rule in (*each.ingress, *each.egress)]
+        rules += [rule for each in self.profiles for rule in (*each.ingress, *each.egress)]
+        if any(_asks(side) for rule in rules for side in (rule.source, rule.destination)):
+            return self
+        return replace(
+            self,
+            endpoints=tuple(each for each in self.endpoints if each.node == self.node),
+            network_sets=(),
+        )
+
     def this_node(self) -> NodeInfo | None:
         """The record of this node, None until it has one."""
         return next((each for each in self.nodes if each.name == self.node), None)
@@ -200,4 +212,10 @@ class State:
         return any(pool.vxlan != "Never" for pool in self.pools)
 
 
-Resource = dict[str, Any]
+def _asks(side: Side) -> bool:
+    """True if one end of a rule depends on who is where."""
+    return (
+        side.selector is not None
+        or side.not_selector is not None
+        or any(not port[:1].isdigit() for port in (*side.ports, *side.not_ports))
+    )

@@ -8,7 +8,7 @@ give to endpoints (libcalico-go/lib/backend/syncersv1/updateprocessors).
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 from agents.calico.felix.model import (
     NAMESPACE_LABEL,
@@ -55,169 +55,214 @@ _NAMESPACE_PREFIX, _ACCOUNT_PREFIX = "pcns.", "pcsa."
 _ACTIONS: Final = {"Accept": "ACCEPT", "Drop": "DROP", "Return": "RETURN"}
 
 
+_T = TypeVar("_T")
+
+
+class _Configuration(NamedTuple):
+    """A FelixConfiguration."""
+
+    name: str
+    spec: dict[str, Any]
+
+
+class _Parsed(NamedTuple):
+    """One item as it was at a revision; ``refused`` says what of it is not enforced."""
+
+    revision: int
+    record: Any
+    refused: tuple[str, ...]
+
+
 def read_state(items: Mapping[str, KVPair], node: str, host: Host | None = None) -> State:
     """Everything under PREFIXES as a State; what does not parse is named in ``refused``."""
-    reader = _Reader(node)
-    for key in sorted(items):
-        value = items[key].value
-        if not isinstance(value, dict):
-            continue
-        try:
-            if key.startswith(BLOCKS):
-                reader.block(value)
-            elif (identity := parse_key(key)) is not None:
-                reader.resource(identity.kind, value)
-        except (UsageError, KeyError, TypeError, ValueError, AttributeError) as error:
-            reader.refused.append(f"{key} is not understood: {error}")
-    return reader.state(host or Host())
+    return StateReader(node).read(items, host)
 
 
-class _Reader:
+class StateReader:
+    """Reads a mirror's items again and again: what has not changed is not parsed anew."""
+
     def __init__(self, node: str) -> None:
         self._node = node
-        self._settings: dict[str, Any] = {}
-        self._own_settings: dict[str, Any] = {}
-        self.endpoints: list[Endpoint] = []
-        self.policies: list[Policy] = []
-        self.profiles: list[Profile] = []
-        self.pools: list[Pool] = []
-        self.nodes: list[NodeInfo] = []
-        self.blocks: list[Block] = []
-        self.sets: list[NetworkSet] = []
-        self.refused: list[str] = []
+        self._parsed: dict[str, _Parsed] = {}
+        # An endpoint with its profiles' labels, by what it was made of.
+        self._labelled: dict[int, tuple[Endpoint, tuple[Profile | None, ...], Endpoint]] = {}
 
-    def resource(self, kind: str, value: Resource) -> None:
-        match kind:
-            case "WorkloadEndpoint":
-                self.endpoints.append(_endpoint(value))
-            case "NetworkPolicy" | "GlobalNetworkPolicy":
-                self._policy(kind, value)
-            case "Profile":
-                self.profiles.append(_profile(value))
-            case "IPPool":
-                self._pool(value)
-            case "Node":
-                self._add_node(value)
-            case "NetworkSet" | "GlobalNetworkSet":
-                self.sets.append(_network_set(value))
-            case "FelixConfiguration":
-                if name_of(value) == "default":
-                    self._settings = spec_of(value)
-                elif name_of(value) == f"node.{self._node}":
-                    self._own_settings = spec_of(value)
-            case "HostEndpoint":
-                self.refused.append(
-                    f"HostEndpoint {name_of(value)}: host endpoints are not enforced, "
-                    "only workloads' are"
-                )
+    def read(self, items: Mapping[str, KVPair], host: Host | None = None) -> State:
+        """Everything under PREFIXES as a State; what does not parse is named in ``refused``."""
+        parsed = {}
+        for key in sorted(items):
+            kvp = items[key]
+            known = self._parsed.get(key)
+            if known is None or known.revision != kvp.revision:
+                known = _parse(key, kvp)
+            parsed[key] = known
+        self._parsed = parsed
+        records = [each.record for each in parsed.values() if each.record is not None]
+        refused = tuple(text for each in parsed.values() for text in each.refused)
 
-    def state(self, host: Host) -> State:
-        inherited = {profile.name: profile.labels for profile in self.profiles}
-        endpoints = [
-            replace(
-                each,
-                labels={
-                    **{
-                        key: text
-                        for name in each.profiles
-                        for key, text in inherited.get(name, {}).items()
-                    },
-                    **each.labels,
-                },
-            )
-            for each in self.endpoints
-        ]
+        def of(kind: type[_T]) -> tuple[_T, ...]:
+            return tuple(record for record in records if type(record) is kind)
+
+        configurations = {each.name: each.spec for each in of(_Configuration)}
+        profiles = of(Profile)
         return State(
             self._node,
-            host,
-            _settings({**self._settings, **self._own_settings}),
-            tuple(endpoints),
-            tuple(sorted(self.policies, key=lambda each: each.sort_key)),
-            tuple(self.profiles),
-            tuple(self.pools),
-            tuple(self.nodes),
-            tuple(self.blocks),
-            tuple(self.sets),
-            tuple(self.refused),
+            host or Host(),
+            _settings(
+                {
+                    **configurations.get("default", {}),
+                    **configurations.get(f"node.{self._node}", {}),
+                }
+            ),
+            self._inherit(of(Endpoint), profiles),
+            tuple(sorted(of(Policy), key=lambda each: each.sort_key)),
+            profiles,
+            of(Pool),
+            of(NodeInfo),
+            of(Block),
+            of(NetworkSet),
+            refused,
         )
 
-    def _pool(self, value: Resource) -> None:
-        spec = spec_of(value)
-        if ":" in spec["cidr"]:
-            return
-        # A disabled pool gives out no new addresses, but those it gave stay reachable.
-        self.pools.append(
-            Pool(
-                Prefix.parse(spec["cidr"]),
-                spec.get("ipipMode") or "Never",
-                spec.get("vxlanMode") or "Never",
-                bool(spec.get("natOutgoing")),
-            )
-        )
+    def _inherit(
+        self, endpoints: tuple[Endpoint, ...], profiles: tuple[Profile, ...]
+    ) -> tuple[Endpoint, ...]:
+        """Endpoints with the labels of their profiles; their own come first."""
+        by_name = {profile.name: profile for profile in profiles}
+        labelled = {}
+        for each in endpoints:
+            mine = tuple(by_name.get(name) for name in each.profiles)
+            known = self._labelled.get(id(each))
+            if known is None or known[0] is not each or not _same(known[1], mine):
+                labels = {
+                    key: text
+                    for profile in mine
+                    if profile is not None
+                    for key, text in profile.labels.items()
+                }
+                known = (each, mine, replace(each, labels={**labels, **each.labels}))
+            labelled[id(each)] = known
+        self._labelled = labelled
+        return tuple(known[2] for known in labelled.values())
 
-    def _add_node(self, value: Resource) -> None:
-        spec = spec_of(value)
-        bgp = spec.get("bgp") or {}
-        address = str(bgp.get("ipv4Address") or "")
-        if not address:
-            return
-        ip_text, _, length = address.partition("/")
-        ip = parse_ip(ip_text)
-        mac = spec.get("vxlanTunnelMACAddr")
-        self.nodes.append(
-            NodeInfo(
-                name_of(value),
-                ip,
-                Prefix.of(ip, int(length or 32)),
-                _ip(bgp.get("ipv4IPIPTunnelAddr")),
-                _ip(spec.get("ipv4VXLANTunnelAddr")),
-                parse_mac(mac) if mac else b"",
-            )
-        )
 
-    def block(self, value: dict[str, Any]) -> None:
-        owner = str(value.get("affinity") or "")
-        cidr = Prefix.parse(value["cidr"])
-        node = owner.removeprefix("host:") if owner.startswith("host:") else ""
-        borrowed = []
-        attributes = value.get("attributes") or []
-        for ordinal, index in enumerate(value.get("allocations") or []):
-            if index is None or index >= len(attributes):
-                continue
-            holder = ((attributes[index] or {}).get("secondary") or {}).get("node", "")
-            if holder and holder != node:
-                borrowed.append((cidr.network + ordinal, str(holder)))
-        self.blocks.append(Block(cidr, node, tuple(borrowed)))
+def _same(one: tuple[object, ...], other: tuple[object, ...]) -> bool:
+    return len(one) == len(other) and all(a is b for a, b in zip(one, other, strict=True))
 
-    def _policy(self, kind: str, value: Resource) -> None:
-        spec, namespace = spec_of(value), namespace_of(value)
-        name = f"{namespace}/{name_of(value)}" if namespace else name_of(value)
-        for field in ("preDNAT", "doNotTrack"):
-            if spec.get(field):
-                self.refused.append(
-                    f"{kind} {name}: {field} policies act on host endpoints, which are not enforced"
-                )
-                return
-        if spec.get("applyOnForward"):
-            self.refused.append(
-                f"{kind} {name}: applyOnForward acts on host endpoints, which are not enforced; "
-                "its rules apply to workloads"
+
+def _parse(key: str, kvp: KVPair) -> _Parsed:
+    """One item; what nobody understands is refused, not raised."""
+    if not isinstance(kvp.value, dict):
+        return _Parsed(kvp.revision, None, ())
+    refused: list[str] = []
+    record: Any = None
+    try:
+        if key.startswith(BLOCKS):
+            record = _block(kvp.value)
+        elif (identity := parse_key(key)) is not None:
+            record = _resource(identity.kind, kvp.value, refused)
+    except (UsageError, KeyError, TypeError, ValueError, AttributeError) as error:
+        refused.append(f"{key} is not understood: {error}")
+    return _Parsed(kvp.revision, record, tuple(refused))
+
+
+def _resource(kind: str, value: Resource, refused: list[str]) -> Any:
+    match kind:
+        case "WorkloadEndpoint":
+            return _endpoint(value)
+        case "NetworkPolicy" | "GlobalNetworkPolicy":
+            return _policy(kind, value, refused)
+        case "Profile":
+            return _profile(value)
+        case "IPPool":
+            return _pool(value)
+        case "Node":
+            return _node(value)
+        case "NetworkSet" | "GlobalNetworkSet":
+            return _network_set(value)
+        case "FelixConfiguration":
+            return _Configuration(name_of(value), spec_of(value))
+        case "HostEndpoint":
+            refused.append(
+                f"HostEndpoint {name_of(value)}: host endpoints are not enforced, "
+                "only workloads' are"
             )
-        if spec.get("tier", "default") not in ("", "default"):
-            self.refused.append(
-                f"{kind} {name}: only the tier default is known, not {spec['tier']}"
+    return None
+
+
+def _pool(value: Resource) -> Pool | None:
+    """A pool of IPv4; a disabled one gives out no addresses, but those it gave stay reachable."""
+    spec = spec_of(value)
+    if ":" in spec["cidr"]:
+        return None
+    return Pool(
+        Prefix.parse(spec["cidr"]),
+        spec.get("ipipMode") or "Never",
+        spec.get("vxlanMode") or "Never",
+        bool(spec.get("natOutgoing")),
+    )
+
+
+def _node(value: Resource) -> NodeInfo | None:
+    """A node that has an address."""
+    spec = spec_of(value)
+    bgp = spec.get("bgp") or {}
+    address = str(bgp.get("ipv4Address") or "")
+    if not address:
+        return None
+    ip_text, _, length = address.partition("/")
+    ip = parse_ip(ip_text)
+    mac = spec.get("vxlanTunnelMACAddr")
+    return NodeInfo(
+        name_of(value),
+        ip,
+        Prefix.of(ip, int(length or 32)),
+        _ip(bgp.get("ipv4IPIPTunnelAddr")),
+        _ip(spec.get("ipv4VXLANTunnelAddr")),
+        parse_mac(mac) if mac else b"",
+    )
+
+
+def _block(value: dict[str, Any]) -> Block:
+    owner = str(value.get("affinity") or "")
+    cidr = Prefix.parse(value["cidr"])
+    node = owner.removeprefix("host:") if owner.startswith("host:") else ""
+    borrowed = []
+    attributes = value.get("attributes") or []
+    for ordinal, index in enumerate(value.get("allocations") or []):
+        if index is None or index >= len(attributes):
+            continue
+        holder = ((attributes[index] or {}).get("secondary") or {}).get("node", "")
+        if holder and holder != node:
+            borrowed.append((cidr.network + ordinal, str(holder)))
+    return Block(cidr, node, tuple(borrowed))
+
+
+def _policy(kind: str, value: Resource, refused: list[str]) -> Policy | None:
+    spec, namespace = spec_of(value), namespace_of(value)
+    name = f"{namespace}/{name_of(value)}" if namespace else name_of(value)
+    for field in ("preDNAT", "doNotTrack"):
+        if spec.get(field):
+            refused.append(
+                f"{kind} {name}: {field} policies act on host endpoints, which are not enforced"
             )
-            return
-        self.policies.append(
-            Policy(
-                name,
-                policy_selector(spec, namespace),
-                spec.get("order"),
-                tuple(spec.get("types") or _types_of(spec)),
-                read_rules(spec.get("ingress"), namespace),
-                read_rules(spec.get("egress"), namespace),
-            )
+            return None
+    if spec.get("applyOnForward"):
+        refused.append(
+            f"{kind} {name}: applyOnForward acts on host endpoints, which are not enforced; "
+            "its rules apply to workloads"
         )
+    if spec.get("tier", "default") not in ("", "default"):
+        refused.append(f"{kind} {name}: only the tier default is known, not {spec['tier']}")
+        return None
+    return Policy(
+        name,
+        policy_selector(spec, namespace),
+        spec.get("order"),
+        tuple(spec.get("types") or _types_of(spec)),
+        read_rules(spec.get("ingress"), namespace),
+        read_rules(spec.get("egress"), namespace),
+    )
 
 
 def _types_of(spec: Mapping[str, Any]) -> list[str]:
