@@ -204,7 +204,9 @@ class BgpExporter:
 
     # Changes
 
-    def best_changed(self, keys: Sequence[bytes], path: Path | None) -> None:
+    def best_changed(
+        self, keys: Sequence[bytes], path: Path | None, *, is_new: bool = False
+    ) -> None:
         """As ``rib.Exporter``."""
         if self.congested or self.held:
             self._dirty.update(dict.fromkeys([(key, None, 0) for key in keys]))
@@ -213,7 +215,9 @@ class BgpExporter:
             self.channel.stats.exp_withdraws_received += len(keys)
             self._withdraw(keys)
         else:
-            self._offer(keys, path, b"")
+            # What is new in the table was not sent, unless something of before still waits.
+            fresh = is_new and not (self._dirty or self._feed)
+            self._offer(keys, path, b"", fresh=fresh)
 
     def path_changed(
         self, keys: Sequence[bytes], channel: Channel, path_id: int, path: Path | None
@@ -251,7 +255,13 @@ class BgpExporter:
         return entry is path or (isinstance(entry, tuple) and path in entry)
 
     def _offer(
-        self, keys: Sequence[bytes], path: Path, head: bytes, *, forced: bool = False
+        self,
+        keys: Sequence[bytes],
+        path: Path,
+        head: bytes,
+        *,
+        forced: bool = False,
+        fresh: bool = False,
     ) -> None:
         stats = self.channel.stats
         stats.exp_updates_received += len(keys)
@@ -261,7 +271,7 @@ class BgpExporter:
             self._withdraw([head + key for key in keys] if head else keys)
             return
         if isinstance(outcome, Leaf):
-            self._deliver(keys, path, outcome, head, forced)
+            self._deliver(keys, path, outcome, head, forced, fresh)
             return
         groups: dict[int, tuple[Leaf, list[bytes]]] = {}
         for key in keys:
@@ -272,10 +282,16 @@ class BgpExporter:
             else:
                 group[1].append(key)
         for leaf, some in groups.values():
-            self._deliver(some, path, leaf, head, forced)
+            self._deliver(some, path, leaf, head, forced, fresh)
 
     def _deliver(
-        self, keys: Sequence[bytes], path: Path, leaf: Leaf, head: bytes, forced: bool
+        self,
+        keys: Sequence[bytes],
+        path: Path,
+        leaf: Leaf,
+        head: bytes,
+        forced: bool,
+        fresh: bool,
     ) -> None:
         if head:
             keys = [head + key for key in keys]
@@ -283,7 +299,8 @@ class BgpExporter:
             self.channel.stats.exp_updates_filtered += len(keys)
             self._withdraw(keys)
             return
-        self._announce(keys, outgoing(leaf, path, self.terms, self.config), forced)
+        attrs = outgoing(leaf, path, self.terms, self.config)
+        self._announce(keys, attrs, forced=forced, fresh=fresh)
 
     def _outcome(self, path: Path) -> Leaf | Branch | None:
         """The filter's answer for a path, None if the protocol itself refuses it."""
@@ -324,9 +341,9 @@ class BgpExporter:
                 return False
         return True
 
-    def _announce(self, keys: Sequence[bytes], attrs: Attrs, forced: bool) -> None:
+    def _announce(self, keys: Sequence[bytes], attrs: Attrs, *, forced: bool, fresh: bool) -> None:
         sent = self.sent
-        if not sent.keys().isdisjoint(keys):
+        if not fresh and not sent.keys().isdisjoint(keys):
             if not forced:
                 keys = [key for key in keys if sent.get(key) != attrs]
                 if not keys:
@@ -352,6 +369,8 @@ class BgpExporter:
 
     def _withdraw(self, keys: Sequence[bytes]) -> None:
         sent = self.sent
+        if not sent:
+            return
         gone = [key for key in keys if key in sent]
         if not gone:
             return

@@ -187,7 +187,7 @@ class Intake:
         if channel is None:
             return
         for path_id, keys in self._split(afi, nlri):
-            channel.withdraw(path_id, routable(afi, keys))
+            channel.withdraw(path_id, routable(afi, keys, nlri))
 
     def _reach(
         self, afi: Afi, known: Decoded, next_hop: bytes, nlri: bytes, now: float, has_hop: bool
@@ -205,7 +205,7 @@ class Intake:
         if attrs.next_hop != next_hop:
             attrs = attrs._replace(next_hop=next_hop)
         for path_id, keys in groups:
-            good = routable(afi, keys)
+            good = routable(afi, keys, nlri)
             if len(good) != len(keys):
                 channel.stats.imp_updates_received += len(keys) - len(good)
                 channel.stats.imp_updates_invalid += len(keys) - len(good)

@@ -245,7 +245,9 @@ class KernelProtocol:
         """The kernel gets everything."""
         return False
 
-    def best_changed(self, keys: Sequence[bytes], path: Path | None) -> None:
+    def best_changed(
+        self, keys: Sequence[bytes], path: Path | None, *, is_new: bool = False
+    ) -> None:
         """As ``rib.Exporter``."""
         self._dirty.update(dict.fromkeys(keys))
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import enum
 import ipaddress
+import struct
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from emulator.errors import UsageError
@@ -137,7 +138,7 @@ def split_nlri(afi: Afi, block: bytes) -> Sequence[bytes]:
         if not bits & 7 or not last.translate(None, _CLEAN[bits & 7]):
             if count == 1:
                 return (block,)
-            return [block[at : at + stride] for at in range(0, size, stride)]
+            return struct.unpack(f"{stride}s" * count, block)
     keys = []
     at = 0
     while at < size:
@@ -188,10 +189,14 @@ def is_routable(afi: Afi, key: bytes) -> bool:
     return not (key[0] == 128 and int.from_bytes(key[1:], "big") in (0, 1))
 
 
-def routable(afi: Afi, keys: Sequence[bytes]) -> Sequence[bytes]:
-    """Leave out what ``is_routable`` refuses."""
+def routable(afi: Afi, keys: Sequence[bytes], block: bytes) -> Sequence[bytes]:
+    """Leave out what ``is_routable`` refuses; ``block`` is what the keys were cut from."""
     if afi == 1 and keys:
         stride = len(keys[0])
-        if stride > 1 and not b"".join([key[1:2] for key in keys]).translate(None, _GOOD_FIRST):
+        if (
+            stride > 1
+            and stride * len(keys) == len(block)
+            and not block[1::stride].translate(None, _GOOD_FIRST)
+        ):
             return keys
     return [key for key in keys if is_routable(afi, key)]

@@ -129,8 +129,13 @@ class Exporter(Protocol):
     def skips_inside(self) -> bool:
         """True if routes of internal peers never concern it (RFC 4271 §9.2.1)."""
 
-    def best_changed(self, keys: Sequence[bytes], path: Path | None) -> None:
-        """These networks' best route is ``path`` now, or there is none."""
+    def best_changed(
+        self, keys: Sequence[bytes], path: Path | None, *, is_new: bool = False
+    ) -> None:
+        """These networks' best route is ``path`` now, or there is none.
+
+        ``is_new`` says that there was none before.
+        """
 
     def path_changed(
         self, keys: Sequence[bytes], channel: Channel, path_id: int, path: Path | None
@@ -195,8 +200,14 @@ class Table:
             routes.update(dict.fromkeys(keys, path))
             channel.routes += len(routes) - before
             result = Updated(len(keys), 0)
-            self._tell_best(keys, path)
+            for exporter in self.exporters:
+                if not exporter.wants_all_paths:
+                    exporter.best_changed(keys, path, is_new=True)
             changed: Sequence[bytes] = keys
+        elif path is None and self._take_away(channel, path_id, keys):
+            result = Updated(len(keys), 0)
+            self._tell_best(keys, None)
+            changed = keys
         else:
             changed, result = self._update_each(channel, path_id, keys, path)
         if changed:
@@ -214,6 +225,23 @@ class Table:
                 if exporter.wants_all_paths and not (inside and exporter.skips_inside):
                     exporter.path_changed(changed, channel, path_id, path)
         return result
+
+    def _take_away(self, channel: Channel, path_id: int, keys: Sequence[bytes]) -> bool:
+        """Remove networks that one and the same Path of this channel is the only route to."""
+        routes = self.routes
+        first = routes.get(keys[0])
+        if (
+            not isinstance(first, Path)
+            or first.channel is not channel
+            or first.path_id != path_id
+            or list(map(routes.get, keys)).count(first) != len(keys)
+        ):
+            return False
+        before = len(routes)
+        for key in keys:
+            routes.pop(key, None)
+        channel.routes -= before - len(routes)
+        return True
 
     def _update_each(
         self, channel: Channel, path_id: int, keys: Sequence[bytes], path: Path | None
