@@ -34,8 +34,10 @@ if TYPE_CHECKING:
 
 needs_real = pytest.mark.skipif(real_etcd_binary() is None, reason=NO_REAL_ETCD)
 DEADLINE_S = 30.0
-# Short enough that an outage of a few seconds would end it, were it not kept.
-LEASE_TTL_S = 5
+# Short enough that the outage would end it, were it not kept through another member.
+LEASE_TTL_S = 8
+# flannel waits a minute after a renewal that failed: its leases must be longer, as its 24 h are.
+AGENT_TTL_S = 120
 SUBNETS = b"/coreos.com/network/subnets/"
 
 
@@ -144,7 +146,7 @@ class Agent:
             tuple(endpoints),
             f"172.17.4.{number}",
             str(folder / f"agent{number}" / "subnet.env"),
-            ttl_s=LEASE_TTL_S,
+            ttl_s=AGENT_TTL_S,
         )
         self._env = RoleEnv(
             real_clock(), random.Random(number), on_ready=lambda _: self.ready.set()
