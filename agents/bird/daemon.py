@@ -332,9 +332,13 @@ class BirdDaemon:
                 return
 
     def _update_keys(self) -> None:
-        """TCP-MD5 keys of the listening socket, one for each neighbour that has a password."""
+        """What neighbours want of the listening socket: a key for each password, TTL security."""
         if self._server is None or not hasattr(self._server, "sockets"):
             return
+        if any(peer.config.ttl_security for peer in self.speaker.peers.values()):
+            # A peer with TTL security ignores a handshake that does not come with 255.
+            for listener in self._server.sockets:
+                listener.setsockopt(socket.IPPROTO_IP, socket.IP_TTL, 255)
         wanted: dict[str, str] = {}
         for peer in self.speaker.peers.values():
             address = self._resolve(peer.config.neighbor) if peer.config.password else None

@@ -281,6 +281,27 @@ async def test_md5_with_the_right_password_and_with_a_wrong_one(bird: Bird) -> N
 
 
 @needs_bird2
+@pytest.mark.parametrize(("ours", "theirs"), [(False, "passive on;"), (True, "")])
+async def test_ttl_security_whoever_connects(bird: Bird, ours: bool, theirs: str) -> None:
+    bird.config.write_text(their_config(f"{theirs} ttl security on; multihop 2;"))
+    bird.start()
+    secure = peer(passive=ours, ttl_security=True, multihop=2)
+    async with running(config(secure)) as daemon:
+        await learned(daemon, "192.168.2.0/26")
+
+
+@needs_bird2
+async def test_a_peer_without_ttl_security_is_not_heard(bird: Bird) -> None:
+    """It sends 64 where 254 is asked for: it hears our OPEN, we do not hear its."""
+    bird.config.write_text(their_config("passive on; multihop 64;"))
+    bird.start()
+    async with running(config(peer(ttl_security=True, multihop=2))) as daemon:
+        await shown(bird, "show protocols ours", "OpenConfirm")
+        assert str(daemon.speaker.peers["bird"].state) == "OpenSent"
+        assert not is_up(daemon)
+
+
+@needs_bird2
 async def test_external_session_prepends_and_drops_local_pref(bird: Bird) -> None:
     text = their_config().replace("as 64512;\n  multihop", "as 65010;\n  multihop")
     bird.config.write_text(text)
