@@ -30,7 +30,13 @@ if TYPE_CHECKING:
 
 # Steps after which the packet is another one: they come before it, all others after it.
 _CHANGES: Final = ("nat", "encap", "decap")
-_RULE: Final = re.compile(r"(?P<place>\S+ \S+) rule (?P<number>\d+): -A \S+ ?(?P<spec>.*)")
+# The note is what the owner of the chain says of it.
+_RULE: Final = re.compile(
+    r"(?P<place>\S+ \S+) rule (?P<number>\d+)(?: \((?P<note>.*?)\))?: -A \S+ ?(?P<spec>.*)"
+)
+_COMMENT: Final = re.compile(r'-m comment --comment (?:"((?:[^"\\]|\\.)*)"|(\S+)) ?')
+# felix's mark of its own rules: a hash that says nothing to a reader.
+_HASH: Final = re.compile(r"cali:\S{16}")
 # Said by -p already.
 _IMPLIED: Final = ("-m tcp ", "-m udp ", "-m icmp ")
 _CONNTRACK: Final = "conntrack "
@@ -145,7 +151,12 @@ def _line(step: Step, previous: Step | None, *, verbose: bool) -> str:
         else:
             stage = "rule"
             if not verbose and (rule := _RULE.match(detail)):
-                detail = f"{rule['place']} {rule['number']}: {_short_rule(rule['spec'])}"
+                before = _RULE.match(previous["detail"]) if previous is not None else None
+                # Said once, at the first rule of the chain.
+                news = before is None or before["place"] != rule["place"]
+                note = rule["note"] or "" if news else ""
+                short = _short_rule(rule["spec"], note)
+                detail = f"{rule['place']} {rule['number']}: {short}"
     elif stage == "drop" and previous is not None and previous["stage"] == "hook" and not verbose:
         # The rule that dropped it is the line above.
         reason, _, text = detail.partition(": ")
@@ -153,15 +164,15 @@ def _line(step: Step, previous: Step | None, *, verbose: bool) -> str:
     return f"{stage:>11}  {detail}"
 
 
-def _short_rule(spec: str) -> str:
-    """A rule as iptables-save prints it, its comment at the end."""
-    comment = ""
-    if found := re.search(r'-m comment --comment (?:"((?:[^"\\]|\\.)*)"|(\S+)) ?', spec):
-        comment = f"  # {found[1] or found[2]}"
-        spec = spec[: found.start()] + spec[found.end() :]
+def _short_rule(spec: str, note: str) -> str:
+    """A rule as iptables-save prints it, its comments and its chain's note at the end."""
+    comments = [found[1] or found[2] for found in _COMMENT.finditer(spec)]
+    spec = _COMMENT.sub("", spec)
     for words in _IMPLIED:
         spec = spec.replace(words, "")
-    return spec.rstrip() + comment
+    said = [note] if note else []
+    said += [text for text in comments if not _HASH.fullmatch(text)]
+    return spec.rstrip() + (f"  # {'; '.join(said)}" if said else "")
 
 
 def _packet_text(step: Step, *, verbose: bool) -> str:

@@ -180,7 +180,7 @@ def test_a_policy_is_asked_before_profiles_and_refuses_what_it_does_not_pass() -
     # Outbound it selects nothing.
     outbound = chains["cali-fw-cali2d894f7a3f6"].rules
     assert all(rule.comment != "Start of policies" for rule in outbound)
-    assert desired.notes["cali-tw-cali2d894f7a3f6"] == (
+    assert desired.notes["filter cali-tw-cali2d894f7a3f6"] == (
         "workload default/cali2d894f7a3f6, ingress; policies default/knp.default.web"
     )
 

@@ -82,3 +82,23 @@ def test_a_lost_probe_was_last_seen_on_its_way_to_a_neighbour() -> None:
         "last seen on node-0, pod web-1: eth0 transmits"
     )
     assert last_seen([], {}) == "nothing was seen of it"
+
+
+def test_what_a_chain_speaks_for_is_said_once_and_hashes_are_left_out() -> None:
+    chain = "cali-tw-cali0"
+    note = "workload shop/web, ingress; policies shop/closed"
+    hashed = '-m comment --comment "cali:MkEsEpbj_lv6z2C-"'
+    said = '-m comment --comment "Drop if no policies passed packet"'
+    first = f"filter {chain} rule 3 ({note}): -A {chain} {hashed} -j MARK --set-xmark 0x0/0x10000"
+    last = f"filter {chain} rule 7 ({note}): -A {chain} {hashed} {said} -j DROP"
+    steps = [
+        {"at": 0.0, "node": "kube-0", "netns": "root", "stage": stage, "detail": detail,
+         "packet": "192.168.0.3.1 > 192.168.0.2.80: Flags [S]", "ttl": 63}
+        for stage, detail in (
+            ("hook", first), ("hook", last), ("drop", f"netfilter_drop: {last}")
+        )
+    ]  # fmt: skip
+    lines = [line.strip() for line in render(steps, {}).splitlines()]
+    assert f"rule  filter {chain} 3: -j MARK --set-xmark 0x0/0x10000  # {note}" in lines
+    assert f"rule  filter {chain} 7: -j DROP  # Drop if no policies passed packet" in lines
+    assert "drop  netfilter_drop, by this rule" in lines

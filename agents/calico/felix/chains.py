@@ -456,7 +456,7 @@ def mangle_table() -> TableRules:
 
 
 def chain_notes(state: State) -> dict[str, str]:
-    """For traces: which policy, profile or workload a chain speaks for."""
+    """For traces, by table and chain: which policy, profile or workload a chain speaks for."""
     notes: dict[str, str] = {}
     for policy in state.policies:
         notes[names.limited(names.POLICY_IN, policy.name)] = f"policy {policy.name}, ingress"
@@ -475,5 +475,6 @@ def chain_notes(state: State) -> dict[str, str]:
             if policies:
                 note += f"; policies {', '.join(policy.name for policy in policies)}"
             notes[names.limited(prefix, each.interface)] = note
-    notes[names.PREROUTING] = "a workload sends from its own address only"
-    return notes
+    by_table = {f"filter {chain}": note for chain, note in notes.items()}
+    by_table[f"raw {names.PREROUTING}"] = "a workload sends from its own address only"
+    return by_table

@@ -91,7 +91,7 @@ class Netfilter:
         self.recent = RecentLists()
         self.sets = IpSets(rng=rng, changed=view.invalidate_flows, references=self._set_references)
         self.tracking = False
-        # What the owner of a chain says of it, by its name: traces and drops repeat it.
+        # What the owner of a chain says of it, by ``TABLE CHAIN``: traces and drops repeat it.
         self.notes: dict[str, str] = {}
         # What restore() has parsed before, by the text after ``-A CHAIN ``.
         self.remembered_rules: dict[str, tuple[RuleSpec, ...]] = {}

@@ -57,7 +57,7 @@ class CompiledRule:
     def text(self, chain: str, notes: Mapping[str, str]) -> str:
         """Name the rule as drops and traces do, with what its chain's owner says of it."""
         body = self.rule.spec.save()
-        note = notes.get(chain)
+        note = notes.get(f"{self.table_name} {chain}")
         place = f"{chain} rule {self.number}" + (f" ({note})" if note else "")
         return f"{self.table_name} {place}: -A {chain} {body}".rstrip()
 
