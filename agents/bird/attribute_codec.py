@@ -17,6 +17,7 @@ from agents.bird.attributes import (
     AS_TRANS,
     DEFAULT_LOCAL_PREF,
     Attrs,
+    list_contains,
     merge_as4_path,
     segments,
 )
@@ -286,7 +287,7 @@ def check_path(path: bytes) -> None:
         end = at + 2 + 4 * count
         if not count or end > len(path):
             raise _MalformedError("AS_PATH segment overruns or is empty")
-        if any(path[i : i + 4] == b"\0\0\0\0" for i in range(at + 2, end, 4)):
+        if list_contains(path[at + 2 : end], b"\0\0\0\0"):
             raise _MalformedError("AS 0 in AS_PATH")
         at = end
 

@@ -96,6 +96,8 @@ def path_length(path: bytes) -> int:
 
 def path_count(path: bytes, asn: int) -> int:
     """How often an AS is in a path."""
+    if asn.to_bytes(4, "big") not in path:
+        return 0
     return sum(asns.count(asn) for _, asns in segments(path))
 
 
@@ -143,7 +145,10 @@ def format_path(path: bytes) -> str:
 def list_contains(values: bytes, value: bytes) -> bool:
     """True if a list of equal-sized values holds one."""
     size = len(value)
-    return any(values[at : at + size] == value for at in range(0, len(values), size))
+    at = values.find(value)
+    while at > 0 and at % size:
+        at = values.find(value, at + 1)
+    return at >= 0
 
 
 def list_delete(values: bytes, value: bytes) -> bytes:

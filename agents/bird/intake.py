@@ -18,7 +18,13 @@ from agents.bird.attribute_codec import (
     split_multiprotocol,
     valid_next_hop,
 )
-from agents.bird.attributes import GRACEFUL_SHUTDOWN, Attrs, has_community, path_count
+from agents.bird.attributes import (
+    GRACEFUL_SHUTDOWN,
+    Attrs,
+    has_community,
+    list_contains,
+    path_count,
+)
 from agents.bird.errors import UPDATE_ERROR, BgpPeerError
 from agents.bird.net import (
     SAFI_UNICAST,
@@ -126,8 +132,7 @@ class Intake:
             return "ORIGINATOR_ID is ours"
         if checks.cluster_id and attrs.cluster_list:
             mine = checks.cluster_id.to_bytes(4, "big")
-            clusters = attrs.cluster_list
-            if any(clusters[at : at + 4] == mine for at in range(0, len(clusters), 4)):
+            if list_contains(attrs.cluster_list, mine):
                 return "our cluster is in CLUSTER_LIST"
         return ""
 
