@@ -15,7 +15,6 @@ from agents.calico.confd.plan import make_plan
 from agents.calico.confd.render import render
 from agents.calico.confd.state import read_state
 from agents.calico.datastore import KVPair
-from agents.calico.ipam.model import affinity_key, affinity_value, block_key
 from agents.calico.net import Cidr
 from agents.calico.resources import key_of_resource, new_resource
 
@@ -105,15 +104,13 @@ RICH = (
 @pytest.mark.parametrize("more", [(), RICH], ids=["mesh", "everything"])
 async def test_bird_accepts_every_file(pool: str, more: tuple[KVPair, ...], tmp_path: Path) -> None:
     program = bird()
-    block = Cidr.parse("192.168.145.64/26")
     state = read_state(
         [
             *(stored("Node", name, {"bgp": {"ipv4Address": address}}) for name, address in NODES),
             stored("IPPool", "pool", POOLS[pool]),
-            KVPair(affinity_key("kube-0", block), affinity_value("confirmed"), 1),
-            KVPair(block_key(block), {"affinity": "host:kube-0"}, 1),
             *more,
-        ]
+        ],
+        {"kube-0": (Cidr.parse("192.168.145.64/26"),)},
     )
     plan = make_plan(state, "kube-0")
     assert plan is not None

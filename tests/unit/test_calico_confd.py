@@ -12,10 +12,10 @@ from agents.calico.confd.peering import Peer, Secret, peers_of, seconds
 from agents.calico.confd.plan import BgpPlan, make_plan
 from agents.calico.confd.render import render
 from agents.calico.confd.services import Service, announced, read_services
-from agents.calico.confd.speaker import speaker_config
-from agents.calico.confd.state import State, read_state
+from agents.calico.confd.speaker import SpeakerConfigs, speaker_config
+from agents.calico.confd.state import State, confirmed_claims, owned_blocks, read_state
 from agents.calico.datastore import KVPair
-from agents.calico.ipam.model import affinity_key, affinity_value, block_key
+from agents.calico.ipam.model import affinity_key, affinity_value, block_key, block_of_key
 from agents.calico.net import Cidr
 from agents.calico.resources import key_of_resource, new_resource
 from emulator.addr import format_ip, parse_ip
@@ -55,8 +55,14 @@ NODES = [
 POOL = stored("IPPool", "pool", {"cidr": "192.168.0.0/16", "ipipMode": "Always"})
 
 
+def read(items: list[KVPair]) -> State:
+    """As confd reads: claims first, then the blocks that bear them out."""
+    blocks = {block: kvp.value for kvp in items if (block := block_of_key(kvp.key)) is not None}
+    return read_state(items, owned_blocks(confirmed_claims(items), blocks))
+
+
 def state(*more: KVPair, nodes: list[KVPair] = NODES) -> State:
-    return read_state([*nodes, POOL, *more])
+    return read([*nodes, POOL, *more])
 
 
 def plan(name: str = MASTER, *more: KVPair, nodes: list[KVPair] = NODES) -> BgpPlan:
@@ -340,9 +346,23 @@ def test_the_files_say_what_the_speaker_does() -> None:
     ) in files["bird.cfg"]
 
 
+def test_only_what_changed_is_made_anew() -> None:
+    configs = SpeakerConfigs()
+    before = configs.make(plan(MASTER))
+    assert configs.make(plan(MASTER)) == before == speaker_config(plan(MASTER))
+    fourth = [*NODES, node("kube-node-3", "10.192.0.5/16")]
+    more = configs.make(plan(MASTER, nodes=fourth))
+    assert [each.name for each in more.bgp][-1] == "Mesh_10_192_0_5"
+    assert all(old is new for old, new in zip(before.bgp, more.bgp, strict=False))
+    # Every session's filter changes with an own block.
+    own = configs.make(plan(MASTER, *claim(MASTER, "192.168.221.192/26")))
+    assert all(old.ipv4 != new.ipv4 for old, new in zip(before.bgp, own.bgp, strict=True))
+    assert own == speaker_config(plan(MASTER, *claim(MASTER, "192.168.221.192/26")))
+
+
 def test_crossing_a_subnet_decides_the_tunnel_route_by_route() -> None:
     pool = stored("IPPool", "pool", {"cidr": "192.168.0.0/16", "ipipMode": "CrossSubnet"})
-    made = make_plan(read_state([*NODES, pool]), MASTER)
+    made = make_plan(read([*NODES, pool]), MASTER)
     assert made is not None
     assert (
         "    if ( ( defined(bgp_next_hop) ) && ( ( bgp_next_hop ~ 10.192.0.0/16 ) ) ) then {\n"

@@ -16,15 +16,18 @@ from agents.bird.config import CALICO_TIMERS
 from agents.calico.confd.plan import make_plan
 from agents.calico.confd.render import render
 from agents.calico.confd.services import read_services, wants_services
-from agents.calico.confd.speaker import speaker_config
-from agents.calico.confd.state import read_state
-from agents.calico.ipam.model import BLOCK_PREFIX, HOST_PREFIX
+from agents.calico.confd.speaker import SpeakerConfigs
+from agents.calico.confd.state import confirmed_claims, owned_blocks, read_state
+from agents.calico.datastore import Query
+from agents.calico.errors import DatastoreError
+from agents.calico.ipam.model import affinity_prefix, block_key
 from agents.calico.mirror import Mirror
 from agents.calico.resources import resource_prefix
 from emulator.errors import PodwireError, UsageError
 from emulator.kubeclient.errors import ApiError, ApiUnreachableError
 from emulator.kubeclient.informer import SharedInformers
 from emulator.kubeclient.resource import ENDPOINTSLICES, SECRETS, SERVICES
+from etcd.client import EtcdError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,6 +39,7 @@ if TYPE_CHECKING:
     from agents.calico.confd.services import Service
     from agents.calico.confd.state import State
     from agents.calico.datastore import Datastore
+    from agents.calico.ipam.model import Affinity
     from emulator.kubeclient.rest import RestClient
     from emulator.runtime.role import RoleEnv
 
@@ -43,7 +47,10 @@ CONFIG_DIR: Final = "etc/calico/confd/config"
 # calico-node's namespace, where the Secrets of BGP passwords are.
 NAMESPACE: Final = "kube-system"
 # Changes come in bursts (a node joins: its resource, its claim, its block); one plan serves all.
+# In a large cluster they also come without end while it starts: rest in proportion to the work.
 SETTLE_S: Final = 0.01
+REST_FACTOR: Final = 8
+MAX_REST_S: Final = 0.5
 # Between two tries of what could not be done: a Secret that is not there yet, a full disk.
 RETRY_S: Final = 2.0
 _KINDS: Final = ("Node", "BGPConfiguration", "BGPPeer", "BGPFilter", "IPPool")
@@ -90,14 +97,17 @@ class _Confd:
         self._on_config = on_config
         self._informers: SharedInformers | None = None
         self._stale = asyncio.Event()
+        self._datastore = datastore
+        self._claims = affinity_prefix(config.node_name, 4)
         prefixes = [resource_prefix(kind) for kind in _KINDS]
-        self._mirror = Mirror(
-            datastore, [*prefixes, BLOCK_PREFIX, HOST_PREFIX], self._changed, env.log
-        )
+        self._mirror = Mirror(datastore, [*prefixes, self._claims], self._changed, env.log)
+        self._configs = SpeakerConfigs(config.timers, config.recovery_wait_s)
         self._told: SpeakerConfig | None = None
         self._problems: tuple[str, ...] = ()
         self._passwords: dict[Secret, str] = {}
         self._retry = False
+        # Claims whose block was seen to be ours, by the revision of the claim.
+        self._borne_out: dict[int, Affinity] = {}
 
     def _changed(self, _: object = None, old: object = None, new: object = None) -> None:
         self._stale.set()
@@ -108,18 +118,25 @@ class _Confd:
             await self._mirror.synced.wait()
             while True:
                 self._stale.clear()
+                began = self._env.clock.monotonic()
                 await self._update(group)
+                took = self._env.clock.monotonic() - began
                 try:
                     async with asyncio.timeout(RETRY_S if self._retry else None):
                         await self._stale.wait()
                 except TimeoutError:
                     continue
-                await asyncio.sleep(SETTLE_S)
+                await asyncio.sleep(min(max(SETTLE_S, REST_FACTOR * took), MAX_REST_S))
 
     async def _update(self, group: asyncio.TaskGroup) -> None:
         """Make the plan and carry it out; what fails is tried again."""
         self._retry = False
-        state = read_state(self._mirror.items.values())
+        try:
+            state = await self._read()
+        except (DatastoreError, EtcdError) as error:
+            self._retry = True
+            self._tell((str(error),))
+            return
         if self._informers is None and wants_services(state.config):
             await self._follow_services(group)
         plan = self._plan(state)
@@ -128,13 +145,9 @@ class _Confd:
         problems = list(plan.problems)
         await self._read_passwords(plan, problems)
         try:
-            speaker = speaker_config(
-                plan,
-                passwords=self._passwords,
-                timers=self._config.timers,
-                recovery_wait_s=self._config.recovery_wait_s,
-            )
-            self._write(plan)
+            speaker = self._configs.make(plan, self._passwords)
+            if speaker != self._told:
+                self._write(plan)
         except (PodwireError, OSError) as error:
             self._retry = True
             self._tell((*problems, str(error)))
@@ -154,6 +167,34 @@ class _Confd:
             informers.informer(resource).add_handler(self._changed)
         group.create_task(informers.run(), name="confd.informers")
         await informers.wait_synced()
+
+    async def _read(self) -> State:
+        """What is known now; whether a claimed block is really ours, the block says."""
+        claims = confirmed_claims(
+            kvp for key, kvp in self._mirror.items.items() if key.startswith(self._claims)
+        )
+        unseen = [claim.cidr for claim in claims if claim.kvp.revision not in self._borne_out]
+        if unseen:
+            found = await self._datastore.read(*(Query(block_key(cidr)) for cidr in unseen))
+            blocks = {
+                cidr: kvps[0].value
+                for cidr, kvps in zip(unseen, found.results, strict=True)
+                if kvps
+            }
+            for host, cidrs in owned_blocks(claims, blocks).items():
+                self._borne_out |= {
+                    claim.kvp.revision: claim
+                    for claim in claims
+                    if claim.host == host and claim.cidr in cidrs
+                }
+        revisions = {claim.kvp.revision for claim in claims}
+        self._borne_out = {
+            revision: claim for revision, claim in self._borne_out.items() if revision in revisions
+        }
+        self._retry = self._retry or len(self._borne_out) < len(claims)
+        own = tuple(claim.cidr for claim in self._borne_out.values())
+        blocks_of = {self._config.node_name: tuple(sorted(own))} if own else {}
+        return read_state(self._mirror.items.values(), blocks_of)
 
     def _services(self) -> tuple[Service, ...]:
         informers = self._informers

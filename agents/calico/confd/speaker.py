@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from agents.bird.config import Timers
+    from agents.bird.filters import Filter
     from agents.calico.confd.peering import Peer, Secret
     from agents.calico.confd.plan import BgpPlan
 
@@ -38,18 +39,52 @@ DESCRIPTION: Final = "Connection to BGP peer"
 NOT_DIRECT: Final = ("-cali*", "-kube-ipvs*", "*")
 
 
+class SpeakerConfigs:
+    """Makes configurations one after the other; a session that stays as it was is made once.
+
+    In a cluster of n nodes every node makes n sessions anew each time one of n nodes changes.
+    """
+
+    def __init__(self, timers: Timers = CALICO_TIMERS, recovery_wait_s: float = 240.0) -> None:
+        self._timers = timers
+        self._recovery_wait_s = recovery_wait_s
+        self._common: object = None
+        self._sessions: dict[Peer, BgpConfig] = {}
+        self._filters: dict[tuple[tuple[str, ...], bool], tuple[Filter, Filter]] = {}
+
+    def make(self, plan: BgpPlan, passwords: Mapping[Secret, str] | None = None) -> SpeakerConfig:
+        """``speaker_config`` of a plan."""
+        known = passwords or {}
+        # What sessions are made of beside their peer; the peers themselves are keys.
+        common = (replace(plan, peers=(), problems=()), known)
+        if common != self._common:
+            self._common = common
+            self._sessions, self._filters = {}, {}
+        self._sessions = {
+            peer: self._sessions.get(peer) or self._session(plan, peer, known)
+            for peer in plan.peers
+        }
+        return _whole(plan, tuple(self._sessions.values()), self._recovery_wait_s)
+
+    def _session(self, plan: BgpPlan, peer: Peer, passwords: Mapping[Secret, str]) -> BgpConfig:
+        key = (peer.filters, peer.as_number == plan.as_number)
+        filters = self._filters.get(key)
+        if filters is None:
+            filters = self._filters[key] = (import_filter(plan, peer), export_filter(plan, peer))
+        return _session(plan, peer, passwords, self._timers, filters)
+
+
 def speaker_config(
-    plan: BgpPlan,
-    *,
-    passwords: Mapping[Secret, str] | None = None,
-    timers: Timers = CALICO_TIMERS,
-    recovery_wait_s: float = 240.0,
+    plan: BgpPlan, *, passwords: Mapping[Secret, str] | None = None
 ) -> SpeakerConfig:
     """The whole daemon of a node; a session whose password is not known yet is disabled.
 
     Raises UsageError for what the speaker refuses.
     """
-    known = passwords or {}
+    return SpeakerConfigs().make(plan, passwords)
+
+
+def _whole(plan: BgpPlan, sessions: tuple[BgpConfig, ...], recovery_wait_s: float) -> SpeakerConfig:
     static = tuple(StaticRoute(net(cidr)) for cidr in static_blackholes(plan))
     reachable = tuple(
         StaticRoute(net(Cidr(4, peer.ip, 32)), via=peer.reachable_by.to_bytes(4, "big"))
@@ -58,7 +93,7 @@ def speaker_config(
     )
     return SpeakerConfig(
         router_id=plan.router_id,
-        bgp=tuple(_session(plan, peer, known, timers) for peer in plan.peers),
+        bgp=sessions,
         static=(StaticConfig((*static, *reachable)),),
         kernel=KernelConfig(
             learn=True,
@@ -96,7 +131,11 @@ def cluster_id(text: str) -> int:
 
 
 def _session(
-    plan: BgpPlan, peer: Peer, passwords: Mapping[Secret, str], timers: Timers
+    plan: BgpPlan,
+    peer: Peer,
+    passwords: Mapping[Secret, str],
+    timers: Timers,
+    filters: tuple[Filter, Filter],
 ) -> BgpConfig:
     reflects = plan.is_reflector_for(peer)
     external = peer.as_number != plan.as_number
@@ -122,8 +161,8 @@ def _session(
         allow_local_as=peer.allow_local_as,
         timers=timers,
         ipv4=ChannelConfig(
-            import_filter=import_filter(plan, peer),
-            export_filter=export_filter(plan, peer),
+            import_filter=filters[0],
+            export_filter=filters[1],
             add_paths=AddPaths.ON,
             next_hop=rule,
         ),

@@ -10,9 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
-from agents.calico.ipam.model import CONFIRMED, Affinity, block_of_key
+from agents.calico.ipam.model import CONFIRMED, Affinity
 from agents.calico.net import Cidr, Ip
-from agents.calico.resources import from_stored, labels_of, name_of, parse_key, spec_of
+from agents.calico.resources import labels_of, name_of, parse_key, spec_of
 from agents.calico.validation_pool import default_pool_spec
 from emulator.errors import UsageError
 
@@ -86,25 +86,16 @@ class State:
         return self.as_number if node.as_number is None else node.as_number
 
 
-def read_state(items: Iterable[KVPair]) -> State:
-    """Sort what the datastore holds: resources and IPAM's claims and blocks."""
+def read_state(items: Iterable[KVPair], owned: Mapping[str, tuple[Cidr, ...]]) -> State:
+    """Sort what the datastore holds; ``owned`` are the blocks of hosts (``owned_blocks``)."""
     resources: dict[str, list[Resource]] = {}
-    affinities: list[Affinity] = []
-    owners: dict[Cidr, str] = {}
     for kvp in items:
         named = parse_key(kvp.key)
-        if named is not None:
-            resource = from_stored(kvp)
-            if resource is not None:
-                resources.setdefault(named.kind, []).append(resource)
+        if named is None or not isinstance(kvp.value, dict):
             continue
-        block = block_of_key(kvp.key)
-        if block is not None and isinstance(kvp.value, dict):
-            owners[block] = str(kvp.value.get("affinity") or "")
-            continue
-        affinity = Affinity.read(kvp)
-        if affinity is not None:
-            affinities.append(affinity)
+        if isinstance(kvp.value.get("metadata"), dict):
+            # As it is stored: nothing here changes it, and there may be thousands.
+            resources.setdefault(named.kind, []).append(kvp.value)
     problems: list[str] = []
     configs = {name_of(each): spec_of(each) for each in resources.get("BGPConfiguration", ())}
     return State(
@@ -120,7 +111,7 @@ def read_state(items: Iterable[KVPair]) -> State:
         ),
         filters={name_of(each): spec_of(each) for each in resources.get("BGPFilter", ())},
         pools=_pools(resources.get("IPPool", ()), problems),
-        blocks=_blocks(affinities, owners),
+        blocks=owned,
         problems=tuple(problems),
     )
 
@@ -169,14 +160,31 @@ def _pools(resources: Iterable[Resource], problems: list[str]) -> tuple[BgpPool,
     return tuple(sorted(pools, key=lambda pool: pool.cidr))
 
 
-def _blocks(
-    affinities: Iterable[Affinity], owners: Mapping[Cidr, str]
+def confirmed_claims(items: Iterable[KVPair]) -> tuple[Affinity, ...]:
+    """The claims that may be announced, by network; pending ones may never come true."""
+    found = (Affinity.read(kvp) for kvp in items)
+    return tuple(
+        sorted(
+            (
+                claim
+                for claim in found
+                if claim is not None and claim.state == CONFIRMED and claim.cidr.version == 4
+            ),
+            key=lambda claim: (claim.host, claim.cidr),
+        )
+    )
+
+
+def owned_blocks(
+    claims: Iterable[Affinity], blocks: Mapping[Cidr, Any]
 ) -> dict[str, tuple[Cidr, ...]]:
-    """A claim alone is not enough: two nodes that announce one block cut off its pods."""
-    blocks: dict[str, list[Cidr]] = {}
-    for affinity in affinities:
-        if affinity.state != CONFIRMED or affinity.cidr.version != 4:
-            continue
-        if owners.get(affinity.cidr) == f"host:{affinity.host}":
-            blocks.setdefault(affinity.host, []).append(affinity.cidr)
-    return {host: tuple(sorted(found)) for host, found in sorted(blocks.items())}
+    """The claims that the blocks themselves bear out, by host; ``blocks`` are stored values.
+
+    A claim alone is not enough: two nodes that announce one block cut off its pods.
+    """
+    owned: dict[str, tuple[Cidr, ...]] = {}
+    for claim in claims:
+        block = blocks.get(claim.cidr)
+        if isinstance(block, dict) and block.get("affinity") == f"host:{claim.host}":
+            owned[claim.host] = (*owned.get(claim.host, ()), claim.cidr)
+    return owned
