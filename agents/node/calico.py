@@ -23,6 +23,7 @@ from agents.calico.confd.state import DEFAULT_AS
 from agents.calico.datastore import EtcdDatastore
 from agents.calico.errors import AlreadyExistsError, DatastoreError
 from agents.calico.felix.daemon import FelixConfig, run_felix
+from agents.calico.ipam import gorand
 from agents.calico.ipam.ipam import Ipam
 from agents.calico.resources import new_resource
 from agents.calico.startup import NodeFacts, start_node
@@ -53,6 +54,11 @@ MAX_REQUESTS: Final = 2
 _LOOPBACK: Final = 127
 # Calico's own, but the first attempt comes at once: a listener is there before it is published.
 TIMERS: Final = dataclasses.replace(CALICO_TIMERS, first_delay_s=0.0)
+
+
+def warm_up() -> None:
+    """What every node would compute alike, done in the parent they are forked from."""
+    gorand.prepare()
 
 
 class CalicoNetwork:

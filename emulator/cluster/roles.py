@@ -53,8 +53,12 @@ def warm_up(plan: ClusterPlan) -> dict[str, Role]:
         pair = credentials.apiserver
         rehearse_handshakes(client, pair.cert, pair.key, plan.api_host)
     # The pod network's part of a node, which only such clusters load.
-    kind = "calico" if plan.spec.network.calico is not None else "flannel"
-    importlib.import_module(f"agents.node.{kind}")
+    if plan.spec.network.calico is not None:
+        from agents.node.calico import warm_up as warm_up_calico
+
+        warm_up_calico()
+    else:
+        importlib.import_module("agents.node.flannel")
     huffman.decode(huffman.encode(b"?"))  # makes tables of 270 KiB
     default_registry().resolve("nginx")  # compiles the patterns every other image is tried with
     lay_together()

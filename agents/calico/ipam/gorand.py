@@ -26,6 +26,17 @@ _WARM_UP: Final = 20
 _SLOT: Final = 144
 
 
+# Draws of 64 bits one block's choice may take: the first, and more where a value is refused.
+_USUAL_DRAWS: Final = 8
+
+
+def prepare() -> None:
+    """Compute what every first draw needs (0.1 s), once for processes that are forked later."""
+    source = GoSource(1)
+    for _ in range(2 * _USUAL_DRAWS):
+        source.uint64()
+
+
 class GoSource:
     """``rand.New(rand.NewSource(seed))``; words are computed when they are drawn."""
 
