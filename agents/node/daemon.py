@@ -28,6 +28,7 @@ from emulator.runtime.underlay import UnderlayDriver
 from emulator.shell.context import ShellContext
 from emulator.shell.devices import ProcSys
 from emulator.shell.files import DiskFiles
+from emulator.wire import vxlan
 from etcd.client import EtcdClient
 
 if TYPE_CHECKING:
@@ -60,6 +61,13 @@ def mac_of(ip: int) -> bytes:
     return b"\x02\x42" + ip.to_bytes(4, "big")
 
 
+def _vxlan_port(config: NodeConfig) -> int:
+    """The port whose datagrams travel as VXLAN; those of another network's port go as packets."""
+    if config.calico is not None and config.calico.vxlan_mode != "Never":
+        return vxlan.PORT_IANA
+    return vxlan.PORT_LINUX
+
+
 class _Node:
     def __init__(self, config: NodeConfig, env: RoleEnv) -> None:
         self._config = config
@@ -69,7 +77,7 @@ class _Node:
         root = self._kernel.root
         # A MAC of its own that a restart does not change: neighbours would keep the old one for a
         # minute.  02:42 and the address is what Docker gives a container.
-        root.link_add(NIC, "underlay", mac=mac_of(config.ip))
+        root.link_add(NIC, "underlay", mac=mac_of(config.ip), vxlan_port=_vxlan_port(config))
         root.addr_add(NIC, config.ip, config.network.length)
         root.link_set(NIC, up=True)
         eth0 = root.device(NIC)

@@ -24,6 +24,7 @@ ETCD_PORT: Final = 2379
 API_PORT: Final = 6443
 KUBELET_PORT: Final = 10250
 VXLAN_PORT: Final = 8472
+CALICO_VXLAN_PORT: Final = 4789
 # The design's one port for everything that is not an encapsulation of its own.
 CARRIER_PORT: Final = 8473
 
@@ -163,12 +164,15 @@ def make_plan(spec: ClusterSpec, directory: Path, block: int) -> ClusterPlan:
             "network: calico needs a loopback address for every node: BGP tells routers apart by "
             "their addresses"
         )
-    bgp_port = 0 if spec.network.calico is None else spec.network.calico.bgp_port
+    calico = spec.network.calico
+    bgp_port = 0 if calico is None else calico.bgp_port
+    tunnels = calico is not None and calico.vxlan_mode != "Never"
+    wire_port = CALICO_VXLAN_PORT if tunnels else VXLAN_PORT
     nodes = []
     for index, node in enumerate(spec.nodes):
         # 254 nodes a /24, so that no node gets an address ending in .0 or .255.
         offset = (1 + index // 254 << 8) + 1 + index % 254
-        host, vxlan_port = place(offset, VXLAN_PORT)
+        host, vxlan_port = place(offset, wire_port)
         carrier_port = place(offset, CARRIER_PORT)[1]
         kubelet_port = place(offset, KUBELET_PORT)[1]
         nodes.append(
