@@ -191,8 +191,20 @@ class BirdDaemon:
 
     def _work(self) -> None:
         self._working = False
-        self.speaker.work(now=self.loop.time())
-        self.after_input()
+        self.do(lambda: self.speaker.work(now=self.loop.time()))
+
+    def do(self, what: Callable[[], object]) -> None:
+        """Tell the core something and do what it wants then.
+
+        A bug of the core must not end as a line in the loop's log and a session that hangs: it ends
+        ``run`` with the error, and whoever supervises the daemon starts it anew.
+        """
+        try:
+            what()
+            self.after_input()
+        except Exception as error:
+            self._failure = error
+            self._stopped.set()
 
     def _drain(self) -> None:
         speaker = self.speaker
@@ -229,8 +241,7 @@ class BirdDaemon:
 
     def _fire(self) -> None:
         self._timer = self._timer_at = None
-        self.speaker.handle_timer(now=self.loop.time())
-        self.after_input()
+        self.do(lambda: self.speaker.handle_timer(now=self.loop.time()))
 
     # Connections
 
@@ -243,31 +254,13 @@ class BirdDaemon:
         try:
             wire = await self._open(dial)
         except OSError as error:
-            self.speaker.connection_lost(
-                number, _reason(error) or "Connection refused", now=self.loop.time()
-            )
-            self.after_input()
+            reason = _reason(error) or "Connection refused"
+            self.do(lambda: self.speaker.connection_lost(number, reason, now=self.loop.time()))
             return
         finally:
             self._dials.pop(number, None)
         self._wires[number] = wire
-        self.speaker.connected(number, now=self.loop.time())
-        self.after_input()
-
-    async def _address_of(self, neighbor: int) -> Address:
-        """Where a neighbour is; waits for one nobody knows, as a SYN to it would.
-
-        The connect retry timer ends the wait.
-        """
-        while (address := self._resolve(neighbor)) is None:
-            await self._moved.wait()
-        return address
-
-    def addresses_changed(self) -> None:
-        """``resolve`` may answer otherwise now."""
-        self._moved.set()
-        self._moved = asyncio.Event()
-        self._update_keys()
+        self.do(lambda: self.speaker.connected(number, now=self.loop.time()))
 
     async def _open(self, dial: Dial) -> _Wire:
         loop = self.loop
@@ -380,17 +373,17 @@ class _Wire(asyncio.Protocol):
         if self._dialled:
             return
         host = transport.get_extra_info("peername")[0]
+        self._daemon.do(lambda: self._accept(host))
+
+    def _accept(self, host: str) -> None:
         self._number = self._daemon._accepted(self, host)
-        if self._number is None:
+        if self._number is None and self._transport is not None:
             self._transport.abort()
-            return
-        self._daemon.after_input()
 
     def data_received(self, data: bytes) -> None:
         if self._number is not None and self._closing is None:
-            daemon = self._daemon
-            daemon.speaker.receive_data(self._number, data, now=daemon.loop.time())
-            daemon.after_input()
+            daemon, number = self._daemon, self._number
+            daemon.do(lambda: daemon.speaker.receive_data(number, data, now=daemon.loop.time()))
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._closing is not None:
@@ -400,9 +393,8 @@ class _Wire(asyncio.Protocol):
             return
         daemon = self._daemon
         daemon._wires.pop(number, None)
-        error = exc if isinstance(exc, OSError) else None
-        daemon.speaker.connection_lost(number, _reason(error), now=daemon.loop.time())
-        daemon.after_input()
+        reason = _reason(exc if isinstance(exc, OSError) else None)
+        daemon.do(lambda: daemon.speaker.connection_lost(number, reason, now=daemon.loop.time()))
 
     def pause_writing(self) -> None:
         self._congested(True)
@@ -411,11 +403,14 @@ class _Wire(asyncio.Protocol):
         self._congested(False)
 
     def _congested(self, congested: bool) -> None:
-        daemon = self._daemon
-        if self._number is not None:
-            daemon.speaker.set_congested(self._number, congested, now=daemon.loop.time())
-            if not congested:
-                daemon.after_input()
+        daemon, number = self._daemon, self._number
+        if number is None:
+            return
+        if congested:
+            # The transport says so in the middle of a write: what follows is under way already.
+            daemon.speaker.set_congested(number, True, now=daemon.loop.time())
+        else:
+            daemon.do(lambda: daemon.speaker.set_congested(number, False, now=daemon.loop.time()))
 
     def write(self, data: bytes) -> None:
         """Send; nothing if it is closing."""

@@ -292,7 +292,11 @@ class KernelProtocol:
             if have is not None:
                 stats.exp_withdraws_accepted += 1
                 del self.installed[key]
-                self._port.delete(have)
+                try:
+                    self._port.delete(have)
+                except UsageError as error:
+                    # The next scan finds it there still and tries again.
+                    self.refused[key] = str(error)
             return
         if have == wanted:
             return

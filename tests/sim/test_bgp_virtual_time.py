@@ -5,6 +5,8 @@ from __future__ import annotations
 import random
 from typing import TYPE_CHECKING
 
+import pytest
+
 from agents.bird.daemon import BirdDaemon
 from agents.bird.net import Afi, Net
 from agents.bird.speaker import Speaker
@@ -51,7 +53,7 @@ class Node:
             resolve=lambda ip: (format_ip(ip), 1790),
             name_of=parse_ip,
         )
-        self.host.spawn(self.daemon.run(), name="bird")
+        self.task = self.host.spawn(self.daemon.run(), name="bird")
 
     @property
     def nets(self) -> list[str]:
@@ -88,6 +90,22 @@ def test_a_power_cut_is_noticed_by_the_hold_timer() -> None:
             "Hold timer expired",
             "Connection timed out",
         )
+
+    simulate(main)
+
+
+def test_a_bug_of_the_core_ends_the_daemon_with_its_error() -> None:
+    async def main(world: World) -> None:
+        nodes = [Node(world, number, calico_bgp, 2) for number in (1, 2)]
+        await world.until(lambda: all(len(n.nets) == 2 for n in nodes), within_s=10)
+        daemon = nodes[0].daemon
+
+        def broken() -> None:
+            raise AssertionError("a bug")
+
+        daemon.do(broken)
+        with pytest.raises(AssertionError, match="a bug"):
+            await nodes[0].task
 
     simulate(main)
 
