@@ -262,6 +262,21 @@ class BirdDaemon:
         self._wires[number] = wire
         self.do(lambda: self.speaker.connected(number, now=self.loop.time()))
 
+    async def _address_of(self, neighbor: int) -> Address:
+        """Where a neighbour is; waits for one nobody knows, as a SYN to it would.
+
+        The connect retry timer ends the wait.
+        """
+        while (address := self._resolve(neighbor)) is None:
+            await self._moved.wait()
+        return address
+
+    def addresses_changed(self) -> None:
+        """``resolve`` may answer otherwise now."""
+        self._moved.set()
+        self._moved = asyncio.Event()
+        self._update_keys()
+
     async def _open(self, dial: Dial) -> _Wire:
         loop = self.loop
         host, port = await self._address_of(dial.neighbor)
