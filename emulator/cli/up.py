@@ -138,6 +138,9 @@ class Progress:
 def _what_next(plan: ClusterPlan, took_s: float) -> str:
     name = "" if plan.spec.name == "podwire" else f" --name {plan.spec.name}"
     first = plan.nodes[0]
+    calico = plan.spec.network.calico is not None
+    look = f"  birdc -s {plan.bird_ctl(first.spec.name)} show protocols\n" if calico else ""
+    keys = "/calico/ipam" if calico else "/coreos.com"
     return (
         f"Cluster {plan.spec.name!r} is up: {len(plan.nodes)} nodes in {took_s:.2f} s.\n\n"
         f"  export KUBECONFIG={plan.kubeconfig}\n"
@@ -146,7 +149,8 @@ def _what_next(plan: ClusterPlan, took_s: float) -> str:
         f"  kubectl expose deployment web --port=80 --type=NodePort\n"
         f"  curl http://{first.host}:<nodePort>\n"
         f"  podwire exec{name} {first.spec.name} -- ip route\n"
-        f"  etcdctl --endpoints={','.join(plan.etcd_endpoints)} get --prefix /coreos.com\n"
+        f"  etcdctl --endpoints={','.join(plan.etcd_endpoints)} get --prefix {keys}\n"
+        f"{look}"
         f"  podwire down{name}\n"
     )
 
