@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from agents.bird.config import CALICO_TIMERS
 from agents.bird.daemon import BirdDaemon
+from agents.bird.events import StateChanged
+from agents.bird.fsm import State
 from agents.bird.netlink import NamespacePort
 from agents.bird.speaker import Speaker
 from agents.calico.client import ResourceClient
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from agents.bird.config import SpeakerConfig
+    from agents.bird.events import Event
     from agents.calico.cni_conf import PodLike
     from agents.node.config import NodeConfig
     from agents.node.network import Part
@@ -52,6 +55,8 @@ RETRY_S: Final = 0.2
 # Requests under way at once: namespaces are read and pods annotated as they are wired.
 MAX_REQUESTS: Final = 2
 _LOOPBACK: Final = 127
+# How long a node waits for its BGP peers before it calls itself ready without them.
+PEERS_S: Final = 5.0
 # Calico's own, but the first attempt comes at once: a listener is there before it is published.
 TIMERS: Final = dataclasses.replace(CALICO_TIMERS, first_delay_s=0.0)
 
@@ -106,6 +111,7 @@ class CalicoNetwork:
         self._wanted: SpeakerConfig | None = None
         self._configured = asyncio.Event()
         self._programmed = asyncio.Event()
+        self._state_changed = asyncio.Event()
         self._by_ip: dict[int, tuple[str, int]] = {}
         self._by_host: dict[str, int] = {}
 
@@ -199,14 +205,38 @@ class CalicoNetwork:
             resolve=self._resolve,
             name_of=self._name_of,
             local_host=self._config.host,
+            on_event=self._bird_event,
         )
         try:
-            await self._bird.run(lambda: env.ready("bird speaks BGP"))
-        except OSError as error:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._wait_for_peers(env), name="calico.bgp.ready")
+                await self._bird.run()
+        except* OSError as errors:
+            error = errors.exceptions[0]
             raise UsageError(
-                f"bird cannot listen on {self._config.host}:{self._settings.bgp_port}: "
-                f"{error.strerror or error}"
+                f"bird cannot listen on {self._config.host}:{self._settings.bgp_port}: {error}"
             ) from None
+
+    def _bird_event(self, event: Event) -> None:
+        if isinstance(event, StateChanged):
+            self._state_changed.set()
+
+    async def _wait_for_peers(self, env: RoleEnv) -> None:
+        """Ready as calico-node's probe has it: once every peer is established, or after a while."""
+        assert self._bird is not None
+        speaker = self._bird.speaker
+        try:
+            async with asyncio.timeout(PEERS_S):
+                while waiting := [
+                    peer.config.name
+                    for peer in speaker.peers.values()
+                    if not peer.config.disabled and peer.state is not State.ESTABLISHED
+                ]:
+                    self._state_changed.clear()
+                    await self._state_changed.wait()
+        except TimeoutError:
+            self._env.log.warning("BGP not established with %s", ", ".join(waiting))
+        env.ready("bird speaks BGP")
 
     # -- neighbours --------------------------------------------------------------------------------
 
