@@ -90,11 +90,17 @@ class Event:
             self.last = before.at(revision)
         self._lines: dict[tuple[str, str], bytes] = {}
 
+    def shown(self, kind: str) -> Entry:
+        """The state a watcher is sent; one whose selection the object left gets the former."""
+        if kind == "DELETED" and self.after is not None and self.before is not None:
+            return self.before.at(self.revision)
+        return self.last
+
     def line(self, kind: str, form: str, head: bytes, convert: Callable[[Obj], Obj]) -> bytes:
         """The watch line, made once per event type and API version."""
         found = self._lines.get((kind, form))
         if found is None:
-            body = self.last.body(form, convert)
+            body = self.shown(kind).body(form, convert)
             found = b'{"type":"%b","object":%b%b}}\n' % (kind.encode(), head, body)
             self._lines[kind, form] = found
         return found

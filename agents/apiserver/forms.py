@@ -106,7 +106,7 @@ class Form:
     def line(self, kind: str, event: Event) -> bytes:
         """A watch event."""
         if self.accepted.kind:
-            return self._special(kind, self.convert(event.last.obj))
+            return self._special(kind, self.convert(event.shown(kind).obj))
         return event.line(kind, self._gv, self._head, self.convert)
 
     def added(self, entry: Entry) -> bytes:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from agents.apiserver import crds
 from agents.apiserver.admission import admit_pod
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from agents.apiserver.call import Call
     from agents.apiserver.config import StorageRoot
     from agents.apiserver.services import Reservation, ServiceAddresses
-    from agents.apiserver.store import Store
+    from agents.apiserver.store import Store, Stored
     from emulator.apimachinery.resources import ResourceType
 
 # The real server's namespace lifecycle plug-in protects these.
@@ -182,9 +182,9 @@ class Objects:
             if call is not None:
                 self._note_manager(call, old, new)
             if finished(resource, new) and not finished(resource, old):
-                if not dry_run:
-                    await self._remove(resource, namespace, old)
-                return new
+                if dry_run or await self._remove(resource, namespace, old):
+                    return new
+                continue
             revision = int(old["metadata"]["resourceVersion"])
             out = await self._replace(resource, namespace, new, old, revision, dry_run=dry_run)
             if out is not None:
@@ -224,7 +224,7 @@ class Objects:
             ttl = EVENT_TTL_S if resource.plural == "events" else 0
             written = await self._store.replace(key, dump_json(value), revision, ttl)
             if not written.done:
-                await self._catch_up(resource, name, written.current, written.revision)
+                self._catch_up(resource, name, written.current)
                 return None
             kept = True
         finally:
@@ -234,11 +234,13 @@ class Objects:
         stored["metadata"]["resourceVersion"] = str(written.revision)
         return from_storage(resource, stored)
 
-    async def _catch_up(
-        self, resource: ResourceType, name: str, current: Any, revision: int
-    ) -> None:
+    def _catch_up(self, resource: ResourceType, name: str, current: Stored | None) -> None:
+        """Let later reads see what was there instead of the object as this server knew it.
+
+        Where nothing is there, no revision says when it went: etcd's newest may be of a key that
+        is not followed here, and waiting for it would hold every read up.
+        """
         if current is None:
-            self.cache.wrote(revision)
             raise errors.not_found(resource.plural, resource.group, name)
         self.cache.wrote(current.revision)
 
@@ -282,7 +284,7 @@ class Objects:
         key = object_key(resource.directory, namespace if resource.namespaced else "", name)
         written = await self._store.remove(key, int(old["metadata"]["resourceVersion"]))
         if not written.done:
-            await self._catch_up(resource, name, written.current, written.revision)
+            self._catch_up(resource, name, written.current)
             return False
         self.cache.wrote(written.revision)
         if (resource.group, resource.plural) == ("", "services"):

@@ -40,6 +40,9 @@ class Watcher:
 
     def deliver(self, event: Event | None) -> None:
         """Take an event as this client sees it: a change may enter or leave the selection."""
+        if self.lost:
+            # What comes after a gap would let the client resume behind it.
+            return
         if event is None or len(self.queue) >= MAX_WATCH_BACKLOG:
             self.lost = True
             self.wake.set()
@@ -181,6 +184,9 @@ async def _pump(
             if request.transport is None:
                 return
             now = loop.time()
+            if watcher.queue or watcher.lost:
+                # The time was up in the very moment of a change: a bookmark would overtake it.
+                continue
             if asked.bookmarks and now >= bookmark_at:
                 await response.write(form.bookmark(cache.revision, None))
                 bookmark_at = now + BOOKMARK_PERIOD_S
