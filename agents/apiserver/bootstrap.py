@@ -32,7 +32,8 @@ async def run(
     advertise_port: int,
     definitions: Iterable[Mapping[str, Any]] = (),
 ) -> None:
-    """Create what is missing and correct the endpoints; safe to repeat."""
+    """Create what is missing, correct the endpoints, end what waits; safe to repeat."""
+    await objects.end_definitions()
     for definition in definitions:
         group, _, version = definition["apiVersion"].partition("/")
         await _ensure(objects, registry, group, version, crds.DIRECTORY, "", dict(definition))

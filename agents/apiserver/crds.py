@@ -7,9 +7,9 @@ import re
 from typing import TYPE_CHECKING, Any, Final
 
 from emulator.apimachinery.columns import AGE, NAME, Column, Printer, age_of
-from emulator.apimachinery.objects import copy_json, dig, dump_json, items, name_of
-from emulator.apimachinery.resources import READ_WRITE, Registry, ResourceType, Subresource
-from emulator.apimachinery.times import age
+from emulator.apimachinery.objects import copy_json, dig, dump_json, items, name_of, sub
+from emulator.apimachinery.resources import BUILTIN, READ_WRITE, Registry, ResourceType, Subresource
+from emulator.apimachinery.times import age, rfc3339
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from emulator.apimachinery.objects import Obj
 
 DIRECTORY: Final = "customresourcedefinitions"
+RESOURCE: Final = next(r for r in BUILTIN if r.plural == DIRECTORY)
+# Keeps a definition that is being deleted until the last of its objects is gone.
+CLEANUP: Final = "customresourcecleanup.apiextensions.k8s.io"
 _STEP: Final = re.compile(
     r"\.([\w-]+)|\[(\d+)\]|\['([^']+)'\]|\[\?\(@\.(\w+)==[\"']([^\"']*)[\"']\)\]"
 )
@@ -37,8 +40,10 @@ def json_path(obj: Any, path: str) -> Any:
             number = int(index)
             obj = obj[number] if isinstance(obj, list) and number < len(obj) else None
         else:
-            found = [e for e in obj or [] if isinstance(e, dict) and str(e.get(key)) == wanted]
-            obj = found[0] if found else None
+            listed = obj if isinstance(obj, list) else []
+            obj = next(
+                (e for e in listed if isinstance(e, dict) and str(e.get(key)) == wanted), None
+            )
         at = step.end()
     return obj
 
@@ -118,6 +123,35 @@ def resources_of(
     return out
 
 
+def terminating(definition: Obj, now: float) -> Obj:
+    """A definition whose deletion waits for its objects."""
+    out: Obj = copy_json(definition)
+    meta = out["metadata"]
+    at = rfc3339(now)
+    meta.setdefault("deletionTimestamp", at)
+    meta.setdefault("deletionGracePeriodSeconds", 0)
+    meta["finalizers"] = list(dict.fromkeys((*(meta.get("finalizers") or ()), CLEANUP)))
+    kept = [c for c in items(out, "status", "conditions") if c.get("type") != "Terminating"]
+    condition = {
+        "type": "Terminating",
+        "status": "True",
+        "lastTransitionTime": at,
+        "reason": "InstanceDeletionPending",
+        "message": "CustomResourceDefinition marked for deletion; CustomResource deletion will "
+        "begin soon",
+    }
+    sub(out, "status")["conditions"] = [*kept, condition]
+    return out
+
+
+def released(definition: Obj) -> Obj:
+    """A definition that waits for its objects no longer."""
+    out: Obj = copy_json(definition)
+    meta = out["metadata"]
+    meta["finalizers"] = [f for f in meta.get("finalizers") or () if f != CLEANUP]
+    return out
+
+
 class Definitions:
     """Keeps the registry in step with the stored definitions."""
 
@@ -134,7 +168,11 @@ class Definitions:
         for definition in definitions:
             by_name = {v.get("name"): v for v in items(definition, "spec", "versions")}
             for resource in resources_of(definition, self.roots):
-                wanted[resource.group, resource.version, resource.plural] = resource
+                key = (resource.group, resource.version, resource.plural)
+                if key not in self._served and self._registry.find(*key) is not None:
+                    # A built-in kind: the real server never asks the definition for it either.
+                    continue
+                wanted[key] = resource
                 schema = dig(by_name[resource.version], "schema", "openAPIV3Schema") or {}
                 schemas.setdefault((resource.group, resource.version), []).append(
                     (resource, schema)

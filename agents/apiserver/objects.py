@@ -14,12 +14,13 @@ from emulator.apimachinery import status as errors
 from emulator.apimachinery.convert import from_storage, to_storage
 from emulator.apimachinery.lifecycle import (
     DeleteOptions,
+    Deletion,
     finished,
     plan_delete,
     prepare_create,
     prepare_update,
 )
-from emulator.apimachinery.objects import Obj, copy_json, dig, dump_json, name_of
+from emulator.apimachinery.objects import Obj, copy_json, dig, dump_json, items, name_of
 from emulator.apimachinery.times import rfc3339
 
 if TYPE_CHECKING:
@@ -122,6 +123,10 @@ class Objects:
         ``manager`` is noted as the owner of its fields; "" notes nobody.
         """
         await self.cache.fresh()
+        definition = self._look(crds.DIRECTORY, "", f"{resource.plural}.{resource.group}")
+        if definition is not None and dig(definition, "metadata", "deletionTimestamp"):
+            text = "create not allowed while custom resource definition is terminating"
+            raise errors.StatusError(405, "MethodNotAllowed", text)
         prepare_create(resource, obj, namespace=namespace, now=self.now(), rng=self.rng)
         if manager:
             who = serverside.Manager(manager, "Update", resource.group_version)
@@ -255,6 +260,8 @@ class Objects:
             plan = plan_delete(resource, old, options, self.now())
             if plan.remove and resource.plural == crds.DIRECTORY and not options.dry_run:
                 await self._empty(old)
+                if self._instances(old):
+                    plan = Deletion(False, crds.terminating(old, self.now()))
             if plan.remove:
                 if options.dry_run or await self._remove(resource, namespace, old):
                     return old, True
@@ -267,17 +274,36 @@ class Objects:
                 return out, False
         raise errors.conflict(resource.plural, resource.group, name, errors.MODIFIED)
 
+    def _instances(self, definition: Obj) -> list[tuple[ResourceType, str]]:
+        """Every object of a custom resource, as (resource, key)."""
+        # All versions share one directory.
+        return [
+            (resource, key)
+            for resource in crds.resources_of(definition, self._roots)[:1]
+            for key in self.bucket(resource).order()
+        ]
+
     async def _empty(self, definition: Obj) -> None:
         """Delete all objects of a custom resource before its definition goes."""
-        for resource in crds.resources_of(definition, self._roots)[:1]:
-            bucket = self.bucket(resource)
-            for key in list(bucket.order()):
-                namespace, _, name = key.rpartition("/")
-                try:
-                    await self.delete(resource, namespace, name, DeleteOptions())
-                except errors.StatusError as error:
-                    if error.code != 404:
-                        raise
+        for resource, key in self._instances(definition):
+            namespace, _, name = key.rpartition("/")
+            try:
+                await self.delete(resource, namespace, name, DeleteOptions())
+            except errors.StatusError as error:
+                if error.code != 404:
+                    raise
+        await self.cache.fresh()
+
+    async def end_definitions(self) -> None:
+        """Let definitions go that are being deleted and whose objects are all gone."""
+        await self.cache.fresh()
+        bucket = self.cache.bucket(crds.DIRECTORY)
+        for key in list(bucket.order()):
+            found = bucket.entries.get(key)
+            if found is None or crds.CLEANUP not in items(found.obj, "metadata", "finalizers"):
+                continue
+            if found.obj["metadata"].get("deletionTimestamp") and not self._instances(found.obj):
+                await self.modify(crds.RESOURCE, "", key, crds.released)
 
     async def _remove(self, resource: ResourceType, namespace: str, old: Obj) -> bool:
         name = name_of(old)
@@ -289,4 +315,6 @@ class Objects:
         self.cache.wrote(written.revision)
         if (resource.group, resource.plural) == ("", "services"):
             self._addresses.release(old)
+        if resource.group and not resource.schema:
+            await self.end_definitions()
         return True

@@ -105,7 +105,7 @@ def _first_status(resource: ResourceType, obj: Obj, rng: random.Random) -> None:
 
 
 def _accepted(obj: Obj) -> Obj:
-    """A definition is served as soon as it is stored; no names can collide unnoticed."""
+    """A definition is served as soon as it is stored; its name keeps it apart from all others."""
     at = obj["metadata"]["creationTimestamp"]
     spec = obj["spec"]
     conditions = [

@@ -61,13 +61,22 @@ def check(obj: Obj, type_name: str, shapes: Shapes, *, strict: bool) -> list[str
     """Check ``obj`` against its type; return strict findings (empty unless ``strict``).
 
     Raises DecodeError for a value of the wrong JSON type.  Unknown fields are removed from
-    ``obj`` in place, as decoding into a Go struct loses them.
+    ``obj`` in place, as decoding into a Go struct loses them.  Of an object without a type only
+    the metadata is known.
     """
-    shape = shapes.type(type_name)
-    if shape is None:
-        return []
     walker = _Walker(shapes, strict)
-    walker.struct(obj, shape, "", "")
+    shape = shapes.type(type_name)
+    if shape is not None:
+        walker.struct(obj, shape, "", "")
+        return walker.findings
+    meta, meta_shape = obj.get("metadata"), shapes.type("meta.v1.ObjectMeta")
+    if meta is not None and meta_shape is not None:
+        if not isinstance(meta, dict):
+            raise DecodeError(
+                f"json: cannot unmarshal {_json_name(meta)} into Go struct field .metadata of type "
+                "v1.ObjectMeta"
+            )
+        walker.struct(meta, meta_shape, "metadata.", "")
     return walker.findings
 
 
