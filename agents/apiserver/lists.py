@@ -15,6 +15,8 @@ from emulator.apimachinery.objects import dig
 from emulator.apimachinery.status import bad_request, expired
 
 if TYPE_CHECKING:
+    import random
+
     from agents.apiserver.cache import Bucket, Entry
     from agents.apiserver.call import Call
     from emulator.apimachinery.objects import Obj
@@ -63,6 +65,11 @@ class Selection(NamedTuple):
         return not self.fields.terms or self.fields.matches(entry.fields(self.resource))
 
     @property
+    def place(self) -> str:
+        """The collection: where its objects are kept, and the namespace."""
+        return f"{self.resource.directory} {self.prefix}"
+
+    @property
     def selects(self) -> bool:
         """Whether a label or field selector narrows the list."""
         return bool(self.labels.requirements or self.fields.terms)
@@ -71,9 +78,10 @@ class Selection(NamedTuple):
 class ListPages:
     """Lists in pages, each list from one moment: what is left is kept until it is asked for."""
 
-    def __init__(self) -> None:
-        self._left: OrderedDict[int, tuple[int, list[Entry]]] = OrderedDict()
-        self._next = 0
+    def __init__(self, rng: random.Random) -> None:
+        self._rng = rng
+        # Random number → revision, which list it is, what is left of it.
+        self._left: OrderedDict[int, tuple[int, str, list[Entry]]] = OrderedDict()
 
     def page(
         self, query: Any, bucket: Bucket, revision: int, selection: Selection
@@ -87,31 +95,32 @@ class ListPages:
             ) from None
         token = query.get("continue") or ""
         if token:
-            revision, entries = self._resume(token)
+            revision, entries = self._resume(token, selection.place)
         else:
             entries = [
                 entry for key in bucket.order() if selection.matches(entry := bucket.entries[key])
             ]
         metadata: Obj = {"resourceVersion": str(revision)}
         if 0 < limit < len(entries):
-            metadata["continue"] = self._keep(revision, entries[limit:])
+            metadata["continue"] = self._keep(revision, selection.place, entries[limit:])
             if not selection.selects:
                 metadata["remainingItemCount"] = len(entries) - limit
             entries = entries[:limit]
         return entries, metadata
 
-    def _keep(self, revision: int, left: list[Entry]) -> str:
-        self._next += 1
-        self._left[self._next] = (revision, left)
+    def _keep(self, revision: int, place: str, left: list[Entry]) -> str:
+        # A random number means nothing to the server's next run: its own lists are others.
+        number = self._rng.getrandbits(63)
+        self._left[number] = (revision, place, left)
         while len(self._left) > MAX_LIST_SNAPSHOTS:
             self._left.popitem(last=False)
         token = json.dumps(
-            {"v": "meta.k8s.io/v1", "rv": revision, "start": str(self._next)},
+            {"v": "meta.k8s.io/v1", "rv": revision, "start": str(number)},
             separators=(",", ":"),
         )
         return base64.urlsafe_b64encode(token.encode()).decode().rstrip("=")
 
-    def _resume(self, token: str) -> tuple[int, list[Entry]]:
+    def _resume(self, token: str, place: str) -> tuple[int, list[Entry]]:
         try:
             padded = token + "=" * (-len(token) % 4)
             decoded = json.loads(base64.urlsafe_b64decode(padded.encode()))
@@ -121,4 +130,7 @@ class ListPages:
         found = self._left.get(number)
         if found is None:
             raise expired(_TOO_OLD)
-        return found
+        revision, of, left = found
+        if of != place:
+            raise bad_request("continue key is not valid: it belongs to another list")
+        return revision, left

@@ -88,6 +88,13 @@ def _int(value: int | bytes) -> int:
     return _signed(value)
 
 
+def _double(data: bytes) -> float:
+    if len(data) != 8:
+        raise WireError(f"protobuf: a double of {len(data)} bytes")
+    value: float = struct.unpack("<d", data)[0]
+    return value
+
+
 def _time(data: bytes, *, micro: bool) -> str | None:
     parts = {number: _int(value) for number, value in _fields(data)}
     if not parts:
@@ -191,7 +198,7 @@ class Decoder:
             case "y":
                 return base64.b64encode(_bytes(value)).decode()
             case "f":
-                return struct.unpack("<d", _bytes(value))[0]
+                return _double(_bytes(value))
         data = _bytes(value)
         match code[1:]:
             case "meta.v1.Time":

@@ -38,7 +38,7 @@ class Rest:
     def __init__(self, objects: Objects) -> None:
         self.objects = objects
         self._cache = objects.cache
-        self._pages = ListPages()
+        self._pages = ListPages(objects.rng)
 
     async def get(self, call: Call) -> web.StreamResponse:
         """GET of one object."""
@@ -124,10 +124,7 @@ class Rest:
         form = self.form(call)
         obj, warnings = await self.read_object(call)
         if name_of(obj) != call.name:
-            raise errors.bad_request(
-                f"the name of the object ({name_of(obj)}) does not match the name on the URL "
-                f"({call.name})"
-            )
+            raise errors.other_name(name_of(obj), call.name)
         dry = bodies.dry_run(call.query)
         await self._cache.fresh()
         if self.objects.peek(call.resource, call.namespace, call.name) is None:
@@ -195,10 +192,7 @@ class Rest:
         )
         manifest = serverside.clean_manifest(manifest)
         if name_of(manifest) not in ("", call.name):
-            raise errors.bad_request(
-                f"the name of the object ({name_of(manifest)}) does not match the name on the URL "
-                f"({call.name})"
-            )
+            raise errors.other_name(name_of(manifest), call.name)
         manifest.setdefault("metadata", {})["name"] = call.name
         who = serverside.Manager(manager, "Apply", resource.group_version, call.subresource)
         force = call.query.get("force") in ("true", "1")
@@ -226,15 +220,16 @@ class Rest:
         if data.strip():
             media = bodies.media_type(call.request)
             decoded = bodies.decode(data, media, "meta.v1.DeleteOptions", "DeleteOptions")
-        options = delete_options(decoded)
         query = call.query
+        given: Obj = dict(decoded) if isinstance(decoded, dict) else {}
         if query.get("gracePeriodSeconds"):
             try:
-                options = options._replace(grace_s=int(query["gracePeriodSeconds"]))
+                given["gracePeriodSeconds"] = int(query["gracePeriodSeconds"])
             except ValueError:
                 raise errors.bad_request("gracePeriodSeconds must be an integer") from None
         if query.get("propagationPolicy"):
-            options = options._replace(policy=query["propagationPolicy"])
+            given["propagationPolicy"] = query["propagationPolicy"]
+        options = delete_options(given)
         return options._replace(dry_run=options.dry_run or bodies.dry_run(query))
 
     async def delete(self, call: Call) -> web.StreamResponse:

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from emulator.apimachinery import fielderrors as fe
 from emulator.apimachinery import status as errors
 from emulator.apimachinery.behaviour import behaviour_of
 from emulator.apimachinery.defaults import qos_class
+from emulator.apimachinery.gotext import string_list
 from emulator.apimachinery.names import check_metadata, generate_name
 from emulator.apimachinery.objects import Obj, copy_json, dig, drop_nulls, items, name_of, sub
 from emulator.apimachinery.times import rfc3339
@@ -18,6 +20,7 @@ from emulator.apimachinery.times import rfc3339
 if TYPE_CHECKING:
     import random
 
+    from emulator.apimachinery.fielderrors import FieldError
     from emulator.apimachinery.resources import ResourceType
 
 _SERVER_OWNED = ("selfLink", "resourceVersion", "deletionTimestamp", "deletionGracePeriodSeconds")
@@ -50,10 +53,7 @@ def prepare_create(
         meta.pop(key, None)
     if resource.namespaced:
         if meta.get("namespace") not in (None, "", namespace):
-            raise errors.bad_request(
-                "the namespace of the provided object does not match the namespace sent on the "
-                "request"
-            )
+            raise errors.other_namespace()
         meta["namespace"] = namespace
     else:
         meta.pop("namespace", None)
@@ -156,6 +156,10 @@ def prepare_update(resource: ResourceType, new: Obj, old: Obj, *, subresource: s
         )
     if meta.get("resourceVersion") not in (None, "", had.get("resourceVersion")):
         raise errors.conflict(resource.plural, resource.group, name, errors.MODIFIED)
+    if meta.get("name") not in (None, "", name):
+        raise errors.other_name(meta["name"], name)
+    if resource.namespaced and meta.get("namespace") not in (None, "", had.get("namespace")):
+        raise errors.other_namespace()
     out["kind"], out["apiVersion"] = resource.kind, resource.group_version
     meta.pop("selfLink", None)
     if "managedFields" not in meta and "managedFields" in had:
@@ -192,12 +196,26 @@ def prepare_update(resource: ResourceType, new: Obj, old: Obj, *, subresource: s
         if behaviour.generation and _intent(out) != _intent(old):
             meta["generation"] = (had.get("generation") or 0) + 1
     found = check_metadata(out, namespaced=resource.namespaced, name_check=behaviour.name_check)
+    found += _new_finalizers(meta, had)
     if subresource != "status":
         found += behaviour.validate(out)
         found += behaviour.validate_update(out, old)
     if found:
         raise errors.invalid(resource.kind, resource.group, name, found)
     return out
+
+
+def _new_finalizers(meta: Obj, had: Obj) -> list[FieldError]:
+    """Whatever waits for a deleted object has to have said so before."""
+    known = had.get("finalizers") or []
+    extra = sorted(f for f in meta.get("finalizers") or [] if f not in known)
+    if not extra or not had.get("deletionTimestamp"):
+        return []
+    text = (
+        "no new finalizers can be added if the object is being deleted, found new finalizers "
+        f"{string_list(extra)}"
+    )
+    return [fe.forbidden("metadata.finalizers", text)]
 
 
 def _intent(obj: Obj) -> Obj:
@@ -295,14 +313,12 @@ def delete_options(body: Any) -> DeleteOptions:
     if not policy and body.get("orphanDependents"):
         policy = "Orphan"
     if policy not in ("", "Background", "Foreground", "Orphan"):
-        from emulator.apimachinery.fielderrors import not_supported
-
         known = ("Foreground", "Background", "Orphan", "nil")
         raise errors.invalid(
             "DeleteOptions",
             "meta.k8s.io",
             "",
-            [not_supported("propagationPolicy", policy, known)],
+            [fe.not_supported("propagationPolicy", policy, known)],
         )
     conditions = body.get("preconditions") or {}
     return DeleteOptions(

@@ -144,7 +144,30 @@ def config_key(key: str) -> list[str]:
             "'key.name',  or 'KEY_NAME',  or 'key-name', regex used for validation is "
             "'[-._a-zA-Z0-9]+')"
         )
+    if key in (".", ".."):
+        out.append(f"must not be '{key}'")
+    elif key.startswith(".."):
+        out.append("must not start with '..'")
     return out
+
+
+def descending_path(path: str) -> list[str]:
+    """What is wrong with a path that must stay inside its volume."""
+    out = ["must be a relative path"] if path.startswith("/") else []
+    return out + no_backsteps(path)
+
+
+def file_path(path: str) -> list[str]:
+    """What is wrong with the path of a file the kubelet makes, which keeps ``..data`` to itself."""
+    out = descending_path(path)
+    if path.startswith("..") and not path.startswith("../") and path != "..":
+        out.append("must not start with '..'")
+    return out
+
+
+def no_backsteps(path: str) -> list[str]:
+    """What is wrong with a path that must not climb."""
+    return ["must not contain '..'"] if ".." in path.split("/") else []
 
 
 def port_name(name: str) -> list[str]:

@@ -31,13 +31,21 @@ QUANTITY_ERROR = (
     "quantities must match the regular expression '^([+-]?[0-9.]+)([eEinumkKMGTP]*[-+]?[0-9]*)$'"
 )
 
+# Digits of one quantity; the largest amount there is has 19.
+MAX_TEXT = 128
+# Beyond it every amount is more than all there is, or less than the smallest unit.
+MAX_EXPONENT = 64
+
 
 def parse(text: str | int | float) -> Fraction:
-    """The exact value; UsageError with the real message."""
-    match = _QUANTITY.fullmatch(str(text))
+    """The exact value, capped at an absurd exponent; UsageError with the real message."""
+    match = _QUANTITY.fullmatch(str(text)[: MAX_TEXT + 1])
+    if match is not None and match.end() > MAX_TEXT:
+        match = None
     if match is None or (match.group(3) or "") not in _SUFFIX:
         raise UsageError(QUANTITY_ERROR)
     number = Fraction(match.group(1))
     if match.group(2):
-        return number * Fraction(10) ** int(match.group(2)[1:])
+        exponent = int(match.group(2)[1:])
+        return number * Fraction(10) ** max(-MAX_EXPONENT, min(exponent, MAX_EXPONENT))
     return number * _SUFFIX[match.group(3) or ""]

@@ -120,9 +120,24 @@ def bad_request(message: str) -> StatusError:
     return StatusError(400, "BadRequest", message)
 
 
+def other_name(sent: str, asked: str) -> StatusError:
+    """400 of a body whose name is not the path's."""
+    return bad_request(
+        f"the name of the object ({sent}) does not match the name on the URL ({asked})"
+    )
+
+
+def other_namespace() -> StatusError:
+    """400 of a body whose namespace is not the path's."""
+    return bad_request(
+        "the namespace of the provided object does not match the namespace sent on the request"
+    )
+
+
 def forbidden(resource: str, group: str, name: str, why: str) -> StatusError:
-    """403."""
-    text = f'{qualified(resource, group)} "{name}" is forbidden: {why}'
+    """403; of a collection where ``name`` is empty."""
+    what = f'{qualified(resource, group)} "{name}"' if name else qualified(resource, group)
+    text = f"{what} is forbidden: {why}"
     return StatusError(403, "Forbidden", text, _details(name, group, resource))
 
 

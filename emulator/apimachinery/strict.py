@@ -6,7 +6,10 @@ The API server's decoder is Go's encoding/json into typed structs plus a strict 
 
 from __future__ import annotations
 
+import base64
+import binascii
 import json
+import re
 from typing import TYPE_CHECKING, Any, Final
 
 from emulator.apimachinery.gotext import quote
@@ -19,6 +22,7 @@ if TYPE_CHECKING:
 # The real strict decoder stops after 100 findings (json.UnmarshalStrict).
 MAX_STRICT_ERRORS: Final = 100
 _INT_RANGE = {"i": 1 << 31, "I": 1 << 63}
+_NOT_BASE64: Final = re.compile(r"[^A-Za-z0-9+/=]")
 _JSON_NAMES = ((bool, "bool"), (str, "string"), (dict, "object"), (list, "array"))
 
 
@@ -150,6 +154,8 @@ class _Walker:
             self._wrong(value, code, stack, owner)
         if not isinstance(value, allowed):
             self._wrong(value, code, stack, owner)
+        if code == "y":
+            _check_base64(value)
         bound = _INT_RANGE.get(code)
         if bound is not None and not -bound <= value < bound:
             self._wrong(value, code, stack, owner)
@@ -163,6 +169,17 @@ class _Walker:
             f"json: cannot unmarshal {_json_name(value)} into Go struct field "
             f"{owner.go_name}.{stack} of type {go_type(code)}"
         )
+
+
+def _check_base64(text: str) -> None:
+    """Go's decoder: line ends are skipped, everything else has to be in its place."""
+    plain = text.replace("\r", "").replace("\n", "")
+    try:
+        base64.b64decode(plain, validate=True)
+    except (binascii.Error, ValueError):
+        wrong = _NOT_BASE64.search(plain)
+        at = wrong.start() if wrong is not None else len(plain) // 4 * 4
+        raise DecodeError(f"illegal base64 data at input byte {at}") from None
 
 
 def _json_name(value: Any) -> str:

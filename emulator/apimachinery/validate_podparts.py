@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any, Final
 from emulator.apimachinery import fielderrors as fe
 from emulator.apimachinery.names import (
     dns1123_subdomain,
+    file_path,
     label_value,
+    no_backsteps,
     port_name,
     port_number,
     qualified_name,
@@ -20,6 +22,8 @@ from emulator.apimachinery.names import (
 from emulator.apimachinery.objects import dig, items
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from emulator.apimachinery.fielderrors import FieldError
     from emulator.apimachinery.objects import Obj
 
@@ -189,8 +193,10 @@ def volume_source(volume: Obj, where: str) -> list[FieldError]:
         for i, part in enumerate(items(source, "sources")):
             for name, section in part.items():
                 out += _file_source(name, section, f"{at}.sources[{i}].{name}", "name")
-    elif kind == "hostPath" and not source.get("path"):
-        out.append(fe.required(f"{at}.path"))
+    elif kind == "hostPath":
+        if not source.get("path"):
+            out.append(fe.required(f"{at}.path"))
+        out += _paths(source, at, no_backsteps)
     elif kind == "persistentVolumeClaim" and not source.get("claimName"):
         out.append(fe.required(f"{at}.claimName"))
     else:
@@ -210,11 +216,14 @@ def _file_source(kind: str, section: Obj, at: str, name_key: str) -> list[FieldE
             for key in ("key", "path")
             if not entry.get(key)
         ]
+        for i, entry in enumerate(entries):
+            out += _paths(entry, f"{at}.items[{i}]", file_path)
     elif kind == "downwardAPI":
         for i, entry in enumerate(entries):
             where = f"{at}.items[{i}]"
             if not entry.get("path"):
                 out.append(fe.required(f"{where}.path"))
+            out += _paths(entry, where, file_path)
             if entry.get("fieldRef") is not None:
                 out += _field_reference(entry["fieldRef"], f"{where}.fieldRef", _VOLUME_FIELDS)
             elif entry.get("resourceFieldRef") is not None:
@@ -222,9 +231,16 @@ def _file_source(kind: str, section: Obj, at: str, name_key: str) -> list[FieldE
             else:
                 text = "one of fieldRef and resourceFieldRef is required"
                 out.append(fe.required(where, text))
-    elif kind == "serviceAccountToken" and not section.get("path"):
-        out.append(fe.required(f"{at}.path"))
+    elif kind == "serviceAccountToken":
+        if not section.get("path"):
+            out.append(fe.required(f"{at}.path"))
+        out += _paths(section, at, file_path)
     return out
+
+
+def _paths(section: Obj, at: str, check: Callable[[str], list[str]]) -> list[FieldError]:
+    path = section.get("path") or ""
+    return [fe.invalid(f"{at}.path", path, text) for text in check(path)]
 
 
 def tolerations(entries: list[Obj], field: str) -> list[FieldError]:

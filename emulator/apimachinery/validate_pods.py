@@ -9,6 +9,7 @@ from emulator.apimachinery import quantity
 from emulator.apimachinery import validate_podparts as parts
 from emulator.apimachinery.names import (
     check_labels,
+    descending_path,
     dns1123_label,
     dns1123_subdomain,
     port_name,
@@ -137,6 +138,9 @@ def _containers(spec: Obj, key: str, field: str, names: set[str]) -> list[FieldE
                 at = f"{where}.volumeMounts[{j}].mountPath"
                 out.append(fe.invalid(at, path, "must be unique"))
             paths.append(path or "")
+            inner = mount.get("subPath") or ""
+            at = f"{where}.volumeMounts[{j}].subPath"
+            out += [fe.invalid(at, inner, text) for text in descending_path(inner)]
         policy = container.get("imagePullPolicy")
         if policy not in _PULL_POLICIES:
             out.append(fe.not_supported(f"{where}.imagePullPolicy", policy, _PULL_POLICIES))
