@@ -25,7 +25,7 @@ from agents.calico.validation import prepare
 from emulator.apimachinery.validate_network import network_policy as validate
 from emulator.kubeclient import RestClient
 from emulator.kubeclient.informer import SharedInformers
-from emulator.kubeclient.resource import NAMESPACES, NETWORKPOLICIES, PODS
+from emulator.kubeclient.resource import NAMESPACES, NETWORKPOLICIES, NODES, PODS
 from emulator.kubeclient.testing import FakeApi
 from emulator.runtime.clock import real_clock
 
@@ -206,6 +206,19 @@ def test_a_pods_new_label_reaches_its_endpoint_with_its_version() -> None:
     assert write["spec"]["node"] == "kube-0"
 
 
+def test_a_nodes_labels_are_kubernetes_and_what_people_gave_it() -> None:
+    spec = {"orchRefs": [{"nodeName": "kube-0", "orchestrator": "k8s"}]}
+    mine = new_resource("Node", "kube-0", spec, labels={"rack": "7", "zone": "old"})
+    kube = {"metadata": {"name": "kube-0", "labels": {"zone": "a", "reflector": "yes"}}}
+    (write,) = plan(Cluster(nodes=(kube,)), stored(mine)).update
+    assert write["metadata"]["labels"] == {"rack": "7", "reflector": "yes", "zone": "a"}
+    assert write["metadata"]["resourceVersion"] == "7"
+    assert not plan(Cluster(nodes=(kube,)), stored(write)), "what is so is not written again"
+    kube["metadata"]["labels"] = {"zone": "b"}
+    (again,) = plan(Cluster(nodes=(kube,)), stored(write)).update
+    assert again["metadata"]["labels"] == {"rack": "7", "zone": "b"}
+
+
 async def until(condition: Callable[[], bool], what: str) -> None:
     try:
         async with asyncio.timeout(8):
@@ -245,6 +258,11 @@ async def test_the_controller_follows_the_api_server_and_mends_the_datastore() -
             store.put(where, to_stored(endpoint({})))
             await client.create(PODS, POD)
             await until(lambda: b'"app":"a"' in store.raw(where), "labels are mirrored")
+            spec = {"orchRefs": [{"nodeName": "kube-0", "orchestrator": "k8s"}]}
+            node = resource_key("Node", "kube-0")
+            store.put(node, to_stored(new_resource("Node", "kube-0", spec)))
+            await client.create(NODES, {"metadata": {"name": "kube-0", "labels": {"rr": "yes"}}})
+            await until(lambda: b'"rr":"yes"' in store.raw(node), "a node's labels are mirrored")
         finally:
             for task in tasks:
                 task.cancel()

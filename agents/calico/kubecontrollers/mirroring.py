@@ -1,8 +1,9 @@
-"""What the datastore must hold for namespaces, service accounts, policies and pods; pure."""
+"""What the datastore must hold for namespaces, accounts, policies, pods and nodes; pure."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+import json
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from agents.calico.kubecontrollers.conversion import (
     ACCOUNT_PREFIX,
@@ -31,7 +32,12 @@ if TYPE_CHECKING:
 
     Object = dict[str, Any]
 
-PREFIXES = tuple(resource_prefix(kind) for kind in ("Profile", "NetworkPolicy", "WorkloadEndpoint"))
+PREFIXES = tuple(
+    resource_prefix(kind) for kind in ("Profile", "NetworkPolicy", "WorkloadEndpoint", "Node")
+)
+# On Calico's Node: the labels of Kubernetes' Node it was given last, so that those taken away there
+# can be told from those a person gave it by calicoctl.
+KUBE_LABELS: Final = "projectcalico.org/kube-labels"
 _PROFILES = (NAMESPACE_PREFIX, ACCOUNT_PREFIX)
 
 
@@ -42,6 +48,7 @@ class Cluster(NamedTuple):
     accounts: tuple[Object, ...] = ()
     policies: tuple[Object, ...] = ()
     pods: tuple[Object, ...] = ()
+    nodes: tuple[Object, ...] = ()
 
 
 class Writes(NamedTuple):
@@ -78,6 +85,7 @@ def plan(cluster: Cluster, items: Mapping[str, KVPair]) -> Writes:
         _named(kvp) for key, kvp in sorted(items.items()) if key not in desired and _is_ours(key)
     ]
     update += _relabelled(cluster.pods, items)
+    update += _relabelled_nodes(cluster.nodes, items)
     return Writes(tuple(create), tuple(update), tuple(delete))
 
 
@@ -138,3 +146,52 @@ def _relabelled(pods: Iterable[Object], items: Mapping[str, KVPair]) -> list[Res
             metadata["resourceVersion"] = str(found.revision)
             changed.append({**found.value, "metadata": metadata})
     return changed
+
+
+def _relabelled_nodes(nodes: Iterable[Object], items: Mapping[str, KVPair]) -> list[Resource]:
+    """Calico's Nodes whose Kubernetes Nodes have other labels by now.
+
+    Source: kube-controllers/pkg/controllers/node/labels_etcdv3.go.
+    """
+    kubernetes = {str(node["metadata"]["name"]): node for node in nodes}
+    changed = []
+    for kvp in items.values():
+        if not isinstance(kvp.value, dict) or kvp.value.get("kind") != "Node":
+            continue
+        node = kubernetes.get(kubernetes_node(kvp.value))
+        if node is None:
+            continue
+        metadata = kvp.value["metadata"]
+        annotations = metadata.get("annotations") or {}
+        given = {str(k): str(v) for k, v in (node["metadata"].get("labels") or {}).items()}
+        earlier = _labels_in(annotations.get(KUBE_LABELS))
+        labels = {k: v for k, v in labels_of(kvp.value).items() if k in given or k not in earlier}
+        labels |= given
+        text = json.dumps(given, sort_keys=True, separators=(",", ":"))
+        if labels == labels_of(kvp.value) and annotations.get(KUBE_LABELS) == text:
+            continue
+        metadata = {
+            **metadata,
+            "labels": dict(sorted(labels.items())),
+            "annotations": {**annotations, KUBE_LABELS: text},
+            "resourceVersion": str(kvp.revision),
+        }
+        changed.append({**kvp.value, "metadata": metadata})
+    return changed
+
+
+def kubernetes_node(node: Resource) -> str:
+    """The Kubernetes Node of a Calico Node, "" for one that never had any."""
+    for reference in spec_of(node).get("orchRefs") or ():
+        if reference.get("orchestrator") == "k8s":
+            return str(reference.get("nodeName") or "")
+    return ""
+
+
+def _labels_in(text: object) -> dict[str, Any]:
+    """The labels an annotation remembers; none if a person wrote something else there."""
+    try:
+        labels = json.loads(text) if isinstance(text, str) else None
+    except ValueError:
+        labels = None
+    return labels if isinstance(labels, dict) else {}

@@ -18,7 +18,8 @@ from agents.calico.kubecontrollers.ipam_garbage import (
     PodFacts,
     PodKey,
 )
-from agents.calico.resources import name_of, spec_of
+from agents.calico.kubecontrollers.mirroring import kubernetes_node
+from agents.calico.resources import name_of
 from emulator.apimachinery.times import parse_rfc3339
 from emulator.kubeclient.errors import ApiError, ApiUnreachableError
 from emulator.kubeclient.meta import name_of as object_name
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
 
     from agents.calico.client import ResourceClient
     from agents.calico.ipam.ipam import Ipam
-    from agents.calico.resources import Resource
     from emulator.kubeclient.informer import SharedInformers
     from emulator.kubeclient.rest import RestClient
     from emulator.runtime.clock import Clock
@@ -179,7 +179,7 @@ class NodeController:
         """
         left = set(kubernetes)
         for node in await self._resources.list("Node"):
-            name = _kubernetes_name(node)
+            name = kubernetes_node(node)
             made = parse_rfc3339(node["metadata"].get("creationTimestamp")) or 0.0
             is_new = self._clock.time() - made < REGISTRATION_S and name not in self._seen
             if not name or name in kubernetes or is_new:
@@ -210,11 +210,3 @@ class NodeController:
         if outcome.failure is not None:
             # Somebody was faster, or the address has a new holder: the next look decides.
             self._log.info("not all leaks released: %s", outcome.failure)
-
-
-def _kubernetes_name(node: Resource) -> str:
-    """The Kubernetes Node of a Calico Node, "" for one that never had any."""
-    for reference in spec_of(node).get("orchRefs") or ():
-        if reference.get("orchestrator") == "k8s":
-            return str(reference.get("nodeName") or "")
-    return ""

@@ -7,14 +7,20 @@ and writes what differs, each write by compare-and-swap, so that two of them onl
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from agents.calico.errors import AlreadyExistsError, DatastoreError, DoesNotExistError
 from agents.calico.kubecontrollers.mirroring import PREFIXES, Cluster, plan
 from agents.calico.mirror import Mirror
-from agents.calico.resources import name_of, namespace_of
+from agents.calico.resources import labels_of, name_of, namespace_of
 from emulator.errors import UsageError
-from emulator.kubeclient.resource import NAMESPACES, NETWORKPOLICIES, PODS, SERVICEACCOUNTS
+from emulator.kubeclient.resource import (
+    NAMESPACES,
+    NETWORKPOLICIES,
+    NODES,
+    PODS,
+    SERVICEACCOUNTS,
+)
 from etcd.client import EtcdError
 
 if TYPE_CHECKING:
@@ -60,9 +66,18 @@ class PolicyController:
         self._pods = informers.informer(PODS)
         for informer in (self._namespaces, self._accounts, self._policies, self._pods):
             informer.add_handler(self._note)
+        self._nodes = informers.informer(NODES)
+        self._nodes.add_handler(self._note_node)
 
     def _note(self, event: str, old: object, new: object) -> None:
         self._dirty.set()
+
+    def _note_node(
+        self, event: str, old: dict[str, Any] | None, new: dict[str, Any] | None
+    ) -> None:
+        # A node's status changes all the time.
+        if old is None or new is None or labels_of(old) != labels_of(new):
+            self._dirty.set()
 
     def _note_keys(self, keys: tuple[str, ...]) -> None:
         self._dirty.set()
@@ -97,6 +112,7 @@ class PolicyController:
             tuple(self._accounts.lister.list()),
             tuple(self._policies.lister.list()),
             tuple(self._pods.lister.list()),
+            tuple(self._nodes.lister.list()),
         )
         writes = plan(cluster, self._mirror.items)
         settled = True
