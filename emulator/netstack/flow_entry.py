@@ -26,13 +26,16 @@ _U16 = struct.Struct("!H")
 MAX_SHAPES: Final = 64
 
 
-def plain_flow(data: bytes, at: int) -> bool:
-    """True for what can repeat: whole TCP (ACK, PSH only) or UDP packets without IP options."""
-    if len(data) < at + 28 or data[at] != 0x45 or data[at + 6] & 0x3F or data[at + 7]:
+def plain_flow(data: bytes, at: int, end: int) -> bool:
+    """True for what can repeat: whole TCP (ACK, PSH only) or UDP packets without IP options.
+
+    The packet is ``data[at:end]``: what follows it in a batch is another datagram's.
+    """
+    if end < at + 28 or data[at] != 0x45 or data[at + 6] & 0x3F or data[at + 7]:
         return False
     proto = data[at + 9]
     if proto == TCP:
-        return len(data) >= at + 40 and data[at + 33] in _PLAIN_FLAGS
+        return end >= at + 40 and data[at + 33] in _PLAIN_FLAGS
     return proto == UDP
 
 
@@ -289,7 +292,8 @@ class Entry:
         length = size - prefix
         header_len = 20 + (batch[prefix + 32] >> 4) * 4
         mss = length - header_len
-        if mss <= 0:
+        # A data offset that cuts the header short is for the socket to refuse.
+        if mss <= 0 or header_len < 40:
             return self._one(batch[:size], prefix, now)
         limit = max(1, (gso.MAX_LENGTH - header_len) // mss)
         key_end = prefix + 24

@@ -83,7 +83,8 @@ class FlowCache:
         position = 0
         usable = self._usable()
         while position < end:
-            if usable and plain_flow(payload, position + VXLAN_PREFIX):
+            stop = min(position + size, end)
+            if usable and plain_flow(payload, position + VXLAN_PREFIX, stop):
                 key = ((dev.index, src_ip), header_key(payload, position, VXLAN_PREFIX))
                 entry = self._entries.get(key)
                 if entry is not None:
@@ -117,7 +118,7 @@ class FlowCache:
         while position < end:
             # IP in IP is known by its inner packet as well.
             prefix = OUTER_LEN if has_outer(payload, position) else 0
-            if usable and plain_flow(payload, position + prefix):
+            if usable and plain_flow(payload, position + prefix, min(position + size, end)):
                 head = outer_key(payload, position) if prefix else b""
                 key = ((dev.index, 0), head + header_key(payload, position + prefix, 0))
                 entry = self._entries.get(key)
@@ -146,7 +147,7 @@ class FlowCache:
     def output(self, ns: NetNs, data: bytes, gso_size: int) -> Drop | None:
         """Send a packet a socket made."""
         kernel = self._kernel
-        if kernel.draining or not self._usable() or not plain_flow(data, 0):
+        if kernel.draining or not self._usable() or not plain_flow(data, 0, len(data)):
             return ns.send(Packet(data, gso_size=gso_size))
         key = (ns.name, header_key(data, 0, 0))
         entry = self._entries.get(key)

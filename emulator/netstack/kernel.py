@@ -75,6 +75,7 @@ class Kernel:
         self._namespaces: dict[str, NetNs] = {}
         self._backlog: deque[tuple[Device, Skb]] = deque()
         self._depth = 0
+        self.nested_tunnels = 0  # the tunnels': how deep in one another they are sending now
         self.draining = False
         self._dirty: dict[str, NetNs] = {}
         self._ns_timers: dict[str, float] = {}

@@ -91,9 +91,7 @@ class Links:
             case "vxlan":
                 device = self._make_vxlan(name, address, attrs)
             case "ipip":
-                tunnel = self._make_ipip(name, attrs)
-                self._ns.tunnels.append(tunnel)
-                device = tunnel
+                device = self._make_ipip(name, attrs)
             case "dummy":
                 device = Dummy(self._ns, name, address)
             case "lo":
@@ -112,6 +110,10 @@ class Links:
             case _:
                 raise UsageError("Error: Unknown device type.")
         self._register(device, mtu, attrs)
+        if isinstance(device, Vxlan):
+            self._ns.vteps[device.port, device.vni] = device
+        elif isinstance(device, Ipip):
+            self._ns.tunnels.append(device)
         return device.info()
 
     def _check_name(self, name: str) -> None:
@@ -214,7 +216,6 @@ class Links:
         remote = _int(attrs, "remote", 0)
         if remote:
             device.fdb.entries[ZERO_MAC] = FdbEntry(ZERO_MAC, dst=remote, permanent=True)
-        self._ns.vteps[port, vni] = device
         return device
 
     # -- del -------------------------------------------------------------------------------------

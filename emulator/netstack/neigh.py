@@ -78,7 +78,7 @@ class NeighbourTable:
             made = self._create(dev, nexthop)
             if made is None:
                 detail = f"neighbour table overflow: {MAX_ENTRIES} entries"
-                return Drop(DropReason.NEIGH_QUEUE_FULL, detail)
+                return self._ns.count_drop(Drop(DropReason.NEIGH_QUEUE_FULL, detail), packet)
             entry = made
         state = entry.state
         flow = packet.flow

@@ -13,8 +13,10 @@ if TYPE_CHECKING:
     from emulator.netstack.timers import Timer
 
 TIMEOUT_S: Final = 30.0  # net.ipv4.ipfrag_time
-# Bytes of fragments a namespace keeps (net.ipv4.ipfrag_high_thresh).
+# Bytes of fragments a namespace keeps (net.ipv4.ipfrag_high_thresh), each with what it costs beside
+# its payload; the kernel counts the whole buffer too.
 HIGH_THRESHOLD: Final = 4 * 1024 * 1024
+PIECE_OVERHEAD: Final = 512
 # Fragments of one packet: 65,535 bytes in pieces of 8 would be thousands, nobody sends those.
 MAX_PIECES: Final = 128
 
@@ -22,12 +24,13 @@ MAX_PIECES: Final = 128
 class _Queue:
     """The fragments of one packet by offset."""
 
-    __slots__ = ("first", "pieces", "size", "timer", "total")
+    __slots__ = ("first", "pieces", "reach", "size", "timer", "total")
 
     def __init__(self, timer: Timer) -> None:
         self.pieces: dict[int, bytes] = {}
         self.first: Packet | None = None
         self.total: int | None = None
+        self.reach = 0  # the end of the furthest piece
         self.size = 0
         self.timer = timer
 
@@ -60,9 +63,16 @@ class Reassembler:
         payload = data[packet.header_len :]
         more = frag & ipv4.MF
         end = offset + len(payload)
-        if (more and len(payload) % 8) or end > ipv4.MAX_LENGTH - packet.header_len:
+        if not payload or (more and len(payload) % 8) or end > ipv4.MAX_LENGTH - packet.header_len:
             self._discard(key, queue, packet, "a fragment of impossible length")
             return None
+        known = queue.total
+        if (known is not None and end > known) or (
+            not more and (end < queue.reach or known not in (None, end))
+        ):
+            self._discard(key, queue, packet, "a fragment beyond the last one")
+            return None
+        queue.reach = max(queue.reach, end)
         if self._overlaps(queue, offset, end):
             # RFC 5722's rule, which Linux applies to IPv4 too: the whole packet is suspect.
             self._discard(key, queue, packet, "overlapping fragments")
@@ -74,8 +84,11 @@ class Reassembler:
         if queue.pieces.get(offset) is None:
             queue.pieces[offset] = payload
             queue.size += len(payload)
-            self._size += len(payload)
+            self._size += len(payload) + PIECE_OVERHEAD
         if queue.total is not None and queue.size == queue.total and queue.first is not None:
+            if queue.first.header_len + queue.total > ipv4.MAX_LENGTH:
+                self._discard(key, queue, packet, "fragments of more than 65,535 bytes")
+                return None
             return self._finish(key, queue)
         if len(queue.pieces) > MAX_PIECES:
             self._discard(key, queue, packet, f"more than {MAX_PIECES} fragments")
@@ -111,7 +124,7 @@ class Reassembler:
     def _forget(self, key: _Key) -> None:
         queue = self._queues.pop(key)
         queue.timer.cancel()
-        self._size -= queue.size
+        self._size -= queue.size + PIECE_OVERHEAD * len(queue.pieces)
 
     def _discard(self, key: _Key, queue: _Queue, packet: Packet, why: str) -> None:
         self._forget(key)

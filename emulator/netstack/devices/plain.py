@@ -90,6 +90,8 @@ class Veth(Device):
             return Drop(DropReason.DEVICE_DOWN, f"the peer of {self.name} is down")
         if len(skb.data) > peer.mtu and not skb.gso_size:
             return Drop(DropReason.TOO_BIG, f"the peer of {self.name} has mtu {peer.mtu}")
+        if skb.flow is not None:
+            skb.flow.limit(peer.mtu, len(skb.data))
         if skb.hops > MAX_HOPS:
             return Drop(DropReason.LOOP, f"{MAX_HOPS} veth crossings at {self.name}")
         skb.hops += 1

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 # udp_flow_src_port with no range given takes net.ipv4.ip_local_port_range.
 DEFAULT_SOURCE_PORTS: Final = (32768, 60999)
 _UDP_HEADER: Final = 8
+# Tunnels a packet may be put into, one in another (XMIT_RECURSION_LIMIT of net/core/dev.h).
+MAX_NESTED: Final = 8
 _OUTER: Final = struct.Struct("!BBHHHBBHIIHHHH")
 
 
@@ -36,6 +38,18 @@ def flow_hash(data: bytes) -> int:
     for byte in key:
         value = (value ^ byte) * 0x01000193 & 0xFFFFFFFF
     return value
+
+
+def _send_outer(device: Vxlan | Ipip, packet: Packet) -> Drop | None:
+    """Send an outer packet; routes may lead it into a tunnel again, but not for ever."""
+    kernel = device.ns.kernel
+    if kernel.nested_tunnels >= MAX_NESTED:
+        return Drop(DropReason.LOOP, f"{device.name}: dead loop, {MAX_NESTED} tunnels deep")
+    kernel.nested_tunnels += 1
+    try:
+        return device.carrier_ns.ip.output_packet(packet, "")
+    finally:
+        kernel.nested_tunnels -= 1
 
 
 class Vxlan(Device):
@@ -129,7 +143,7 @@ class Vxlan(Device):
         if skb.trace is not None:
             detail = f"{self.name}: vni {self.vni} to {format_ip(entry.dst)} port {self.port}"
             skb.trace.step(self.ns.name, "encap", detail, packet)
-        return ns.ip.output_packet(packet, "")
+        return _send_outer(self, packet)
 
     def receive_encapsulated(self, packet: Packet, frame: bytes) -> None:
         """Take the frame of a VXLAN datagram addressed to this VTEP."""
@@ -145,7 +159,8 @@ class Vxlan(Device):
         if skb.trace is not None:
             detail = f"{self.name}: vni {self.vni} from {format_ip(packet.src)}"
             self.trace(skb, "decap", detail)
-        self.receive(skb)
+        # A loop instead of a recursion (gro_cells_receive): a datagram may hold a thousand others.
+        self.ns.kernel.backlog(self, skb)
 
 
 class Ipip(Device):
@@ -207,7 +222,7 @@ class Ipip(Device):
         if skb.trace is not None:
             detail = f"{self.name}: IP in IP to {format_ip(far)}"
             skb.trace.step(self.ns.name, "encap", detail, packet)
-        return ns.ip.output_packet(packet, "")
+        return _send_outer(self, packet)
 
     def receive_encapsulated(self, packet: Packet) -> Drop | None:
         """Take a packet of protocol 4 addressed to this tunnel."""
@@ -224,5 +239,5 @@ class Ipip(Device):
         skb.mark, skb.flow, skb.trace = packet.mark, packet.flow, packet.trace
         if skb.trace is not None:
             self.trace(skb, "decap", f"{self.name}: from {format_ip(packet.src)}")
-        self.receive(skb)
+        self.ns.kernel.backlog(self, skb)
         return None

@@ -85,6 +85,8 @@ class ConntrackTable:
         self._by_tuple: dict[Tuple, tuple[Connection, bool]] = {}
         self._connections: dict[int, Connection] = {}
         self._next_ident = 1
+        # What a full table looks at next for a victim; a copy, made anew when it is used up.
+        self._victims: Iterator[Connection] = iter(())
         self._sweep_at: float | None = None
         # The newest unconfirmed connection: an ICMP error or RST the stack sends in answer to its
         # first packet belongs to it (the kernel attaches the connection by nf_ct_attach).
@@ -202,9 +204,17 @@ class ConntrackTable:
         return None
 
     def _early_drop(self, now: float) -> bool:
-        """Make room by removing an expired or not assured entry among the oldest ones."""
-        for _, connection in zip(range(EARLY_DROP_RANGE), self._connections.values(), strict=False):
-            if connection.expire_at <= now or not connection.status & ASSURED:
+        """Make room by removing an expired or not assured entry among the next ones.
+
+        Each call looks at others, oldest first: those that live long must not shield the rest.
+        """
+        for _ in range(EARLY_DROP_RANGE):
+            connection = next(self._victims, None)
+            if connection is None:
+                self._victims = iter(list(self._connections.values()))
+            elif connection.ident in self._connections and (
+                connection.expire_at <= now or not connection.status & ASSURED
+            ):
                 self.delete(connection)
                 self.statistics.early_drop += 1
                 return True

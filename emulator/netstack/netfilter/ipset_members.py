@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 IP, NET, PORT = "ip", "net", "port"
 Member = tuple[int, ...]
-# Members one range may stand for.
+# Members one text may stand for.
 MAX_RANGE: Final = 65536
 
 PROTOCOLS: Final = {"tcp": TCP, "udp": UDP, "sctp": 132, "udplite": 136, "icmp": ICMP}
@@ -51,7 +51,10 @@ def parse_members(kind: str, dimensions: tuple[str, ...], text: str) -> list[Mem
         heads = list(_networks(parts[0]))
     if len(dimensions) == 1:
         return heads
-    return [(*head, *port) for head in heads for port in _ports(parts[1])]
+    ports = list(_ports(parts[1]))
+    if len(heads) * len(ports) > MAX_RANGE:
+        raise UsageError(f"{text} is {len(heads) * len(ports)} elements, at most {MAX_RANGE} fit")
+    return [(*head, *port) for head in heads for port in ports]
 
 
 def _parse_ip(text: str) -> int:
@@ -76,15 +79,20 @@ def _addresses(text: str) -> Iterable[int]:
     return range(first, last + 1)
 
 
+def _is_number(text: str) -> bool:
+    """True for decimal digits; ``isdigit`` alone also takes those int() cannot read."""
+    return text.isascii() and text.isdigit()
+
+
 def _cidr(text: str) -> tuple[int, int]:
     address, slash, length_text = text.partition("/")
     ip = _parse_ip(address)
     if not slash:
         return ip, 32
-    if not length_text.isdigit() or int(length_text) > 32:
+    if not _is_number(length_text) or int(length_text) > 32:
         raise UsageError(
             f"Syntax error: '{length_text}' is out of range 0-32"
-            if length_text.isdigit()
+            if _is_number(length_text)
             else f"Syntax error: '{length_text}' is invalid as number"
         )
     length = int(length_text)
@@ -131,7 +139,7 @@ def _icmp(text: str) -> int:
         number, code, _ = ICMP_NAMES[text]
         return number << 8 | code
     kind, _, code_text = text.partition("/")
-    if not kind.isdigit() or not (code_text or "0").isdigit():
+    if not _is_number(kind) or not _is_number(code_text or "0"):
         raise UsageError(f"Cannot parse {text} as an ICMP type/code.")
     return (int(kind) & 0xFF) << 8 | int(code_text or 0) & 0xFF
 
@@ -146,7 +154,7 @@ def _port_range(text: str) -> tuple[int, int]:
 def _port(text: str) -> int:
     if text in _SERVICE_PORTS:
         return _SERVICE_PORTS[text]
-    if not text.isdigit():
+    if not _is_number(text):
         raise UsageError(f"Syntax error: '{text}' is invalid as number")
     if int(text) > 65535:
         raise UsageError(f"Syntax error: '{text}' is out of range 0-65535")

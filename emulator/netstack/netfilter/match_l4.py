@@ -216,6 +216,11 @@ class TcpMatch(Match):
     def kernel_refuses(self, scope: RuleScope) -> bool:
         return scope.proto != TCP or scope.proto_inverted
 
+    @property
+    def volatile(self) -> bool:
+        # Of the flags only PSH differs between the segments of a flow that may be cached.
+        return bool(self.option or self.flag_mask & TCP_FLAGS["PSH"])
+
     def compile(self, env: RuleEnvironment) -> Predicate | None:
         ports = _port_predicate(self.sport, self.dport, TCP)
         if not self.flag_mask and not self.option:
