@@ -140,7 +140,10 @@ class Channel:
     def _outcome(self, keys: Sequence[bytes], path: Path, leaf: Leaf) -> int:
         if not leaf.accept:
             self.stats.imp_updates_filtered += len(keys)
-            self.table.update(self, path.path_id, keys, None)
+            done = self.table.update(self, path.path_id, keys, None)
+            # To the table, as to BIRD's, a refused route is one taken back.
+            self.stats.imp_withdraws_accepted += done.accepted
+            self.stats.imp_withdraws_ignored += done.ignored
             return 0
         if leaf.attrs != path.attrs:
             hop = path.hop

@@ -308,14 +308,14 @@ class BgpExporter:
         if last is not None and last[0] is path:
             return last[1]
         outcome: Leaf | Branch | None = None
-        if self._may_export(path):
+        if self.may_export(path):
             ways = path.ways
             facts = Facts(path.channel.source, ways[0].dev if ways else "", path.channel.name)
             outcome = specialise(self.config.export_filter, path.attrs, facts)
         self._last = (path, outcome)
         return outcome
 
-    def _may_export(self, path: Path) -> bool:
+    def may_export(self, path: Path) -> bool:
         """bgp_preexport: split horizon, iBGP rules, well-known communities."""
         source, terms = path.channel, self.terms
         if source is self.channel:

@@ -376,7 +376,7 @@ class KernelProtocol:
             key = route.net.key
             if route.protocol == PROTOCOL:
                 present[key] = route
-            elif self.config.learn and route.protocol not in _NOT_ALIEN and key not in alien:
+            elif self._learns and route.protocol not in _NOT_ALIEN and key not in alien:
                 alien[key] = Path(
                     self.channel,
                     Attrs(preference=self.config.preference, krt_metric=route.metric),
@@ -395,6 +395,18 @@ class KernelProtocol:
             del self.installed[key]
             self._dirty[key] = None
         self._dirty.update(dict.fromkeys(self.refused))
+
+    @property
+    def _learns(self) -> bool:
+        return self.config.learn and not self.config.disabled
+
+    def sources(self) -> dict[bytes, str]:
+        """Who put the routes into the kernel that are not ours, by key, in the kernel's words."""
+        found = {}
+        for route in self._port.routes():
+            if route.protocol != PROTOCOL and route.net.afi is self._table.afi:
+                found[route.net.key] = route.protocol
+        return found
 
     def shut_down(self) -> None:
         """Remove our routes unless they shall persist."""

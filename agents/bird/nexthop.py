@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from agents.bird.config import Dest
-from agents.bird.filters import Source
 from agents.bird.rib import METRIC_UNKNOWN, NextHop, Table
 
 if TYPE_CHECKING:
@@ -64,7 +63,9 @@ class Resolver:
         entry.dest, entry.ways, entry.metric = Dest.UNREACHABLE, (), METRIC_UNKNOWN
         if route is not None and entry.address not in self.local:
             entry.dest = route.dest
-            entry.metric = 0 if route.channel.source is Source.DEVICE else METRIC_UNKNOWN
+            # BIRD's rt_get_igp_metric: on the link 0; kernel and static routes say nothing.
+            via = any(way.gateway for way in route.ways)
+            entry.metric = METRIC_UNKNOWN if via else 0
             entry.ways = tuple(NextHop(way.gateway or entry.address, way.dev) for way in route.ways)
         return (entry.dest, entry.ways, entry.metric) != before
 

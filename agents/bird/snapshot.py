@@ -181,7 +181,7 @@ def protocols(speaker: Speaker, *, now: float) -> tuple[ProtocolInfo, ...]:
     preferred = _preferred(speaker)
     found = []
     for static in speaker.statics.values():
-        state = "down" if static.config.disabled else "up"
+        state = _up(static.config.disabled)
         channels = tuple(
             _channel(channel, state, static.config.preference, preferred)
             for channel in static.channels.values()
@@ -191,10 +191,11 @@ def protocols(speaker: Speaker, *, now: float) -> tuple[ProtocolInfo, ...]:
         found.append(ProtocolInfo(static.config.name, "Static", state, since, channels=channels))
     kernel = speaker.kernel
     if kernel is not None:
-        info = _channel(kernel.channel, "up", kernel.config.preference, preferred)
+        state = _up(kernel.config.disabled)
+        info = _channel(kernel.channel, state, kernel.config.preference, preferred)
         channel = ChannelInfo(
             info.afi,
-            "up",
+            state,
             info.preference,
             info.import_filter,
             kernel.config.export_filter.label,
@@ -205,20 +206,26 @@ def protocols(speaker: Speaker, *, now: float) -> tuple[ProtocolInfo, ...]:
             info.stats,
         )
         since = speaker.since.get(kernel.config.name, speaker.started_at)
-        found.append(ProtocolInfo(kernel.config.name, "Kernel", "up", since, channels=(channel,)))
+        found.append(ProtocolInfo(kernel.config.name, "Kernel", state, since, channels=(channel,)))
     device = speaker.config.device
-    found.append(ProtocolInfo(device.name, "Device", "up", speaker.started_at))
+    since = speaker.since.get(device.name, speaker.started_at)
+    found.append(ProtocolInfo(device.name, "Device", _up(device.disabled), since))
     direct = speaker.direct
     if direct is not None:
+        state = _up(direct.config.disabled)
         channels = tuple(
-            _channel(channel, "up", direct.config.preference, preferred)
+            _channel(channel, state, direct.config.preference, preferred)
             for channel in direct.channels.values()
             if channel.received or channel.afi is Afi.IPV4
         )
         since = speaker.since.get(direct.config.name, speaker.started_at)
-        found.append(ProtocolInfo(direct.config.name, "Direct", "up", since, channels=channels))
+        found.append(ProtocolInfo(direct.config.name, "Direct", state, since, channels=channels))
     found.extend(_bgp(speaker, peer, preferred, now) for peer in speaker.peers.values())
     return tuple(found)
+
+
+def _up(disabled: bool) -> str:
+    return "down" if disabled else "up"
 
 
 def _preferred(speaker: Speaker) -> dict[int, int]:

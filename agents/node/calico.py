@@ -13,6 +13,7 @@ import dataclasses
 from typing import TYPE_CHECKING, Any, Final
 
 from agents.bird.config import CALICO_TIMERS
+from agents.bird.ctl.server import BirdControl
 from agents.bird.daemon import BirdDaemon
 from agents.bird.events import StateChanged
 from agents.bird.fsm import State
@@ -52,6 +53,8 @@ if TYPE_CHECKING:
 
 # Between attempts while etcd refuses what calico-node does first.
 RETRY_S: Final = 0.2
+# Before bird comes back after `birdc down`: runsv's second.
+RESPAWN_S: Final = 1.0
 # Requests under way at once: namespaces are read and pods annotated as they are wired.
 MAX_REQUESTS: Final = 2
 _LOOPBACK: Final = 127
@@ -108,6 +111,7 @@ class CalicoNetwork:
             annotate=self._annotate,
         )
         self._bird: BirdDaemon | None = None
+        self._control: BirdControl | None = None
         self._wanted: SpeakerConfig | None = None
         self._configured = asyncio.Event()
         self._programmed = asyncio.Event()
@@ -188,18 +192,27 @@ class CalicoNetwork:
     def _configure(self, config: SpeakerConfig) -> None:
         self._wanted = config
         self._configured.set()
-        if self._bird is not None:
-            self._bird.configure(config)
+        if self._control is not None:
+            self._control.configure(config)
 
     async def _run_bird(self, part: Part) -> None:
+        """Run bird; one that was told to end (``down``) comes back, as its supervisor would do."""
         env = part("bird")
         await self._configured.wait()
         await self._programmed.wait()
+        recover = False
+        while True:
+            await self._run_speaker(env, recover=recover)
+            recover = True
+            await asyncio.sleep(RESPAWN_S)
+
+    async def _run_speaker(self, env: RoleEnv, *, recover: bool) -> None:
+        """One life of bird, with its control socket."""
         assert self._wanted is not None
         now = asyncio.get_running_loop().time()
         port = NamespacePort(self._kernel.root)
-        self._bird = BirdDaemon(
-            Speaker(self._wanted, env.rng, now=now, kernel=port),
+        bird = BirdDaemon(
+            Speaker(self._wanted, env.rng, now=now, kernel=port, recover=recover),
             env.log,
             listen=(self._config.host, self._settings.bgp_port),
             resolve=self._resolve,
@@ -207,12 +220,29 @@ class CalicoNetwork:
             local_host=self._config.host,
             on_event=self._bird_event,
         )
+        control = BirdControl(
+            bird,
+            path=self._settings.bird_ctl,
+            read_config=lambda: self._wanted,
+            clock=env.clock,
+            log=env.log,
+            root=self._config.root,
+        )
+        self._bird, self._control = bird, control
         try:
             async with asyncio.TaskGroup() as group:
-                group.create_task(self._wait_for_peers(env), name="calico.bgp.ready")
-                await self._bird.run()
-        except* OSError as errors:
-            error = errors.exceptions[0]
+                serving = group.create_task(control.run(), name="bird.ctl")
+                waiting = group.create_task(self._wait_for_peers(env), name="calico.bgp.ready")
+                await self._run_daemon(bird)
+                serving.cancel()
+                waiting.cancel()
+        finally:
+            self._bird = self._control = None
+
+    async def _run_daemon(self, bird: BirdDaemon) -> None:
+        try:
+            await bird.run()
+        except OSError as error:
             raise UsageError(
                 f"bird cannot listen on {self._config.host}:{self._settings.bgp_port}: {error}"
             ) from None
@@ -220,6 +250,8 @@ class CalicoNetwork:
     def _bird_event(self, event: Event) -> None:
         if isinstance(event, StateChanged):
             self._state_changed.set()
+        if self._control is not None:
+            self._control.event(event)
 
     async def _wait_for_peers(self, env: RoleEnv) -> None:
         """Ready as calico-node's probe has it: once every peer is established, or after a while."""

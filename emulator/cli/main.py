@@ -42,6 +42,7 @@ VERBS: Final = {
     "capture": "write an interface's packets to a pcapng file",
     "logs": "print a role's log",
     "demo": "start a cluster, show what it does, take it down",
+    "calicoctl": "run calicoctl on a cluster whose network is Calico",
     "etcd": "run etcd alone in this terminal",
     "controlplane": "run the control plane alone in this terminal",
     "node": "run one node alone in this terminal",

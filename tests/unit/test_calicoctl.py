@@ -49,7 +49,7 @@ class Terminal:
 
     async def run(self, *argv: str) -> int:
         self.out = self.err = ""
-        console = Console(self._out, self._err, self.files.__getitem__)
+        console = Console(self._out, self._err, self.files.__getitem__, self.files.__setitem__)
         env = Environment(self.datastore, real_clock(), random.Random(2), console, self._bird)
         return await run_calicoctl(argv, env)
 

@@ -38,11 +38,15 @@ _DONE: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Console:
-    """Where a command writes, and how it reads the files its arguments name ("-": stdin)."""
+    """Where a command writes, how it reads the files its arguments name ("-": stdin), writes them.
+
+    ``read`` and ``write`` (name, text) raise UsageError where that cannot be done.
+    """
 
     out: Callable[[str], None]
     err: Callable[[str], None]
     read: Callable[[str], str]
+    write: Callable[[str, str], None]
 
 
 def find_kind(text: str) -> Kind:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final, NoReturn
 from agents.calico.client import ResourceClient
 from agents.calico.ctl import node_status
 from agents.calico.ctl.commands import OUTPUTS, Commands
+from agents.calico.ctl.ipam import IpamCommands
 from emulator.errors import PodwireError, UsageError
 
 if TYPE_CHECKING:
@@ -81,8 +82,31 @@ def make_parser() -> _Parser:
         dest="action", required=True, metavar="ACTION"
     )
     node.add_parser("status", help="the node's BGP peers")
+    _add_ipam(verbs)
     verbs.add_parser("version", help="versions of client and cluster")
     return top
+
+
+def _add_ipam(verbs: argparse._SubParsersAction[_Parser]) -> None:
+    ipam = verbs.add_parser("ipam", help="IP addresses").add_subparsers(
+        dest="action", required=True, metavar="ACTION"
+    )
+    show = ipam.add_parser("show", help="how full pools are, or who holds an address")
+    show.add_argument("--ip", metavar="IP", help="report whether this address is in use")
+    show.add_argument("--show-blocks", action="store_true", help="each block below its pool")
+    show.add_argument("--show-borrowed", action="store_true", help="addresses of others' blocks")
+    show.add_argument("--show-configuration", action="store_true", help="the cluster's settings")
+    check = ipam.add_parser("check", help="compare IPAM with what is in use")
+    check.add_argument("-o", "--output", metavar="FILE", help="write a report for 'release'")
+    check.add_argument("--show-all-ips", action="store_true")
+    check.add_argument("--show-problem-ips", action="store_true")
+    release = ipam.add_parser("release", help="free addresses")
+    release.add_argument("--ip", metavar="IP")
+    release.add_argument("--from-report", metavar="REPORT", action="append", default=[])
+    release.add_argument("--force", action="store_true", help="though the data store is not locked")
+    configure = ipam.add_parser("configure", help="change the cluster's settings")
+    configure.add_argument("--strictaffinity", metavar="true/false")
+    configure.add_argument("--max-blocks-per-host", metavar="NUMBER")
 
 
 async def run_calicoctl(argv: Sequence[str], env: Environment) -> int:
@@ -99,6 +123,10 @@ async def _run(args: argparse.Namespace, env: Environment) -> int:
     client = ResourceClient(env.datastore, env.clock, env.rng)
     if args.verb == "node":
         return await _node_status(env)
+    if args.verb == "ipam":
+        ipam = IpamCommands(env, client, VERSION)
+        action: Callable[[argparse.Namespace], Awaitable[int]] = getattr(ipam, args.action)
+        return await action(args)
     if args.verb == "version":
         return await _version(client, env)
     verb: Callable[[argparse.Namespace], Awaitable[int]] = getattr(

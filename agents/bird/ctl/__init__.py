@@ -1,0 +1,5 @@
+"""BIRD's control socket: the protocol that birdc, birdcl and calico-node speak.
+
+Thinking: ``reply`` (codes and lines), ``lexer``, ``expression``, ``command`` (what a line means),
+``show_*`` (what is printed), ``engine`` (what a command does).  Shell: ``server``.
+"""
