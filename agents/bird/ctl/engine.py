@@ -37,7 +37,7 @@ from agents.bird.ctl.show_protocols import show_protocols, table_name
 from agents.bird.ctl.times import Times
 from agents.bird.events import SessionDown, SessionUp, StateChanged
 from agents.bird.net import Afi
-from agents.bird.peer import Life
+from agents.bird.peer_host import Life
 from agents.bird.snapshot import protocols, status
 from emulator.errors import PodwireError
 

@@ -13,7 +13,7 @@ from agents.bird.ctl.show_routes import show_route
 from agents.bird.filter_eval import Facts, evaluate
 from agents.bird.filters import Source
 from agents.bird.net import Afi, Net
-from agents.bird.peer import Life
+from agents.bird.peer_host import Life
 from agents.bird.snapshot import route_info
 
 if TYPE_CHECKING:
