@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from agents.controllers.loops.daemonsets import add_daemonsets
 from agents.controllers.loops.garbage import add_garbage
 from agents.controllers.loops.jobs import add_jobs
+from agents.controllers.loops.kinds import Kinds
 from agents.controllers.loops.namespaces import add_namespaces
 from agents.controllers.loops.nodes import add_nodes
 from agents.controllers.loops.services import add_services
@@ -60,7 +61,7 @@ async def run_controllers(config: ControllersConfig, env: RoleEnv) -> None:
             terminated_pod_threshold=config.terminated_pod_threshold,
         )
         add_namespaces(shell, config.root_ca_pem or config.kubeconfig.ca_pem)
-        add_garbage(shell, served)
+        add_garbage(shell, Kinds(shell, served))
         async with asyncio.TaskGroup() as group:
             group.create_task(informers.run(), name="controllers.informers")
             group.create_task(recorder.run(), name="controllers.events")

@@ -24,14 +24,16 @@ class ServedResource(NamedTuple):
 async def discover(client: RestClient) -> list[ServedResource]:
     """Every kind once, core group first; subresources are left out.
 
-    Raises ApiError when discovery itself fails; a group that answers with an error is left out.
+    Raises ApiError when discovery fails; a group that went meanwhile is left out.
     """
     found = _read(await _get(client, "/api/v1"), "", "v1")
     for group in (await _get(client, "/apis")).get("groups") or ():
         version = (group.get("preferredVersion") or {}).get("version", "")
         try:
             document = await _get(client, f"/apis/{group['name']}/{version}")
-        except ApiError:
+        except ApiError as error:
+            if not error.is_not_found:
+                raise
             continue
         found += _read(document, group["name"], version)
     return found

@@ -152,6 +152,8 @@ class SharedInformers:
         self._client = client
         self._log = log
         self._informers: dict[tuple[Resource, str, str, str], Informer] = {}
+        self._group: asyncio.TaskGroup | None = None
+        self._tasks: dict[tuple[Resource, str, str, str], asyncio.Task[None]] = {}
 
     def informer(
         self,
@@ -162,7 +164,7 @@ class SharedInformers:
         field_selector: str = "",
         metadata_only: bool = False,
     ) -> Informer:
-        """The shared informer of a collection; made at the first call, which is before ``run``.
+        """The shared informer of a collection, made at the first call; once ``run`` runs it runs.
 
         With ``metadata_only`` its objects may lack everything else: whoever needs them whole asks
         before.
@@ -178,15 +180,28 @@ class SharedInformers:
                 log=self._log,
                 transform=only_metadata if metadata_only else drop_managed_fields,
             )
+            self._start(key)
         return self._informers[key]
 
+    def drop(self, resource: Resource) -> None:
+        """Stop following a kind that is no longer served."""
+        for key in [key for key in self._informers if key[0] == resource]:
+            del self._informers[key]
+            if (task := self._tasks.pop(key, None)) is not None:
+                task.cancel()
+
+    def _start(self, key: tuple[Resource, str, str, str]) -> None:
+        if self._group is not None:
+            name = f"informers.{key[0].plural}"
+            self._tasks[key] = self._group.create_task(self._informers[key].run(), name=name)
+
     async def run(self) -> None:
-        """Run every informer asked for so far; returns only when cancelled."""
-        async with asyncio.TaskGroup() as group:
-            for informer in self._informers.values():
-                group.create_task(informer.run(), name=f"informers.{informer.resource.plural}")
+        """Run every informer asked for; returns only when cancelled."""
+        async with asyncio.TaskGroup() as self._group:
+            for key in self._informers:
+                self._start(key)
 
     async def wait_synced(self) -> None:
         """Return when every informer has its first list."""
-        for informer in self._informers.values():
+        for informer in [*self._informers.values()]:
             await informer.synced.wait()

@@ -64,6 +64,9 @@ JOBS: Final = Resource("batch", "v1", "jobs", "Job", True)
 CRONJOBS: Final = Resource("batch", "v1", "cronjobs", "CronJob", True)
 ENDPOINTSLICES: Final = Resource("discovery.k8s.io", "v1", "endpointslices", "EndpointSlice", True)
 LEASES: Final = Resource("coordination.k8s.io", "v1", "leases", "Lease", True)
+DEFINITIONS: Final = Resource(
+    "apiextensions.k8s.io", "v1", "customresourcedefinitions", "CustomResourceDefinition", False
+)
 NETWORKPOLICIES: Final = Resource(
     "networking.k8s.io", "v1", "networkpolicies", "NetworkPolicy", True
 )

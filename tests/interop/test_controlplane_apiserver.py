@@ -18,6 +18,7 @@ from emulator.kubeclient.resource import (
     CONFIGMAPS,
     CONTROLLERREVISIONS,
     DAEMONSETS,
+    DEFINITIONS,
     DEPLOYMENTS,
     ENDPOINTS,
     ENDPOINTSLICES,
@@ -319,3 +320,83 @@ async def test_kubectl_rolls_out_and_back(world: World) -> None:
     described = await server.ok("describe", "deployment", "web")
     assert "NewReplicaSet:   web-" in described
     assert "ScalingReplicaSet" in described
+
+
+WIDGETS = Resource("x.example", "v1", "widgets", "Widget", True)
+GADGETS = Resource("x.example", "v1", "gadgets", "Gadget", False)
+
+
+def definition(resource: Resource) -> Object:
+    schema = {"openAPIV3Schema": {"type": "object"}}
+    version = {"name": resource.version, "served": True, "storage": True, "schema": schema}
+    names = {"plural": resource.plural, "kind": resource.kind}
+    scope = "Namespaced" if resource.namespaced else "Cluster"
+    meta = {"name": resource.qualified}
+    spec = {"group": resource.group, "scope": scope, "names": names, "versions": [version]}
+    return {"metadata": meta, "spec": spec}
+
+
+async def test_kinds_defined_later_are_collected_too(world: World) -> None:
+    """Owners and dependents of kinds that were not there when the controllers started."""
+    client = world.client
+
+    async def make(resource: Resource, name: str, *owners: tuple[Resource, Object]) -> Object:
+        references = [
+            {
+                "apiVersion": of.api_version,
+                "kind": of.kind,
+                "name": owner["metadata"]["name"],
+                "uid": owner["metadata"]["uid"],
+            }
+            for of, owner in owners
+        ]
+        meta = {"name": name, "namespace": "default" if resource.namespaced else ""}
+        return await client.create(resource, {"metadata": meta | {"ownerReferences": references}})
+
+    async def names(resource: Resource) -> list[str]:
+        namespace = "default" if resource.namespaced else ""
+        return [obj["metadata"]["name"] for obj in await world.all(resource, namespace)]
+
+    async def started() -> bool:
+        return await names(CONFIGMAPS) == ["kube-root-ca.crt"]
+
+    await until(started, "the controllers run")
+    for resource in (WIDGETS, GADGETS):
+        await client.create(DEFINITIONS, definition(resource))
+    owner = await make(WIDGETS, "owner")
+    staying = await make(WIDGETS, "staying")
+    await make(CONFIGMAPS, "of-widget", (WIDGETS, owner))
+    await make(WIDGETS, "of-both", (WIDGETS, owner), (WIDGETS, staying))
+    plain = await make(CONFIGMAPS, "plain")
+    await make(WIDGETS, "of-plain", (CONFIGMAPS, plain))
+    # Nothing outside a namespace can belong to something inside one: left alone for ever.
+    await make(GADGETS, "of-plain", (CONFIGMAPS, plain))
+    await client.delete(WIDGETS, "default", "owner")
+    await client.delete(CONFIGMAPS, "default", "plain")
+
+    async def collected() -> bool:
+        left = await client.get(WIDGETS, "default", "of-both")
+        return (
+            sorted(await names(WIDGETS)) == ["of-both", "staying"]
+            and await names(CONFIGMAPS) == ["kube-root-ca.crt"]
+            and [o["name"] for o in left["metadata"]["ownerReferences"]] == ["staying"]
+        )
+
+    await until(collected, "dependents of later kinds collected")
+    assert await names(GADGETS) == ["of-plain"]
+
+    await client.create(NAMESPACES, {"metadata": {"name": "n"}})
+    await client.create(WIDGETS, {"metadata": {"name": "w", "namespace": "n"}})
+    await client.delete(NAMESPACES, "", "n")
+
+    async def emptied() -> bool:
+        spaces = [obj["metadata"]["name"] for obj in await world.all(NAMESPACES, "")]
+        return "n" not in spaces and not await world.all(WIDGETS, "n")
+
+    await until(emptied, "a namespace takes its custom resources with it")
+    await client.delete(DEFINITIONS, "", WIDGETS.qualified)
+
+    async def followed() -> bool:
+        return not [name for name in map(str, asyncio.all_tasks()) if "informers.widgets" in name]
+
+    await until(followed, "nobody watches a kind that is gone")

@@ -13,9 +13,8 @@ from emulator.kubeclient.meta import is_deleting, name_of, namespace_of, uid_of
 from emulator.kubeclient.resource import EVENTS, NAMESPACES, PODS
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from agents.controllers.garbage import Owner
+    from agents.controllers.loops.kinds import Kinds
     from agents.controllers.shell import Shell
     from emulator.kubeclient.resource import Resource
 
@@ -34,32 +33,46 @@ MAX_DELETIONS = 16
 class GarbageLoop:
     """Watches every kind that can be deleted and collects what has lost its owners."""
 
-    def __init__(self, shell: Shell, resources: Sequence[Resource]) -> None:
+    def __init__(self, shell: Shell, kinds: Kinds) -> None:
         self._shell = shell
         self._graph = OwnerGraph()
-        self._by_kind = {(r.api_version, r.kind): r for r in resources}
+        self._kinds = kinds
         self._absent: OrderedDict[str, None] = OrderedDict()
         self._controller = Controller(
             "garbage", self._reconcile, workers=WORKERS, log=shell.env.log
         )
         shell.controllers.append(self._controller)
-        for resource in resources:
-            # Events are many, short-lived and owned by nobody.
-            if resource.plural != EVENTS.plural:
-                self._follow(resource)
+        kinds.follow(self._follow, self._drop)
 
     def _follow(self, resource: Resource) -> None:
+        if resource.plural == EVENTS.plural:
+            # Events are many, short-lived and owned by nobody.
+            return
+
+        # Whether such owners exist could not be told before.
+        for uid in self._graph.owned_by_kind(resource):
+            self._controller.queue.add(uid)
+
         def on_change(event: str, old: Object | None, new: Object | None) -> None:
             if new is not None:
-                work = self._graph.put(item_of(new, resource))
+                for uid in self._graph.put(item_of(new, resource)):
+                    self._controller.queue.add(uid)
             else:
                 assert old is not None
-                self._note_absent(uid_of(old))
-                work = self._graph.remove(uid_of(old))
-            for uid in work:
-                self._controller.queue.add(uid)
+                self._gone(uid_of(old))
 
         self._shell.informers.informer(resource, metadata_only=True).add_handler(on_change)
+
+    def _drop(self, resource: Resource) -> None:
+        """A kind is served no longer, so all its objects are gone."""
+        self._shell.informers.drop(resource)
+        for uid in self._graph.of_resource(resource):
+            self._gone(uid)
+
+    def _gone(self, uid: str) -> None:
+        self._note_absent(uid)
+        for waiting in self._graph.remove(uid):
+            self._controller.queue.add(waiting)
 
     def _note_absent(self, uid: str) -> None:
         self._absent[uid] = None
@@ -82,12 +95,13 @@ class GarbageLoop:
             raise
 
     async def _exists(self, item: Item, owner: Owner) -> bool:
+        resource = self._kinds.find(owner.api_version, owner.kind)
+        if resource is None or (resource.namespaced and not item.namespace):
+            # A kind this server does not serve is no proof that the owner is gone; neither is a
+            # reference into a namespace from outside of all of them, which names no object.
+            return True
         if owner.uid in self._absent:
             return False
-        resource = self._by_kind.get((owner.api_version, owner.kind))
-        if resource is None:
-            # A kind this server does not serve is no proof that the owner is gone.
-            return True
         namespace = item.namespace if resource.namespaced else ""
         try:
             found = await self._shell.client.get(resource, namespace, owner.name)
@@ -104,9 +118,9 @@ class GarbageLoop:
 class NamespaceLoop:
     """Empties namespaces that are being deleted, then lets them go."""
 
-    def __init__(self, shell: Shell, resources: Sequence[Resource]) -> None:
+    def __init__(self, shell: Shell, kinds: Kinds) -> None:
         self._shell = shell
-        self._resources = [r for r in resources if r.namespaced]
+        self._kinds = kinds
         self._namespaces = shell.informers.informer(NAMESPACES)
         self._controller = Controller("namespace", self._reconcile, workers=4, log=shell.env.log)
         shell.controllers.append(self._controller)
@@ -132,7 +146,9 @@ class NamespaceLoop:
         if "kubernetes" not in finalizers:
             return None
         remaining = 0
-        for resource in self._resources:
+        for resource in self._kinds.all():
+            if not resource.namespaced:
+                continue
             remaining += await self._empty(resource, name)
         if remaining:
             return NAMESPACE_RECHECK_S
@@ -186,7 +202,7 @@ class NamespaceLoop:
                     )
 
 
-def add_garbage(shell: Shell, resources: Sequence[Resource]) -> None:
+def add_garbage(shell: Shell, kinds: Kinds) -> None:
     """Append both loops; last of all, so that whole objects are shared where others need them."""
-    NamespaceLoop(shell, resources)
-    GarbageLoop(shell, resources)
+    NamespaceLoop(shell, kinds)
+    GarbageLoop(shell, kinds)
