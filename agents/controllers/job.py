@@ -49,7 +49,8 @@ def plan_job(job: Object, pods: Sequence[Object], now: float) -> JobPlan:
         ttl_s = spec.get("ttlSecondsAfterFinished")
         left_s = None if ttl_s is None else done + float(ttl_s) - now
         expired = left_s is not None and left_s <= 0
-        return JobPlan(0, (), dict(known), None if expired else left_s, None, expired)
+        # A pod that had not shown yet when the Job ended has no business any more.
+        return JobPlan(0, tuple(active), dict(known), None if expired else left_s, None, expired)
     start = known.get("startTime") or (None if spec.get("suspend") else format_time(now))
     verdict = _verdict(job, counts, active, start, now)
     status = _status(known, active, counts, start)

@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     # Brings one key to its desired state; a float asks to be called again after so many seconds.
     Reconcile = Callable[[str], Awaitable[float | None]]
 
-# Failures in a row of one key before its log line is a warning: a conflict or two is how
-# optimistic concurrency works.
-QUIET_FAILURES = 4
+# Failures in a row of one key before its log line is a warning: conflicts are how optimistic
+# concurrency works, and go on until the watch shows what was written.  Ten take 5 s.
+QUIET_FAILURES = 10
 
 
 class Controller:

@@ -185,7 +185,14 @@ def test_a_dependent_goes_when_its_last_owner_is_gone() -> None:
     assert plan_item(dependent, graph, {"d": True, "e": True}) == Plan()
     (release,) = plan_item(dependent, graph, {"d": True, "e": False}).actions
     assert isinstance(release, Patch)
-    assert release.body["metadata"]["ownerReferences"] == [{"$patch": "delete", "uid": "e"}]
+    assert (release.kind, release.body) == (
+        "json",
+        [
+            {"op": "test", "path": "/metadata/uid", "value": "r"},
+            {"op": "test", "path": "/metadata/ownerReferences/1/uid", "value": "e"},
+            {"op": "remove", "path": "/metadata/ownerReferences/1"},
+        ],
+    )
     assert graph.remove("d") == ["r"]
     (delete,) = plan_item(dependent, graph, {"d": False, "e": False}).actions
     assert delete == Delete(REPLICASETS, "default", "r", "r", "Background")
