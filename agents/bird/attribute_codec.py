@@ -68,6 +68,7 @@ _FLAGS: Final = {
 _DISCARDED: Final = frozenset({ATOMIC_AGGREGATE, AGGREGATOR, AS4_PATH, AS4_AGGREGATOR})
 # A single attribute's value; longer ones need the extended length (RFC 4271 §4.3).
 _SHORT: Final = 255
+_LONGEST: Final = 0xFFFF
 
 
 class DecodeContext(NamedTuple):
@@ -302,8 +303,12 @@ def _as_path(value: bytes, context: DecodeContext, out: dict[str, object]) -> No
 
 
 def valid_next_hop(address: bytes, context: DecodeContext) -> str:
-    """Why an IPv4 NEXT_HOP is refused, "" if it is not."""
+    """Why a NEXT_HOP of 4 or 16 (32) octets is refused, "" if it is not."""
     first = address[0]
+    if len(address) != 4:
+        if first == 0xFF or not any(address[:16]):
+            return "NEXT_HOP is no unicast IPv6 address"
+        return ""
     if first == 0 or first >= 224:
         return f"NEXT_HOP {'.'.join(map(str, address))} is no unicast address"
     if first == 127 and not context.loopback:
@@ -420,9 +425,14 @@ _READERS: Final[dict[int, _Reader]] = {
 
 
 def attribute(flags: int, kind: int, value: bytes) -> bytes:
-    """One attribute with its header; the length takes two octets where one is too small."""
+    """One attribute with its header; the length takes two octets where one is too small.
+
+    A value that no message can hold (a widened AS_PATH) is not cut: there is no room for it in any
+    message, so ``announcements`` never sends it.
+    """
     if len(value) > _SHORT:
-        return bytes((flags | EXTENDED, kind)) + len(value).to_bytes(2, "big") + value
+        size = min(len(value), _LONGEST).to_bytes(2, "big")
+        return bytes((flags | EXTENDED, kind)) + size + value
     return bytes((flags, kind, len(value))) + value
 
 

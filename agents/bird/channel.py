@@ -10,20 +10,22 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from agents.bird.attributes import LLGR_STALE, NO_LLGR, has_community
-from agents.bird.config import LimitAction
+from agents.bird.config import Limit, LimitAction
 from agents.bird.filter_eval import Facts, Leaf, finish, specialise
 from agents.bird.filters import ACCEPT_ALL, Filter, Source
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from agents.bird.config import Limit
     from agents.bird.net import Afi
     from agents.bird.nexthop import Resolver
     from agents.bird.rib import Path, Table
 
 # Routes that one turn takes away or filters again before others get theirs.
 SLICE: Final = 20000
+# What one family of one peer may hold where nothing is configured: four times the Internet's IPv4
+# table of today, about a gigabyte.  BIRD has no such limit and is ended by the kernel instead.
+MOST_RECEIVED: Final = Limit(4_000_000, LimitAction.DISABLE)
 
 
 @dataclass(slots=True)
@@ -172,15 +174,15 @@ class Channel:
         self._forget(path_id, keys)
         self.table.update(self, path_id, keys, None)
 
-    def within_limits(self, keys: Sequence[bytes]) -> Sequence[bytes]:
+    def within_limits(self, path_id: int, keys: Sequence[bytes]) -> Sequence[bytes]:
         """The prefixes that may come in; sets ``limit_hit`` when there were too many."""
-        for limit, have in (
-            (self.receive_limit, len(self.received)),
-            (self.import_limit, self.routes),
+        for limit, have, known in (
+            (self.receive_limit or MOST_RECEIVED, len(self.received), self._was_received),
+            (self.import_limit, self.routes, self._is_in),
         ):
             if limit is None or have + len(keys) <= limit.count:
                 continue
-            new = [key for key in keys if not self._has(key)]
+            new = [key for key in dict.fromkeys(keys) if not known(path_id, key)]
             if have + len(new) <= limit.count:
                 continue
             self.limit_hit = limit
@@ -192,8 +194,12 @@ class Channel:
                 keys = [key for key in keys if key not in refused]
         return keys
 
-    def _has(self, key: bytes) -> bool:
-        return any(path.channel is self for path in self.table.paths(key))
+    def _was_received(self, path_id: int, key: bytes) -> bool:
+        return (path_id.to_bytes(4, "big") + key if self.with_path_ids else key) in self.received
+
+    def _is_in(self, path_id: int, key: bytes) -> bool:
+        paths = self.table.paths(key)
+        return any(path.channel is self and path.path_id == path_id for path in paths)
 
     def _forget(self, path_id: int, keys: Sequence[bytes]) -> None:
         head = path_id.to_bytes(4, "big")
@@ -306,6 +312,6 @@ class Channel:
         found = []
         for rkey, path in self.received.items():
             path_id, key = self._split(rkey, self.with_path_ids)
-            if not any(p.channel is self and p.path_id == path_id for p in self.table.paths(key)):
+            if not self._is_in(path_id, key):
                 found.append((key, path))
         return found

@@ -99,6 +99,8 @@ class BgpExporter:
         self._dirty: dict[tuple[bytes, Channel | None, int], None] = {}
         self._feed: list[bytes] = []
         self._feed_forced = False
+        # True until the feed that waits has begun.
+        self._feed_unread = False
         self._after_feed: list[bytes] = []
         self._last: tuple[Path, Leaf | Branch | None] | None = None
 
@@ -124,10 +126,23 @@ class BgpExporter:
             self._feed += gone
         self._feed.reverse()
         self._feed_forced = forced
+        self._feed_unread = bool(self._feed or after)
         if after:
             self._after_feed.append(after)
         self._last = None
         self._on_change()
+
+    def repeat(self, before: bytes, after: bytes) -> None:
+        """The peer asks for everything again; asking before that has begun changes nothing.
+
+        A repetition under way begins anew, within the same ``before`` and ``after``: requests that
+        come faster than they can be answered must not fill the memory with answers.
+        """
+        if self._feed_unread and self._feed_forced:
+            return
+        if after and after in self._after_feed:
+            before = after = b""
+        self.start_feed(forced=True, before=before, after=after)
 
     @property
     def busy(self) -> bool:
@@ -145,7 +160,8 @@ class BgpExporter:
             for item in some:
                 del self._dirty[item]
             self._catch_up(some)
-        elif self._feed:
+        else:
+            self._feed_unread = False
             some_keys = self._feed[-FEED_SLICE:]
             del self._feed[-FEED_SLICE:]
             some_keys.reverse()

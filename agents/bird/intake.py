@@ -165,7 +165,7 @@ class Intake:
             afi = Afi(reach.afi)
             if afi in self._channels:
                 hop = reach.next_hop
-                why = valid_next_hop(hop, self._context) if len(hop) == 4 else ""
+                why = valid_next_hop(hop, self._context)
                 bad = known if known.bad or not why else known._replace(bad=why)
                 self._reach(afi, bad, hop, reach.nlri, now, True)
         if nlri:
@@ -219,7 +219,7 @@ class Intake:
                 channel.stats.imp_updates_invalid += len(good)
                 channel.take_away(path_id, good)
                 continue
-            good = channel.within_limits(good)
+            good = channel.within_limits(path_id, good)
             if good:
                 hop = channel.resolver.entry(next_hop[:16])
                 channel.announce(good, Path(channel, attrs, now, path_id=path_id, hop=hop))

@@ -292,11 +292,7 @@ class KernelProtocol:
             if have is not None:
                 stats.exp_withdraws_accepted += 1
                 del self.installed[key]
-                try:
-                    self._port.delete(have)
-                except UsageError as error:
-                    # The next scan finds it there still and tries again.
-                    self.refused[key] = str(error)
+                self._remove(key, have)
             return
         if have == wanted:
             return
@@ -309,6 +305,16 @@ class KernelProtocol:
         else:
             self.refused.pop(key, None)
             self.installed[key] = wanted
+            if have is not None and have.metric != wanted.metric:
+                # The kernel keeps routes of different metrics beside each other.
+                self._remove(key, have)
+
+    def _remove(self, key: bytes, route: KernelRoute) -> None:
+        try:
+            self._port.delete(route)
+        except UsageError as error:
+            # The next scan finds it there still and tries again.
+            self.refused[key] = str(error)
 
     def wanted(self, key: bytes) -> KernelRoute | None:
         """What the kernel should have for a network, None for nothing of ours."""
@@ -375,7 +381,11 @@ class KernelProtocol:
                 continue
             key = route.net.key
             if route.protocol == PROTOCOL:
-                present[key] = route
+                if key not in present or route == self.installed.get(key):
+                    present[key], route = route, present.get(key, route)
+                if route is not present[key] and not self.held:
+                    # Of a former life, with another metric.
+                    self._remove(key, route)
             elif self._learns and route.protocol not in _NOT_ALIEN and key not in alien:
                 alien[key] = Path(
                     self.channel,

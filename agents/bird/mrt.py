@@ -59,6 +59,8 @@ SLICE: Final = 500
 MAX_ENTRIES: Final = 0xFFFF
 _MP_REACH: Final = 14
 _OPTIONAL: Final = 0x80
+# A RIB entry has two octets for their length; room for MP_REACH_NLRI is left.
+_MOST_ATTRIBUTES: Final = 0xFFFF - 40
 
 
 class Ends(NamedTuple):
@@ -159,6 +161,10 @@ def rib_attributes(attrs: Attrs) -> bytes:
         attrs = attrs._replace(origin=ORIGIN_IGP)
     is_ipv4 = len(attrs.next_hop) == 4
     block = encode(attrs, as4=True, next_hop=is_ipv4)
+    if len(block) > _MOST_ATTRIBUTES:
+        # An AS_PATH of 2-octet numbers that filled a message, widened: only the route is kept.
+        bare = Attrs(origin=attrs.origin, next_hop=attrs.next_hop)
+        block = encode(bare, as4=True, next_hop=is_ipv4)
     if attrs.next_hop and not is_ipv4:
         value = bytes((len(attrs.next_hop),)) + attrs.next_hop
         block += bytes((_OPTIONAL, _MP_REACH, len(value))) + value

@@ -6,7 +6,8 @@ Each distinct NEXT_HOP has one entry that all its routes share, as BIRD's hosten
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
+from weakref import WeakValueDictionary
 
 from agents.bird.config import Dest
 from agents.bird.rib import METRIC_UNKNOWN, NextHop, Table
@@ -14,14 +15,11 @@ from agents.bird.rib import METRIC_UNKNOWN, NextHop, Table
 if TYPE_CHECKING:
     from collections.abc import Set
 
-# Distinct next hops kept before the unused ones are dropped.  A mesh has one per node.
-PRUNE_AT: Final = 4096
-
 
 class HostEntry:
     """Where a next hop leads now."""
 
-    __slots__ = ("address", "dest", "metric", "ways")
+    __slots__ = ("__weakref__", "address", "dest", "metric", "ways")
 
     def __init__(self, address: bytes) -> None:
         self.address = address
@@ -35,8 +33,8 @@ class Resolver:
 
     def __init__(self, table: Table) -> None:
         self._table = table
-        self._entries: dict[bytes, HostEntry] = {}
-        self._prune_at = PRUNE_AT
+        # An entry lives as long as a route that was received with it, let in or not.
+        self._entries: WeakValueDictionary[bytes, HostEntry] = WeakValueDictionary()
         # Addresses of our own interfaces: no valid next hops.
         self.local: Set[bytes] = frozenset()
 
@@ -44,8 +42,6 @@ class Resolver:
         """The shared entry of a next hop."""
         found = self._entries.get(address)
         if found is None:
-            if len(self._entries) >= self._prune_at:
-                self._prune()
             found = self._entries[address] = HostEntry(address)
             self._resolve(found)
         return found
@@ -53,7 +49,7 @@ class Resolver:
     def refresh(self) -> None:
         """Look again after the routes below changed; tells the table what moved."""
         self._table.igp_changed = False
-        moved = [entry for entry in self._entries.values() if self._resolve(entry)]
+        moved = [entry for entry in list(self._entries.values()) if self._resolve(entry)]
         if moved:
             self._table.reconsider(moved)
 
@@ -68,8 +64,3 @@ class Resolver:
             entry.metric = METRIC_UNKNOWN if via else 0
             entry.ways = tuple(NextHop(way.gateway or entry.address, way.dev) for way in route.ways)
         return (entry.dest, entry.ways, entry.metric) != before
-
-    def _prune(self) -> None:
-        used = {id(path.hop) for _, paths in self._table.items() for path in paths}
-        self._entries = {a: e for a, e in self._entries.items() if id(e) in used}
-        self._prune_at = max(PRUNE_AT, 2 * len(self._entries))

@@ -25,6 +25,7 @@ from agents.bird.errors import (
     CEASE_DECONFIGURED,
     CEASE_HARD_RESET,
     CEASE_MAX_PREFIXES,
+    CEASE_REJECTED,
     OPEN_ERROR,
     BgpPeerError,
     error_text,
@@ -76,6 +77,9 @@ if TYPE_CHECKING:
 # restart of the peer: who is Established dials no more.  Real stacks need milliseconds, a machine
 # that starts a hundred nodes seconds.  BIRD has no such window and flaps.
 COLLISION_WINDOW_S: Final = 3.0
+# The wait before another attempt where none is configured, as BIRD has it: a peer that refuses at
+# once would be dialled without a pause.
+MIN_CONNECT_DELAY_S: Final = 1.0
 
 
 class Peer:
@@ -274,7 +278,7 @@ class Peer:
             and not self.config.passive
             and (self.incoming is None or self.incoming.state is not State.OPEN_CONFIRM)
         ):
-            self._activate(now, self.config.timers.connect_delay_s or None)
+            self._activate(now, self.config.timers.connect_delay_s or MIN_CONNECT_DELAY_S)
 
     def _flushed(self, now: float) -> None:
         self._live(Life.DOWN, now)
@@ -409,9 +413,9 @@ class Peer:
         assert connection.local_open is not None
         self.session = connection
         other = self.incoming if connection.outgoing else self.outgoing
-        self.outgoing = self.incoming = None
         if other is not None:
             other.stop(Notification(CEASE, CEASE_COLLISION), now=now)
+        self.outgoing = self.incoming = None
         self.established_at = now
         self._live(Life.UP, now)
         self.last_error = ("", "")
@@ -440,6 +444,8 @@ class Peer:
         )
         for afi in terms.families:
             self._start_export(afi, connection)
+        # A peer that cannot restart sends no End-of-RIB to wait for.
+        self.host.recovery_moved()
         if self.config.bfd is not None:
             self._watched = True
             self.host.emit(
@@ -483,7 +489,7 @@ class Peer:
         self.end_of_rib_seen[afi] = None
         if self.neighbor_restart.repeated(self.channels[afi]):
             self._log("Neighbor graceful restart done")
-        self.host.end_of_rib_received(self)
+        self.host.recovery_moved()
 
     def refresh_received(self, connection: Connection, refresh: RouteRefresh, now: float) -> None:
         """Repeat everything, or note the beginning and end of the peer's repetition (RFC 7313)."""
@@ -502,7 +508,7 @@ class Peer:
                     ROUTE_REFRESH, RouteRefresh(afi, SAFI_UNICAST, REFRESH_BEGIN).body()
                 )
                 after = message(ROUTE_REFRESH, RouteRefresh(afi, SAFI_UNICAST, REFRESH_END).body())
-            exporter.start_feed(forced=True, before=before, after=after)
+            exporter.repeat(before, after)
         elif refresh.subtype == REFRESH_BEGIN and connection.terms.enhanced_refresh:
             self.neighbor_restart.refresh_begins(channel, now)
         elif refresh.subtype == REFRESH_END and connection.terms.enhanced_refresh:
@@ -631,6 +637,11 @@ class Peer:
         )
         if not graceful:
             self._live(Life.FLUSH, now)
+            # What waits beside it would become a session among routes that are being flushed.
+            error = self.last_error
+            for other in self._connections():
+                other.stop(Notification(CEASE, CEASE_REJECTED), now=now)
+            self.last_error = error
             return
         self.neighbor_restart.begin(terms, now)
         self._live(Life.START, now)

@@ -51,8 +51,8 @@ class PeerHost(Protocol):
     def unregister(self, number: int) -> None:
         """The connection is over."""
 
-    def end_of_rib_received(self, peer: Peer) -> None:
-        """For the speaker's recovery."""
+    def recovery_moved(self) -> None:
+        """A peer the speaker's own restart may wait for came, went or told everything."""
 
     def touch(self, peer: Peer) -> None:
         """Something of the peer waits: output, work or another deadline."""

@@ -32,6 +32,8 @@ class NeighborRestart:
         self.until: float | None = None
         self.stale_until: float | None = None
         self.is_long_lived = False
+        # True from the neighbour's return until it has repeated everything.
+        self._repeating = False
         self._channels = channels
         self._log = log
         self._long_lived_s: dict[int, int] = {}
@@ -52,12 +54,15 @@ class NeighborRestart:
         self._log("Neighbor graceful restart detected")
         self.stale_until = None
         for afi, channel in self._channels.items():
+            if self._repeating:
+                # RFC 4724 §4.2: what was stale before a second restart must go.
+                channel.flush_stale()
             channel.grow_stale()
             if restart.preserved(afi) is None:
                 channel.flush_stale()
         families = terms.peer_long_lived.families if terms.peer_long_lived is not None else ()
         self._long_lived_s = {afi: stale_s for afi, _, stale_s in families}
-        self.is_long_lived = False
+        self.is_long_lived = self._repeating = False
         self.until = now + restart.time_s
 
     def returned(self, opened: Open, families: tuple[Afi, ...], now: float) -> None:
@@ -68,7 +73,8 @@ class NeighborRestart:
             kept = afi in families and restart is not None and restart.preserved(afi)
             if channel.stale and not kept:
                 channel.flush_stale()
-        if was_away and self._any_stale():
+        self._repeating = was_away and self._any_stale()
+        if self._repeating:
             self.stale_until = now + STALE_PATH_S
 
     def refresh_begins(self, channel: Channel, now: float) -> None:
@@ -84,6 +90,7 @@ class NeighborRestart:
         if self._any_stale():
             return False
         self.stale_until = None
+        self._repeating = False
         return True
 
     def handle_timer(self, now: float) -> None:
@@ -92,6 +99,7 @@ class NeighborRestart:
             self._expired(now)
         if self.stale_until is not None and now >= self.stale_until:
             self.stale_until = None
+            self._repeating = False
             for channel in self._channels.values():
                 channel.flush_stale()
 

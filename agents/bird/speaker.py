@@ -111,6 +111,7 @@ class Speaker:
             if name not in self.peers:
                 self._join(bgp, now)
         self.peers = {name: self.peers[name] for name in wanted}
+        self.recovery_moved()
         self._events.append(PeerListChanged())
 
     def _join(self, config: BgpConfig, now: float) -> None:
@@ -212,9 +213,10 @@ class Speaker:
             if connection is not None and connection.number == number and connection.out:
                 self._farewells[number] = connection
 
-    def end_of_rib_received(self, peer: Peer) -> None:
-        """Our restart may be over."""
-        self._check_recovery()
+    def recovery_moved(self) -> None:
+        """See ``PeerHost``: our restart may be over."""
+        if self.recovering and not self.waiting_for():
+            self._recovered()
 
     def waiting_for(self) -> list[Peer]:
         """The peers whose End-of-RIB our restart waits for."""
@@ -233,15 +235,13 @@ class Speaker:
             return False
         return any(afi not in peer.end_of_rib_seen for afi in session.terms.families)
 
-    def _check_recovery(self) -> None:
-        if self.recovering and not self.waiting_for():
-            self._recovered()
-
     def _recovered(self) -> None:
         self.recovery_until = None
         self.emit(ProtocolLogged("", "Graceful restart done"))
         if self.kernel is not None:
             self.kernel.held = False
+            # What our former life left there and nobody announces any more goes now.
+            self._scan_at = self.now
         for peer in self.peers.values():
             self.touch(peer)
             for exporter in peer.exporters.values():
@@ -432,6 +432,9 @@ class Speaker:
         """``graceful restart``: close everything without a word; the kernel keeps our routes."""
         self.now = now
         self.is_stopping = True
+        if self.kernel is not None:
+            # What follows from the end of the sessions is not for the kernel to see.
+            self.kernel.held = True
         for peer in self.peers.values():
             peer.enabled = False
             peer.hang_up_silently(now)

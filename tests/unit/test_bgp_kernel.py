@@ -35,7 +35,7 @@ from agents.bird.netlink import NamespacePort
 from agents.bird.snapshot import routes, routes_for
 from agents.bird.speaker import Speaker
 from emulator.addr import Prefix, parse_ip
-from emulator.netstack.fib import Route
+from emulator.netstack.fib import Route, RouteType
 from emulator.netstack.kernel import Kernel
 from emulator.netstack.show.route import render_ip_route
 from tests.bgp_speakers import HandPeer, bgp, channel, speaker_config
@@ -265,3 +265,44 @@ def test_an_interface_that_goes_down_takes_its_network_along(name: str) -> None:
     ns.link_set(name, up=False)
     peer.pass_time(2.1)
     assert name not in {way.dev for r in routes(peer.speaker) for way in r.ways}
+
+
+def test_leaving_for_a_restart_leaves_the_kernel_as_it_is() -> None:
+    ns = node()
+    peer = neighbor(ns)
+    peer.send(UPDATE, update(attributes("10.10.95.205"), Net.parse("192.168.126.64/26").key))
+    before = table(ns)
+    assert len(before) == 2
+    peer.speaker.leave_for_restart(now=peer.now)
+    peer.pump()
+    peer.pass_time(5)
+    assert table(ns) == before
+
+
+def with_metric(metric: int) -> KernelConfig:
+    return replace(KERNEL, export_filter=Filter((Set(Attr.KRT_METRIC, metric), Accept())))
+
+
+def test_a_route_that_gets_another_metric_is_there_once() -> None:
+    ns = node()
+    peer = neighbor(ns, config(kernel=with_metric(100)))
+    assert len(table(ns)) == 1
+    peer.speaker.configure(config(kernel=with_metric(200)), now=peer.now)
+    peer.pump()
+    assert [route.metric for route in ns.routes() if route.protocol == "bird"] == [200]
+
+
+def test_the_scan_takes_away_what_a_former_life_left_with_another_metric() -> None:
+    ns = node()
+    for metric in (7, 200, 300):
+        ns.route_replace(
+            Route(
+                Prefix.parse("192.168.145.64/26"),
+                type=RouteType.BLACKHOLE,
+                metric=metric,
+                protocol="bird",
+            )
+        )
+    peer = neighbor(ns, config(kernel=with_metric(200)))
+    peer.pass_time(5)
+    assert [route.metric for route in ns.routes() if route.protocol == "bird"] == [200]
