@@ -28,8 +28,7 @@ VERSION = 2
 _BRANCH, _LEAF, _META, _FREELIST = 0x01, 0x02, 0x04, 0x10
 # Flag of a leaf element whose value is a bucket.
 _IS_BUCKET = 0x01
-# bbolt's limits (db.go: MaxKeySize, MaxValueSize).
-MAX_KEY_BYTES = 32768
+# bbolt's limit (db.go: MaxValueSize).
 MAX_VALUE_BYTES = (1 << 31) - 2
 # A bucket that is one leaf of at most this size lives in its header's value (bucket.go inlineable).
 _MAX_INLINE_BYTES = PAGE_BYTES // 4

@@ -13,6 +13,7 @@ from etcd.core import txn, wal
 from etcd.core.auth import AuthStore
 from etcd.core.counts import OperationCounts
 from etcd.core.errors import (
+    CORRUPT,
     EMPTY_KEY,
     KEY_NOT_FOUND,
     LEASE_NOT_FOUND,
@@ -44,6 +45,8 @@ RAFT_OVERHEAD_BYTES = 18
 MAX_LEASES = 1_000_000
 # More than a put's tags, lengths and lease take beside its key and value.
 PUT_OVERHEAD_BYTES = 82
+# What may be wrong with a member.
+_ALARMS = (pb.NOSPACE, pb.CORRUPT)
 # Rows a snapshot frame holds: some hundred kilobytes, written between two loop ticks.
 SNAPSHOT_ROWS_PER_FRAME = 2000
 
@@ -167,7 +170,7 @@ class Engine:
             raise EtcdError(*EMPTY_KEY)
         if len(key) + len(value) + PUT_OVERHEAD_BYTES > self._max_request_bytes:
             self._check_size(request)
-        if self.alarms or self._quota_bytes:
+        if self._troubled:
             self._check_space()
         if lease and lease not in self.leases:
             raise EtcdError(*LEASE_NOT_FOUND)
@@ -184,6 +187,7 @@ class Engine:
         """KV.DeleteRange."""
         txn.check_delete(request)
         self._check_size(request)
+        self._check_corrupt()
         write = self.store.write()
         response = txn.apply_delete(write, request)
         self._commit(write.end())
@@ -196,7 +200,8 @@ class Engine:
         txn.check_txn(request, self._max_txn_ops)
         if not txn.is_read_only(request):
             self._check_size(request)
-            if self.alarms and _puts(request):
+            self._check_corrupt()
+            if self._troubled and _puts(request):
                 self._check_space()
         write = self.store.write()
         response = txn.apply_txn(self.store, self.leases, write, request)
@@ -220,6 +225,7 @@ class Engine:
 
     def compact(self, request: pb.CompactionRequest) -> pb.CompactionResponse:
         """KV.Compact."""
+        self._check_corrupt()
         self.store.compact(request.revision)
         self._log(wal.compact_record(request.revision))
         return pb.CompactionResponse(header=self.header())
@@ -228,7 +234,18 @@ class Engine:
         if request.ByteSize() + RAFT_OVERHEAD_BYTES > self._max_request_bytes:
             raise EtcdError(*REQUEST_TOO_LARGE)
 
+    @property
+    def _troubled(self) -> bool:
+        """Whether a put could be refused for the state the server is in."""
+        return bool(self.alarms) or 0 < self._quota_bytes < self.store.size
+
+    def _check_corrupt(self) -> None:
+        """Raise EtcdError if anybody's data are known to be damaged: then only reads go on."""
+        if self.alarms and any(alarm == pb.CORRUPT for _, alarm in self.alarms):
+            raise EtcdError(*CORRUPT)
+
     def _check_space(self) -> None:
+        self._check_corrupt()
         if self.alarms and (self.member_id, pb.NOSPACE) in self.alarms:
             raise EtcdError(*NO_SPACE)
         if self._quota_bytes and self.store.size > self._quota_bytes:
@@ -265,6 +282,7 @@ class Engine:
 
     def lease_revoke(self, lease_id: int) -> pb.LeaseRevokeResponse:
         """Lease.LeaseRevoke, also for an expired lease: its keys go in one revision."""
+        self._check_corrupt()
         keys = self.leases.revoke(lease_id)
         self.counts.leases_revoked += 1
         self.counts.deletes += len(keys)
@@ -302,6 +320,8 @@ class Engine:
 
     def expire(self, *, now: float) -> int:
         """Revoke the leases whose time is over; return how many."""
+        if any(alarm == pb.CORRUPT for _, alarm in self.alarms):
+            return 0
         expired = self.leases.expired(now=now)
         for lease_id in expired:
             self.lease_revoke(lease_id)
@@ -311,7 +331,13 @@ class Engine:
     # Alarms --------------------------------------------------------------------------------
 
     def set_alarm(self, member_id: int, alarm: pb.AlarmType.ValueType, *, active: bool) -> bool:
-        """Raise or clear an alarm; whether that changed anything."""
+        """Raise or clear an alarm; whether that changed anything.
+
+        A kind of alarm that is none is never raised, although etcd would: nothing could clear it
+        that does not know its number.
+        """
+        if alarm not in _ALARMS:
+            return False
         key = (member_id, alarm)
         if (key in self.alarms) == active:
             return False
@@ -362,11 +388,11 @@ class Engine:
                 self.store.compact(wal.parse_pair(data)[0])
             case wal.Kind.ALARM:
                 member_id, number, active = wal.parse_alarm(data)
-                alarm = pb.AlarmType.Name(number)  # type: ignore[arg-type]  # a recorded enum
-                if active:
-                    self.alarms[member_id, pb.AlarmType.Value(alarm)] = None
-                else:
-                    self.alarms.pop((member_id, pb.AlarmType.Value(alarm)), None)
+                for alarm in _ALARMS:
+                    if alarm == number and active:
+                        self.alarms[member_id, alarm] = None
+                    elif alarm == number:
+                        self.alarms.pop((member_id, alarm), None)
             case wal.Kind.AUTH:
                 self.auth.replay(data)
             case wal.Kind.START:

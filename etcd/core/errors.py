@@ -84,6 +84,7 @@ FUTURE_REVISION: Final[Status] = (
 )
 LEASE_TTL_TOO_LARGE: Final[Status] = (Code.OUT_OF_RANGE, "etcdserver: too large lease TTL")
 NO_SPACE: Final[Status] = (Code.RESOURCE_EXHAUSTED, "etcdserver: mvcc: database space exceeded")
+CORRUPT: Final[Status] = (Code.DATA_LOSS, "etcdserver: corrupt cluster")
 TOO_MANY_REQUESTS: Final[Status] = (Code.RESOURCE_EXHAUSTED, "etcdserver: too many requests")
 LEASE_NOT_FOUND: Final[Status] = (Code.NOT_FOUND, "etcdserver: requested lease not found")
 LEASE_EXISTS: Final[Status] = (Code.FAILED_PRECONDITION, "etcdserver: lease already exists")

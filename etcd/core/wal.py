@@ -63,6 +63,9 @@ class Kind(enum.IntEnum):
     V2_EVENTS = 35
 
 
+_KINDS = frozenset(Kind)
+
+
 class FileHeader(NamedTuple):
     """The head of a segment or a snapshot; ``sequence`` is its first frame's number."""
 
@@ -195,11 +198,19 @@ def parse_meta(payload: bytes) -> Meta:
 
 
 def parse_records(payload: bytes) -> Iterator[tuple[Kind, bytes]]:
-    """Yield a frame's records; its checksum has been verified."""
+    """Yield a frame's records; its checksum has been verified.
+
+    Raises CorruptionError for a kind this program does not know.
+    """
     at, end = 0, len(payload)
     while at < end:
         kind, size = _RECORD.unpack_from(payload, at)
         at += _RECORD.size
+        if kind not in _KINDS:
+            raise CorruptionError(
+                f"a record of kind {kind} is not known to this version of Podwire; "
+                "start the data directory with the newer one that wrote it"
+            )
         yield Kind(kind), payload[at : at + size]
         at += size
 

@@ -208,9 +208,8 @@ class Services:
             ]
         else:
             active = request.action == pb.AlarmRequest.ACTIVATE
-            if request.alarm != pb.NONE and engine.set_alarm(
-                request.memberID, request.alarm, active=active
-            ):
+            known = active or request.action == pb.AlarmRequest.DEACTIVATE
+            if known and engine.set_alarm(request.memberID, request.alarm, active=active):
                 changed = [(request.memberID, request.alarm)]
         alarms = [pb.AlarmMember(memberID=member, alarm=alarm) for member, alarm in changed]
         return pb.AlarmResponse(header=engine.header(), alarms=alarms)

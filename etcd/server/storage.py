@@ -294,6 +294,9 @@ class Storage:
                 _sync_directory(self._wal_dir)
         except BaseException:
             os.close(fd)
+            # On a full disk each attempt would leave another.
+            with contextlib.suppress(OSError):
+                os.unlink(path + ".tmp")
             raise
         if self._fd >= 0:
             os.close(self._fd)

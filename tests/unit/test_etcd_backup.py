@@ -31,7 +31,7 @@ def busy_engine() -> Engine:
     engine.delete_range(pb.DeleteRangeRequest(key=b"k1", range_end=b"k2"))
     engine.compact(pb.CompactionRequest(revision=engine.store.revision))
     engine.delete_range(pb.DeleteRangeRequest(key=b"k3", range_end=b"k4"))
-    engine.set_alarm(22, pb.CORRUPT, active=True)
+    engine.set_alarm(33, pb.NOSPACE, active=True)
     return engine
 
 

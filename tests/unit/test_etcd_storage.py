@@ -58,7 +58,8 @@ def _fill(storage: Storage, engine: Engine) -> None:
     engine.compact(pb.CompactionRequest(revision=9))
     engine.lease_grant(8, 60, now=0.0)
     engine.lease_revoke(8)
-    engine.set_alarm(22, pb.CORRUPT, active=True)
+    # Of another member: it refuses nothing here.
+    engine.set_alarm(33, pb.NOSPACE, active=True)
     storage.append(engine.take_records())
 
 
@@ -160,6 +161,15 @@ def test_a_missing_log_file_refuses_to_start(tmp_path: Path) -> None:
         _open(tmp_path)
 
 
+def test_a_record_of_a_newer_version_refuses_to_start_and_says_so(tmp_path: Path) -> None:
+    storage, engine = _open(tmp_path)
+    _put(storage, engine, b"a", b"1")
+    storage.append([b"\x63\x01\0\0\0x"])
+    storage.close()
+    with pytest.raises(CorruptionError, match="kind 99 is not known"):
+        _open(tmp_path)
+
+
 def test_two_servers_cannot_share_a_directory(tmp_path: Path) -> None:
     storage, _ = _open(tmp_path)
     with pytest.raises(UsageError, match="in use by another etcd"):
@@ -214,6 +224,21 @@ def test_a_full_disk_leaves_the_log_as_it_was(
     again, engine_again = _open(tmp_path)
     assert [kv.key for kv in engine_again.store.live()] == [b"a"]
     again.close()
+
+
+def test_a_snapshot_the_disk_has_no_room_for_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage, engine = _open(tmp_path)
+    _fill(storage, engine)
+    before = sorted(path.name for path in tmp_path.rglob("*"))
+    _limit_disk(monkeypatch, 20_000)
+    for _ in range(2):
+        with pytest.raises(NoSpaceError):
+            run_out(storage.write_snapshot(engine.snapshot(storage.sequence)))
+        _put(storage, engine, b"more", b"")
+    assert sorted(path.name for path in tmp_path.rglob("*")) == before
+    storage.close()
 
 
 async def test_a_full_disk_raises_the_alarm_and_keeps_reads_and_acknowledged_writes(

@@ -36,6 +36,9 @@ class DurableV2:
         """
         if self._full():
             raise EtcdError(*NO_SPACE)
+        return self._apply(operation)
+
+    def _apply(self, operation: Operation) -> Event | None:
         event = self.store.apply(operation)
         self._log_record(wal.record(wal.Kind.V2_OPERATION, log.operation_bytes(operation)))
         # After the record: what listeners are told waits until the log is synced.
@@ -43,9 +46,9 @@ class DurableV2:
         return event
 
     def publish(self, now_ns: int) -> None:
-        """Take the indexes a member's start takes."""
+        """Take the indexes a member's start takes; a full disk keeps no server from starting."""
         indexes = RESTART_INDEXES if self.store.index else FIRST_START_INDEXES
-        self.apply(Operation(Op.PUBLISH, now_ns, prev_index=indexes))
+        self._apply(Operation(Op.PUBLISH, now_ns, prev_index=indexes))
 
     def snapshot(self) -> list[bytes]:
         """Return the records of the state as of now."""
