@@ -45,7 +45,7 @@ def whole_message(data: bytes) -> bytes | None:
 class MessageReader:
     """Cuts a stream's bytes into messages."""
 
-    __slots__ = ("_encoding", "_limit", "_missing", "_parts")
+    __slots__ = ("_encoding", "_limit", "_missing", "_parts", "held")
 
     def __init__(self, limit: int, encoding: bytes = b"") -> None:
         """``limit``: bytes of the largest message taken, after decompression by ``encoding``."""
@@ -54,6 +54,8 @@ class MessageReader:
         self._parts: list[bytes] = []
         # Bytes until the unfinished message (or its prefix) is whole.
         self._missing = 0
+        # Bytes of the unfinished message that wait here.
+        self.held = 0
 
     @property
     def partial(self) -> bool:
@@ -66,19 +68,23 @@ class MessageReader:
             self._parts.append(data)
             self._missing -= len(data)
             if self._missing > 0:
+                self.held += len(data)
                 return []
             data = b"".join(self._parts)
             self._parts = []
+            self.held = 0
         messages = []
         at, end = 0, len(data)
         while at < end:
             if end - at < PREFIX_BYTES:
                 self._missing = PREFIX_BYTES - (end - at)
+                self.held = end - at
                 self._parts.append(data[at:])
                 break
             size = self._size(data, at)
             if end - at - PREFIX_BYTES < size:
                 self._missing = size + PREFIX_BYTES - (end - at)
+                self.held = end - at
                 self._parts.append(data[at:])
                 break
             compressed = data[at]

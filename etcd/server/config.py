@@ -10,6 +10,8 @@ from etcd.core.identity import DEFAULT_PEER_URL, DEFAULT_TOKEN
 # The version clients see: the API server wants >= 3.5.13 for watch progress requests.
 SERVER_VERSION = "3.5.21"
 CLUSTER_VERSION = "3.5.0"
+# What gRPC messages may have beyond --max-request-bytes (etcd: grpcOverheadBytes).
+MESSAGE_OVERHEAD_BYTES = 512 * 1024
 
 
 class ListenAddress(NamedTuple):
@@ -79,3 +81,8 @@ class EtcdConfig:
     client_cert_auth: bool = False
     # etcd --auto-tls: without cert_file, a certificate of our own is made in the data directory.
     auto_tls: bool = False
+
+    @property
+    def max_message_bytes(self) -> int:
+        """The largest gRPC message taken."""
+        return self.max_request_bytes + MESSAGE_OVERHEAD_BYTES

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from aiohttp import web
 from google.protobuf import message_factory
 
-from etcd.core import gateway_json, gojson, grpc
-from etcd.core.errors import Code, EtcdError
+from etcd.core import gateway_json, gojson
+from etcd.core.errors import TOO_MANY_REQUESTS, Code, EtcdError
 from etcd.core.gojson import GoJsonError
 from etcd.core.pb import rpc_pb2, v3election_pb2, v3lock_pb2
 from etcd.server.auth import Credentials
@@ -31,8 +31,11 @@ if TYPE_CHECKING:
     from etcd.server.services import Services
     from etcd.server.streams import StreamCall
 
-# A body is base64 in JSON: some times the largest gRPC message.
-MAX_BODY_BYTES = 8 * grpc.MAX_RECEIVE_BYTES
+# A body is base64 in JSON: at most so many times the largest gRPC message.
+BODY_BYTES_PER_MESSAGE_BYTE = 8
+# JSON values looked at for one message of a stream: with every piece of it that comes it is looked
+# at from its start.
+MAX_VALUES_LOOKED_AT = 5 * gojson.MAX_VALUES
 # Messages of a stream that may wait for a slow client before its watchers fall behind.
 MAX_BACKLOG_BYTES = 1024 * 1024
 
@@ -209,8 +212,9 @@ class _Call:
 class _Body:
     """The JSON values of a request's body."""
 
-    def __init__(self, request: web.BaseRequest) -> None:
+    def __init__(self, request: web.BaseRequest, max_message: int) -> None:
         self._content = request.content
+        self._max_message = max_message
         self._data = b""
         self._ended = False
 
@@ -218,6 +222,7 @@ class _Body:
         """Return the next message, None at the body's end; GoJsonError for what is none."""
         while not method.client_streams and not self._ended:
             await self._more()
+        looked_at = 0
         while True:
             scanner = gojson.Scanner(self._data)
             try:
@@ -229,6 +234,9 @@ class _Body:
                     return self._message(method, *span)
             except gojson.UnfinishedError:
                 span = 0, 0
+            looked_at += scanner.values
+            if looked_at > MAX_VALUES_LOOKED_AT:
+                raise EtcdError(*TOO_MANY_REQUESTS)
             if self._ended:
                 if span is None:
                     return None
@@ -239,21 +247,20 @@ class _Body:
         chunk = await self._content.readany()
         self._data += chunk
         self._ended = not chunk
-        if len(self._data) > MAX_BODY_BYTES:
-            raise EtcdError(
-                Code.RESOURCE_EXHAUSTED, f"request body is larger than {MAX_BODY_BYTES} bytes"
-            )
+        limit = BODY_BYTES_PER_MESSAGE_BYTE * self._max_message
+        if len(self._data) > limit:
+            raise EtcdError(Code.RESOURCE_EXHAUSTED, f"request body is larger than {limit} bytes")
 
     def _message(self, method: _Method, start: int, end: int) -> Message:
         value = gojson.tree(self._data[start:end])
         self._data = self._data[end:]
         message = method.request()
         gateway_json.fill(message, value)
-        if message.ByteSize() > grpc.MAX_RECEIVE_BYTES:
+        if message.ByteSize() > self._max_message:
             raise EtcdError(
                 Code.RESOURCE_EXHAUSTED,
                 f"grpc: received message larger than max ({message.ByteSize()} vs. "
-                f"{grpc.MAX_RECEIVE_BYTES})",
+                f"{self._max_message})",
             )
         return message
 
@@ -274,7 +281,7 @@ class Gateway:
         if request.method != "POST":
             return web.Response(status=405, text="Method Not Allowed\n", headers=self._plain())
         method = METHODS[name]
-        body = _Body(request)
+        body = _Body(request, self._member.config.max_message_bytes)
         try:
             if method.server_streams:
                 return await self._stream(name, method, body, request)

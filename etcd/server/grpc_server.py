@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from etcd.core import grpc
 from etcd.core.counts import MethodCounts
@@ -11,6 +11,7 @@ from etcd.core.errors import TOO_MANY_REQUESTS, Code, EtcdError
 from etcd.core.http2 import connection as h2
 from etcd.core.http2.frames import ErrorCode
 from etcd.server.auth import Credentials, common_name, header_token
+from etcd.server.grpc_calls import Route, Stream, UnaryCall, Whole
 from etcd.server.services import decode, unknown_method
 from etcd.server.streams import STREAMS
 
@@ -19,102 +20,23 @@ if TYPE_CHECKING:
 
     from etcd.core.http2.hpack import Header
     from etcd.server.member import Member
-    from etcd.server.services import Services, Unary
-    from etcd.server.streams import StreamCall
+    from etcd.server.services import Services
 
 # What a stream may hold back for a slow client before its watchers fall behind (re-read from
 # history later): about two fragments.
 MAX_STREAM_BACKLOG_BYTES = 1024 * 1024
 # Bytes in the transport's buffer above which we neither read more requests nor send more events.
 WRITE_HIGH_WATER_BYTES = 1024 * 1024
-# What gRPC messages may have beyond --max-request-bytes (etcd: grpcOverheadBytes).
-MESSAGE_OVERHEAD_BYTES = 512 * 1024
 # Responses a client asked for and does not take: beyond, its calls are refused.  A list of all keys
 # may be that large, a second one need not wait beside it.
 MAX_BACKLOG_BYTES = 64 * 1024 * 1024
+# Beginnings of requests whose ends have not come: beyond, the call that adds more is refused.
+MAX_UNFINISHED_BYTES = 64 * 1024 * 1024
 # A deadline nearer than this is over when the call is read.
 SHORTEST_TIMEOUT_S = 1e-6
 DEADLINE = (Code.DEADLINE_EXCEEDED, "context deadline exceeded")
 # Header blocks remembered as routes: as many as the HPACK decoder remembers.
 MAX_ROUTES = 128
-
-
-class _Route(NamedTuple):
-    """What a request's header block asks for; blocks repeat, so each is looked at once."""
-
-    path: str
-    # None: a streaming call, or nothing that is served.
-    method: Unary | None
-    counts: MethodCounts
-    headers: Sequence[Header]
-    grpc: bool
-    encoding: bytes
-    timeout: bytes | None
-
-
-class _UnaryCall:
-    """A request that did not come whole in one frame."""
-
-    __slots__ = ("counts", "reader", "route")
-
-    def __init__(self, route: _Route, max_message: int) -> None:
-        self.route = route
-        self.counts = route.counts
-        self.reader = grpc.MessageReader(max_message, route.encoding)
-
-
-class _Stream:
-    """A streaming call's way back (``streams.Reply``)."""
-
-    __slots__ = (
-        "_connection",
-        "_credentials",
-        "_id",
-        "call",
-        "counts",
-        "deadline",
-        "reader",
-        "started",
-    )
-
-    def __init__(
-        self,
-        connection: GrpcServerConnection,
-        stream_id: int,
-        credentials: Credentials,
-        counts: MethodCounts,
-        encoding: bytes,
-    ) -> None:
-        self._connection = connection
-        self._id = stream_id
-        self._credentials = credentials
-        self.counts = counts
-        self.reader = grpc.MessageReader(connection._max_message, encoding)
-        self.call: StreamCall | None = None
-        self.deadline: asyncio.TimerHandle | None = None
-        self.started = False
-
-    def admit(self, path: str, request: object) -> None:
-        self._connection.auth.admit(path, request, self._credentials)
-
-    def send(self, payload: bytes) -> None:
-        self._connection.release(self._id, payload, False)
-        self._connection.touch()
-
-    def send_durable(self, payload: bytes) -> None:
-        connection = self._connection
-        connection.member.answer(connection, self._id, payload, final=False)
-
-    def answer(self, payload: bytes) -> None:
-        connection = self._connection
-        connection.member.answer(connection, self._id, payload)
-        connection.touch()
-
-    def writable(self) -> bool:
-        return self._connection.writable(self._id)
-
-    def finish(self, error: EtcdError | None = None) -> None:
-        self._connection.end_stream(self._id, error)
 
 
 class GrpcServerConnection(asyncio.Protocol):
@@ -128,15 +50,18 @@ class GrpcServerConnection(asyncio.Protocol):
         self.auth = services.auth
         self._common_name: str | None = None
         self._h2 = h2.Http2Connection(client=False, max_streams=member.config.max_streams)
-        self._max_message = member.config.max_request_bytes + MESSAGE_OVERHEAD_BYTES
+        self.max_message = member.config.max_message_bytes
         # Unary calls of this read that have a deadline, and those that wait for more bytes.
         self._due: dict[int, float] = {}
         self._timers: dict[int, asyncio.TimerHandle] = {}
         # When the client was last heard, and when a ping was sent that it has not answered.
         self._heard = member.loop.time()
         self._pinged: float | None = None
-        self._calls: dict[int, _Route | _UnaryCall | _Stream] = {}
-        self._routes: dict[int, _Route] = {}
+        self._calls: dict[int, Route | UnaryCall | Stream] = {}
+        # Bytes of unfinished requests by call, and of all.
+        self._unfinished: dict[int, int] = {}
+        self._unfinished_total = 0
+        self._routes: dict[int, Route] = {}
         self._transport: asyncio.Transport | None = None
         self._paused = False
         self._reading = False
@@ -246,7 +171,7 @@ class GrpcServerConnection(asyncio.Protocol):
         if event.end_stream:
             self._on_data(h2.DataReceived(stream_id, b"", 0, True))
 
-    def _in_time(self, stream_id: int, route: _Route) -> bool:
+    def _in_time(self, stream_id: int, route: Route) -> bool:
         """Note a call's deadline; False when the call has ended already."""
         assert route.timeout is not None, "only calls that have one"
         timeout_s = grpc.parse_timeout_s(route.timeout)
@@ -276,12 +201,15 @@ class GrpcServerConnection(asyncio.Protocol):
         self.refuse(stream_id, EtcdError(*DEADLINE))
         self.touch()
 
-    def _no_deadline(self, stream_id: int) -> None:
-        timer = self._timers.pop(stream_id, None)
-        if timer is not None:
+    def _forget(self, stream_id: int) -> Route | UnaryCall | Stream | None:
+        """Take a call out, its deadline and what it holds; return it."""
+        if self._timers and (timer := self._timers.pop(stream_id, None)) is not None:
             timer.cancel()
+        if self._unfinished:
+            self._unfinished_total -= self._unfinished.pop(stream_id, 0)
+        return self._calls.pop(stream_id, None)
 
-    def _route(self, headers: Sequence[Header]) -> _Route:
+    def _route(self, headers: Sequence[Header]) -> Route:
         known = self._routes.get(id(headers))
         if known is not None:
             return known
@@ -301,7 +229,7 @@ class GrpcServerConnection(asyncio.Protocol):
         is_grpc = content_type.startswith(b"application/grpc")
         # What nothing serves is counted nowhere, as etcd does.
         counts = self._counts.get(text) or MethodCounts()
-        route = _Route(text, method, counts, headers, is_grpc, encoding, timeout)
+        route = Route(text, method, counts, headers, is_grpc, encoding, timeout)
         if len(self._routes) >= MAX_ROUTES:
             self._routes.clear()
         # The route keeps the list alive, so no other gets its id.
@@ -311,13 +239,13 @@ class GrpcServerConnection(asyncio.Protocol):
     def _shown(self, headers: Sequence[Header]) -> Credentials:
         return Credentials(header_token(headers), self._common_name)
 
-    def _open_stream(self, stream_id: int, route: _Route) -> None:
+    def _open_stream(self, stream_id: int, route: Route) -> None:
         if self.member.stopped:
             self.refuse(stream_id, self.member.stopped_error())
             return
         shown = self._shown(route.headers)
         self.auth.admit_stream(route.path, shown)
-        stream = self._calls[stream_id] = _Stream(
+        stream = self._calls[stream_id] = Stream(
             self, stream_id, shown, route.counts, route.encoding
         )
         stream.call = STREAMS[route.path](self.member, stream)
@@ -334,17 +262,21 @@ class GrpcServerConnection(asyncio.Protocol):
         if call is None:
             return
         try:
-            if isinstance(call, _Route):
+            if isinstance(call, Route):
                 message = grpc.whole_message(event.data) if event.end_stream else None
                 if message is not None:
                     self._call_unary(stream_id, call, message)
                     return
-                call = self._calls[stream_id] = _UnaryCall(call, self._max_message)
-            whole = isinstance(call.reader, _Whole)
+                call = self._calls[stream_id] = UnaryCall(call, self.max_message)
+            whole = isinstance(call.reader, Whole)
             messages = call.reader.feed(event.data) if event.data and not whole else []
-            if isinstance(call, _UnaryCall):
+            if isinstance(call, UnaryCall):
                 self._feed_unary(stream_id, call, messages, event.end_stream)
                 return
+            self._hold(stream_id, call.reader.held)
+            if messages and self._h2.queued_total > MAX_BACKLOG_BYTES:
+                # Its client goes on asking and does not read.
+                raise EtcdError(*TOO_MANY_REQUESTS)
             assert call.call is not None, "set when the stream was opened"
             for message in messages:
                 call.counts.received += 1
@@ -356,21 +288,31 @@ class GrpcServerConnection(asyncio.Protocol):
             self.refuse(stream_id, error)
 
     def _feed_unary(
-        self, stream_id: int, call: _UnaryCall, messages: list[bytes], end_stream: bool
+        self, stream_id: int, call: UnaryCall, messages: list[bytes], end_stream: bool
     ) -> None:
         if not end_stream:
             if messages:
                 # Keep it for the END_STREAM that follows: an empty DATA frame or trailers.
-                call.reader = _Whole(messages)
+                call.reader = Whole(messages)
+            self._hold(stream_id, call.reader.held)
             return
-        if isinstance(call.reader, _Whole):
+        if isinstance(call.reader, Whole):
             messages = call.reader.messages
         if not messages:
             raise EtcdError(Code.UNKNOWN, "unexpected EOF")
         # What follows the first message is ignored, as grpc-go does.
         self._call_unary(stream_id, call.route, messages[0])
 
-    def _call_unary(self, stream_id: int, route: _Route, message: bytes) -> None:
+    def _hold(self, stream_id: int, size: int) -> None:
+        """Count a call's unfinished bytes; EtcdError when the connection has too many."""
+        if size or stream_id in self._unfinished:
+            self._unfinished_total += size - self._unfinished.pop(stream_id, 0)
+            if size:
+                self._unfinished[stream_id] = size
+                if self._unfinished_total > MAX_UNFINISHED_BYTES:
+                    raise EtcdError(*TOO_MANY_REQUESTS)
+
+    def _call_unary(self, stream_id: int, route: Route, message: bytes) -> None:
         method = route.method
         assert method is not None, "only unary calls are kept by their route"
         self._traffic.received_bytes += len(message)
@@ -381,9 +323,7 @@ class GrpcServerConnection(asyncio.Protocol):
             payload = method.payload(request)
         else:
             payload = method.call(request).SerializeToString()
-        del self._calls[stream_id]
-        if self._timers:
-            self._no_deadline(stream_id)
+        self._forget(stream_id)
         route.counts.ok += 1
         self.member.answer(self, stream_id, payload)
 
@@ -395,9 +335,8 @@ class GrpcServerConnection(asyncio.Protocol):
             self._drop(stream_id)
 
     def _drop(self, stream_id: int) -> None:
-        call = self._calls.pop(stream_id, None)
-        self._no_deadline(stream_id)
-        if isinstance(call, _Stream):
+        call = self._forget(stream_id)
+        if isinstance(call, Stream):
             if call.deadline is not None:
                 call.deadline.cancel()
             if call.call is not None:
@@ -416,12 +355,12 @@ class GrpcServerConnection(asyncio.Protocol):
                 self._drop(call_id)
             return
         call = self._calls.get(call_id)
-        if isinstance(call, _Stream):
+        if isinstance(call, Stream):
             call.counts.sent += 1
             self._start(call_id, call)
             self._h2.send_data(call_id, data)
 
-    def _start(self, stream_id: int, stream: _Stream) -> None:
+    def _start(self, stream_id: int, stream: Stream) -> None:
         if not stream.started:
             stream.started = True
             self._h2.send_headers(stream_id, grpc.RESPONSE_HEAD)
@@ -429,13 +368,12 @@ class GrpcServerConnection(asyncio.Protocol):
     def refuse(self, call_id: int, error: EtcdError) -> None:
         """End a call with an error."""
         call = self._calls.get(call_id)
-        if isinstance(call, _Stream):
+        if isinstance(call, Stream):
             self.end_stream(call_id, error)
             return
         if call is not None:
             call.counts.fail(error.code)
-            del self._calls[call_id]
-            self._no_deadline(call_id)
+            self._forget(call_id)
         self._h2.send_trailers(call_id, grpc.status_only(error.code, error.message))
         # The rest of the request is of no interest (RFC 9113 section 8.1).
         self._h2.reset(call_id, ErrorCode.NO_ERROR)
@@ -443,7 +381,7 @@ class GrpcServerConnection(asyncio.Protocol):
     def end_stream(self, stream_id: int, error: EtcdError | None) -> None:
         """End a streaming call."""
         call = self._calls.get(stream_id)
-        if not isinstance(call, _Stream):
+        if not isinstance(call, Stream):
             return
         self._drop(stream_id)
         if error is None:
@@ -466,7 +404,7 @@ class GrpcServerConnection(asyncio.Protocol):
         """Tell the client to go elsewhere, end its streams, close."""
         self._h2.go_away()
         for stream_id, call in list(self._calls.items()):
-            if isinstance(call, _Stream):
+            if isinstance(call, Stream):
                 self.end_stream(stream_id, self.member.stopped_error())
             else:
                 self.refuse(stream_id, self.member.stopped_error())
@@ -494,13 +432,3 @@ class GrpcServerConnection(asyncio.Protocol):
         """Close without another byte."""
         if self._transport is not None:
             self._transport.abort()
-
-
-class _Whole(grpc.MessageReader):
-    """Holds a request that came before its END_STREAM."""
-
-    __slots__ = ("messages",)
-
-    def __init__(self, messages: list[bytes]) -> None:
-        super().__init__(0)
-        self.messages = messages

@@ -310,6 +310,51 @@ async def test_a_client_that_asks_and_does_not_read_is_refused(
         assert (await client.get(b"k")).count == 1
 
 
+async def test_a_stream_that_asks_on_and_does_not_read_is_ended(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from etcd.server import grpc_server
+
+    monkeypatch.setattr(grpc_server, "MAX_BACKLOG_BYTES", 10_000)
+    ask = pb.WatchRequest(progress_request=pb.WatchProgressRequest())
+    progress = grpc.frame(ask.SerializeToString())
+    async with memory_etcd() as etcd, await Raw.connect(etcd.endpoint) as raw:
+        zero = f.settings_payload({f.SETTINGS_INITIAL_WINDOW_SIZE: 0})
+        raw.writer.write(raw.h2.data_to_send() + f.frame(f.SETTINGS, 0, 0, zero))
+        stream = raw.h2.open_stream(grpc.request_block("/etcdserverpb.Watch/Watch", "x"))
+        for _ in range(2000):
+            raw.h2.send_data(stream, progress)
+        # A call answered after them shows that they were read.
+        assert (await raw.answer(RANGE, ASK))[0] == 8
+        (connection,) = etcd.connections
+        assert isinstance(connection, grpc_server.GrpcServerConnection)
+        assert connection._h2.queued_total < 20_000
+        assert not etcd.member.hub.streams
+
+
+async def test_requests_begun_and_not_ended_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    from etcd.server import grpc_server
+
+    monkeypatch.setattr(grpc_server, "MAX_UNFINISHED_BYTES", 100_000)
+    async with memory_etcd() as etcd, await Raw.connect(etcd.endpoint) as raw:
+        whole = put(16_000)
+        begun = []
+        for _ in range(6):
+            begun.append(raw.h2.open_stream(grpc.request_block(PUT, "x")))
+            raw.h2.send_data(begun[-1], whole[:15_000])
+        refused = await raw.answer(PUT, put(60_000)[:15_000], end=False)
+        assert refused == (8, "etcdserver: too many requests")
+        # Those before go on, and what they held is free again.
+        for stream in begun[:5]:
+            raw.h2.send_data(stream, whole[15_000:], end_stream=True)
+        raw.h2.reset(begun[5], f.ErrorCode.CANCEL)
+        assert await raw.answer(PUT, put(95_000)) == (0, "")
+        (connection,) = etcd.connections
+        assert isinstance(connection, grpc_server.GrpcServerConnection)
+        assert (connection._unfinished_total, connection._unfinished) == (0, {})
+        assert etcd.member.engine.store.revision == 7
+
+
 async def test_connections_are_bounded_and_the_others_go_on(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -414,40 +459,3 @@ async def test_any_bytes_end_at_most_their_own_connection() -> None:
             writer.close()
             await client.put(b"alive", b"%d" % number)
         assert (await client.get(b"alive")).kvs[0].value == b"249", f"seed {seed}"
-
-
-# HTTP/1.1 ---------------------------------------------------------------------------------------
-
-
-async def _http(endpoint: str, request: bytes) -> bytes:
-    """Send bytes; return what came back until the server closed or answered."""
-    host, _, port = endpoint.rpartition(":")
-    reader, writer = await asyncio.open_connection(host, int(port))
-    try:
-        writer.write(request)
-        async with asyncio.timeout(TIMEOUT_S):
-            return await reader.read(65_536)
-    finally:
-        writer.close()
-
-
-async def test_a_header_beyond_8_kib_is_a_bad_request() -> None:
-    async with memory_etcd(enable_v2=True) as etcd:
-        line = b"GET /version HTTP/1.1\r\nHost: x\r\nX-Long: " + b"a" * 20_000 + b"\r\n\r\n"
-        assert b" 400 " in (await _http(etcd.endpoint, line)).split(b"\r\n")[0]
-        path = b"GET /v2/keys/" + b"a" * 20_000 + b" HTTP/1.1\r\nHost: x\r\n\r\n"
-        assert b" 400 " in (await _http(etcd.endpoint, path)).split(b"\r\n")[0]
-        good = b"GET /version HTTP/1.1\r\nHost: x\r\n\r\n"
-        assert b" 200 " in (await _http(etcd.endpoint, good)).split(b"\r\n")[0]
-
-
-async def test_a_v2_form_beyond_10_mib_is_refused_as_go_refuses_it() -> None:
-    async with memory_etcd(enable_v2=True) as etcd:
-        size = 10 * 1024 * 1024 + 1
-        head = (
-            b"PUT /v2/keys/a HTTP/1.1\r\nHost: x\r\n"
-            b"Content-Type: application/x-www-form-urlencoded\r\nContent-Length: %d\r\n\r\n" % size
-        )
-        answer = await _http(etcd.endpoint, head + b"value=" + b"a" * (size - 6))
-        assert b'"errorCode":210' in answer
-        assert b'"cause":"http: POST too large"' in answer
