@@ -8,7 +8,6 @@ etcd server/etcdmain/{config,help}.go, server/embed/config.go.
 from __future__ import annotations
 
 import ipaddress
-import os
 import re
 from typing import TYPE_CHECKING, Final, NamedTuple
 from urllib.parse import urlsplit
@@ -190,7 +189,8 @@ def _with_environment(
             continue
         name = known.get(variable)
         if name is None:
-            notes.append(f"unrecognized environment variable {variable}={value}")
+            # Its value may be a password meant for somebody else.
+            notes.append(f"unrecognized environment variable {variable}")
         elif name in given:
             notes.append(f"{variable} is shadowed by --{name}")
         elif value:
@@ -302,6 +302,7 @@ class _Reader:
             _address("--listen-metrics-urls", url, secure=secure)
             for url in self.urls("listen-metrics-urls", "")
         )
+        self._note_insecure((*listen, *metrics))
         advertised = self.urls("advertise-client-urls", "")
         for url in advertised:
             _split("--advertise-client-urls", url)
@@ -353,6 +354,17 @@ class _Reader:
         if self.switch("debug"):
             level = "debug"
         return Options(config, level, outputs, tuple(self._notes))
+
+    def _note_insecure(self, addresses: tuple[ListenAddress, ...]) -> None:
+        """Say which flags do nothing for addresses without TLS (server/embed/config.go)."""
+        flags = ["cert-file", "key-file", "trusted-ca-file"]
+        given = [f"--{name}" for name in flags if self._values.get(name)]
+        if self.switch("client-cert-auth"):
+            given.append("--client-cert-auth")
+        for address in addresses:
+            if given and not address.tls:
+                where = address.path or f"{address.host}:{address.port}"
+                self._notes.append(f"{where} is not https: without effect there: {' '.join(given)}")
 
     def urls(self, name: str, default: str) -> tuple[str, ...]:
         return tuple(filter(None, self.text(name, default).split(",")))
@@ -454,8 +466,3 @@ def _address(flag: str, url: str, *, secure: bool) -> ListenAddress:
     except ValueError:
         raise UsageError(f"{flag}: expected IP in URL for binding ({url})") from None
     return ListenAddress(host, port, tls)
-
-
-def environment() -> Mapping[str, str]:
-    """Return this process's variables."""
-    return os.environ
