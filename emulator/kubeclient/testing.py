@@ -346,7 +346,7 @@ class FakeKubelet:
             uid = pod["metadata"]["uid"]
             await self._client.delete(PODS, namespace, name, grace_period_s=0, uid=uid)
             return
-        if (pod.get("status") or {}).get("phase") == "Running":
+        if (pod.get("status") or {}).get("phase") in ("Running", "Succeeded", "Failed"):
             return
         self._addresses += 1
         image = (pod["spec"].get("containers") or [{}])[0].get("image", "")
