@@ -135,7 +135,7 @@ class Objects:
         if resource.namespaced:
             self._require_namespace(resource, namespace, name)
         if (resource.group, resource.plural) == ("", "pods"):
-            admit_pod(obj, namespace, self._look)
+            admit_pod(obj, namespace, self._look, self.rng)
         stored = to_storage(resource, obj)
         reservation = self._reserve(resource, stored, None)
         kept = False

@@ -42,6 +42,10 @@ ISSUER: Final = "https://kubernetes.default.svc.cluster.local"
 DEFAULT_SECONDS: Final = 3600
 MIN_SECONDS: Final = 600
 MAX_SECONDS: Final = 2**32
+# What kubelets ask for; such tokens are good for a year, as programs of old never read them anew
+# (WarnOnlyBoundTokenExpirationPeriod, ExpirationExtensionSeconds).
+KUBELET_SECONDS: Final = 3607
+EXTENDED_SECONDS: Final = 365 * 24 * 3600
 _CURVE_BYTES: Final = 32
 _BINDABLE: Final = {"Pod": "pods", "Secret": "secrets", "Node": "nodes"}
 
@@ -89,9 +93,12 @@ class ServiceAccountTokens:
             "serviceaccount": {"name": meta["name"], "uid": meta["uid"]},
         }
         private |= self._bound(namespace, spec.get("boundObjectRef"))
+        audiences, lasts = spec.get("audiences") or [ISSUER], seconds
+        if seconds == KUBELET_SECONDS and "pod" in private and audiences == [ISSUER]:
+            private["warnafter"], lasts = now + seconds, EXTENDED_SECONDS
         claims = {
-            "aud": spec.get("audiences") or [ISSUER],
-            "exp": now + seconds,
+            "aud": audiences,
+            "exp": now + lasts,
             "iat": now,
             "iss": ISSUER,
             "jti": new_uid(self._rng),

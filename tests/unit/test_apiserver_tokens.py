@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from agents.apiserver.tokens import ServiceAccountTokens
 from emulator.apimachinery.status import StatusError
+from emulator.apimachinery.times import parse_rfc3339
 from emulator.errors import UsageError
 
 ACCOUNT = {"metadata": {"name": "bot", "namespace": "ns", "uid": "u1"}}
@@ -104,3 +105,17 @@ def test_bad_requests_are_told() -> None:
             lambda: 0.0,
             random.Random(1),
         )
+
+
+def test_a_kubelets_token_is_good_for_a_year() -> None:
+    """Programs of old read their token once; the answer still says when it should be read anew."""
+    world = World()
+    reference = {"kind": "Pod", "apiVersion": "v1", "name": "p", "uid": "u2"}
+    spec = {"expirationSeconds": 3607, "boundObjectRef": reference}
+    status = world.tokens.issue("ns", ACCOUNT, spec)
+    assert parse_rfc3339(status["expirationTimestamp"]) == world.now + 3607
+    token = status["token"].encode()
+    world.now += 360 * 24 * 3600
+    assert world.tokens.user(token) is not None
+    world.now += 6 * 24 * 3600
+    assert world.tokens.user(token) is None
