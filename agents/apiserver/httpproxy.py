@@ -27,7 +27,6 @@ _NOT_PASSED_ON: Final = frozenset(
         *("trailer", "transfer-encoding", "upgrade", "content-length", "authorization", "host"),
     )
 )
-READ_BYTES: Final = 64 * 1024
 
 
 class _Address(NamedTuple):
@@ -117,7 +116,9 @@ async def _pass(nodes: NodeProxy, request: web.BaseRequest, url: URL) -> web.Str
     headers = {
         name: value for name, value in request.headers.items() if name.lower() not in _NOT_PASSED_ON
     }
-    body = await request.read() if request.can_read_body else None
+    if request.content_length is not None:
+        headers["Content-Length"] = str(request.content_length)
+    body = request.content if request.can_read_body else None
     try:
         answer = await nodes.session.request(
             request.method, url, headers=headers, data=body, allow_redirects=False
@@ -135,5 +136,8 @@ async def _pass(nodes: NodeProxy, request: web.BaseRequest, url: URL) -> web.Str
             await response.write(piece)
         await response.write_eof()
         return response
+    except aiohttp.ClientError as error:
+        # The answer has begun: its end is missing, and that is all the client can be told.
+        raise ConnectionResetError(f"the answer broke off: {error}") from None
     finally:
         answer.close()

@@ -80,18 +80,19 @@ class NodeProxy:
         """Answer one of the streaming subresources of a pod."""
         pod = await self._objects.current(call.resource, call.namespace, call.name)
         if call.subresource == "log":
-            return await self._log_of(call, self._target(call, pod))
+            return await self._log_of(call, self.target(call, pod))
         from agents.apiserver import portforward, streams
 
         if call.subresource == "portforward":
             return await portforward.serve(self, call, self.kubelet(pod, call.name))
         return await streams.serve(self, call, pod)
 
-    def _target(self, call: Call, pod: Obj) -> Target:
+    def target(self, call: Call, pod: Obj) -> Target:
+        """Where a pod's container runs; StatusError 400 or 500."""
         container = call.query.get("container") or ""
         names = [
             str(c.get("name"))
-            for key in ("containers", "initContainers", "ephemeralContainers")
+            for key in ("containers", "initContainers")
             for c in items(pod, "spec", key)
         ]
         main = [str(c.get("name")) for c in items(pod, "spec", "containers")]
@@ -105,10 +106,6 @@ class NodeProxy:
         elif container not in names:
             raise bad_request(f"container {container} is not valid for pod {call.name}")
         return Target(self.kubelet(pod, call.name), call.namespace, call.name, container)
-
-    def target(self, call: Call, pod: Obj) -> Target:
-        """Where a pod's container runs; StatusError 400 or 500."""
-        return self._target(call, pod)
 
     def kubelet(self, pod: Obj, name: str) -> str:
         """The base URL of the pod's kubelet; StatusError."""
@@ -148,13 +145,13 @@ class NodeProxy:
             upstream = await self.session.get(url, params=parameters)
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             raise internal(f'Get "{url}": {str(error) or type(error).__name__}') from None
+        response = web.StreamResponse(headers={"Cache-Control": "no-cache, private"})
         try:
             if upstream.status != 200:
                 text = (await upstream.text()).strip()
                 code = upstream.status
                 reason = {400: "BadRequest", 404: "NotFound"}.get(code, "InternalError")
                 raise StatusError(code, reason, text or f"kubelet answered {code}")
-            response = web.StreamResponse(headers={"Cache-Control": "no-cache, private"})
             response.headers["Content-Type"] = "text/plain"
             response.enable_chunked_encoding()
             await response.prepare(call.request)

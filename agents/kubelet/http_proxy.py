@@ -57,12 +57,15 @@ class HttpProxy:
             for name, value in request.headers.items()
             if name.lower() not in HOP_BY_HOP and name.lower() not in ("authorization", "host")
         }
-        body = await request.read() if request.can_read_body else None
+        if request.content_length is not None:
+            headers["Content-Length"] = str(request.content_length)
+        body = request.content if request.can_read_body else None
+        response = web.StreamResponse()
         try:
             async with self._session.request(
                 request.method, url, headers=headers, data=body, allow_redirects=False, ssl=False
             ) as answer:
-                response = web.StreamResponse(status=answer.status, reason=answer.reason)
+                response.set_status(answer.status, answer.reason)
                 for name, value in answer.headers.items():
                     if name.lower() not in HOP_BY_HOP:
                         response.headers.add(name, value)
@@ -72,6 +75,9 @@ class HttpProxy:
                 await response.write_eof()
                 return response
         except (aiohttp.ClientError, TimeoutError) as error:
+            if response.prepared:
+                # The answer has begun: its end is missing, and that is all the caller can be told.
+                raise ConnectionResetError(f"the answer broke off: {error}") from None
             text = f"error trying to reach service: {_cause(error, authority)}"
             raise web.HTTPServiceUnavailable(text=text) from None
 

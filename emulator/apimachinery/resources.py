@@ -130,7 +130,6 @@ BUILTIN: Final[tuple[ResourceType, ...]] = (
         subresources=(
             Subresource("attach", "PodAttachOptions", ("create", "get")),
             Subresource("binding", "Binding", CREATE_ONLY),
-            Subresource("ephemeralcontainers", "Pod", READ_WRITE),
             Subresource("eviction", "Eviction", CREATE_ONLY, "policy", "v1"),
             Subresource("exec", "PodExecOptions", ("create", "get")),
             Subresource("log", "Pod", ("get",)),

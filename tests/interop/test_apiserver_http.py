@@ -15,7 +15,7 @@ import pytest
 
 from agents.apiserver import bootstrap
 from agents.apiserver.config import MAX_BODY_BYTES
-from agents.apiserver.testing import TOKEN, api_server
+from agents.apiserver.testing import TOKEN, api_server, kubelet
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -380,3 +380,14 @@ async def test_the_kubernetes_service_comes_back(
             assert again["spec"]["clusterIP"] == "10.96.0.1"
             _, ends = await client.json("GET", "/api/v1/namespaces/default/endpoints/kubernetes")
             assert ends["subsets"][0]["addresses"] == [{"ip": "172.17.4.101"}]
+
+
+async def test_a_body_of_any_size_is_passed_on_to_a_node(client: Client) -> None:
+    async with kubelet(client.world.pki) as (_, port):
+        meta = {"name": "n", "annotations": {"podwire.dev/underlay": "127.0.0.1"}}
+        await client.json("POST", "/api/v1/nodes", json={"metadata": meta})
+        status = {"status": {"daemonEndpoints": {"kubeletEndpoint": {"Port": port}}}}
+        await client.json("PATCH", "/api/v1/nodes/n/status", json=status, headers=MERGE)
+        path = "/api/v1/nodes/n/proxy/nowhere"
+        async with client.session.post(path, data=io.BytesIO(bytes(2 * 1024 * 1024))) as answer:
+            assert (answer.status, await answer.text()) == (404, "404: Not Found")
