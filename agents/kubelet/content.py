@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from agents.kubelet.environment import command_line, container_environment
 from agents.kubelet.sandbox import hosts_file, resolv_conf
-from agents.kubelet.volumes import build_volumes, env_sources, token_audiences, volume_sources
+from agents.kubelet.volumes import (
+    VolumeError,
+    build_volumes,
+    env_sources,
+    token_audiences,
+    volume_sources,
+)
 from emulator.kubeclient.errors import ApiError
 from emulator.kubeclient.resource import CONFIGMAPS, SECRETS, SERVICEACCOUNTS
 from emulator.shell.files import MemoryFiles
@@ -33,6 +39,8 @@ _DIRECTORIES = (
     *("/bin", "/dev", "/etc", "/home", "/lib", "/proc", "/root", "/run", "/sbin", "/sys"),
     *("/tmp", "/usr", "/usr/bin", "/var"),
 )
+# The API server knows by this very number that a kubelet asks, and gives a year: nothing here
+# writes a new token into a running pod.
 TOKEN_SECONDS = 3607
 
 
@@ -64,7 +72,10 @@ class PodContent:
         found: dict[tuple[str, str], Object | None] = {}
         for kind, name in dict.fromkeys((*volume_sources(pod), *env_sources(pod))):
             found[kind, name] = await self._get(kind, pod.namespace, name)
-        tokens = {audience: await self._token(pod, audience) for audience in token_audiences(pod)}
+        tokens = {
+            audience: await self._token(pod, volume, audience)
+            for audience, volume in token_audiences(pod).items()
+        }
         self._objects[pod.uid], self._tokens[pod.uid] = found, tokens
         # Fails now rather than when the address is known; the address itself may be missing yet.
         self._build(pod, "")
@@ -163,8 +174,8 @@ class PodContent:
                 return None
             raise
 
-    async def _token(self, pod: PodSpec, audience: str) -> str:
-        """A token of the pod's service account; empty where the API server issues none."""
+    async def _token(self, pod: PodSpec, volume: str, audience: str) -> str:
+        """A token of the pod's service account; VolumeError where there is no such account."""
         body: Object = {
             "apiVersion": "authentication.k8s.io/v1",
             "kind": "TokenRequest",
@@ -183,7 +194,7 @@ class PodContent:
         try:
             answer = await self._client.create(SERVICEACCOUNTS, body, subresource="token")
         except ApiError as error:
-            if error.status in (404, 405):
-                return ""
+            if error.is_not_found:
+                raise VolumeError(volume, f"failed to fetch token: {error}") from None
             raise
         return str((answer.get("status") or {}).get("token", ""))

@@ -7,10 +7,12 @@ env; ``$(NAME)`` is expanded with what came before, as in third_party/forked/gol
 from __future__ import annotations
 
 import base64
+import math
 import re
 from typing import TYPE_CHECKING, Any
 
-from emulator.errors import PodwireError
+from emulator.apimachinery import quantity
+from emulator.errors import PodwireError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -200,7 +202,7 @@ def _env_value(
     if "fieldRef" in source:
         return field_value(source["fieldRef"]["fieldPath"], pod, config, pod_ip)
     if "resourceFieldRef" in source:
-        return _resource(source["resourceFieldRef"], container)
+        return resource_value(source["resourceFieldRef"], container, config)
     for field, kind in (("configMapKeyRef", "configmap"), ("secretKeyRef", "secret")):
         reference = source.get(field)
         if reference is None:
@@ -219,9 +221,22 @@ def _env_value(
     return None
 
 
-def _resource(reference: Object, container: ContainerSpec) -> str:
+def resource_value(reference: Object, container: ContainerSpec, config: KubeletConfig) -> str:
+    """A request or limit in units of the reference's divisor, rounded up.
+
+    A limit that is not set is what the node has (resource.ExtractContainerResourceValue).
+    """
     section, _, name = str(reference["resource"]).partition(".")
-    return str((container.resources.get(section) or {}).get(name, "0"))
+    given = (container.resources.get(section) or {}).get(name)
+    if given is None:
+        whole = {"cpu": config.cpus, "memory": config.memory_mib * 1024 * 1024}
+        given = whole.get(name, 0) if section == "limits" else 0
+    try:
+        amount = quantity.parse(given)
+        divisor = quantity.parse(reference.get("divisor") or "1")
+    except UsageError as error:
+        raise ContainerConfigError(f"{reference['resource']}: {error}") from None
+    return str(math.ceil(amount / (divisor or 1)))
 
 
 def text_data(obj: Object, kind: str) -> dict[str, str]:

@@ -60,6 +60,15 @@ class ContainerLog:
         self._partial = {"stdout": b"", "stderr": b""}
         self.closed = False
 
+    @classmethod
+    def ended(cls, path: Path, clock: Clock) -> ContainerLog:
+        """The log of a run that is over, as it lies on the disk."""
+        log = cls(path, clock)
+        log.closed = True
+        with contextlib.suppress(FileNotFoundError):
+            log._size = path.stat().st_size
+        return log
+
     def sink(self, stream: str) -> LogSink:
         """A sink for ``stdout`` or ``stderr``."""
         return LogSink(self, stream)
@@ -206,6 +215,12 @@ def _shown(entry: bytes, options: LogOptions, oldest: bytes) -> bytes:
     if tag == b"P":
         text = text[:-1]
     return time + b" " + text if options.timestamps else text
+
+
+def logged_runs(directory: Path) -> list[int]:
+    """The runs of a container whose logs are on the disk."""
+    found = [path.name.removesuffix(".log") for path in directory.glob("*.log")]
+    return [int(number) for number in found if number.isdigit()]
 
 
 def drop_old_runs(directory: Path, current: int) -> None:

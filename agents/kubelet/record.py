@@ -9,6 +9,9 @@ from typing import NamedTuple
 # kubelet.go: MaxContainerBackOff and its start; image pulls use the same numbers.
 BACKOFF_START_S = 10.0
 BACKOFF_MAX_S = 300.0
+# The volume manager's own backoff (pkg/util/goroutinemap/exponentialbackoff).
+MOUNT_BACKOFF_START_S = 0.5
+MOUNT_BACKOFF_MAX_S = 122.0
 # After a pull failed the next look at the pod finds it backing off; the real kubelet's next look
 # comes with its sync loop.
 PULL_BACKOFF_SHOWN_AFTER_S = 1.0
@@ -101,7 +104,8 @@ class ContainerRecord:
 class PodRecord:
     """One pod as it runs here.
 
-    ``ip`` is empty until the sandbox is wired and stays when ``sandbox_gone`` is set.
+    ``ip`` is empty until the sandbox is wired and stays when ``sandbox_gone`` is set;
+    ``mount_try_at`` is when its volumes may be filled again.
     """
 
     uid: str
@@ -112,6 +116,14 @@ class PodRecord:
     terminating: bool = False
     sandbox_gone: bool = False
     condition_times: dict[str, tuple[str, float]] = field(default_factory=dict)
+    mount_try_at: float = 0.0
+    mount_backoff_s: float = 0.0
+
+    def mount_failed(self, now: float) -> None:
+        """A volume could not be filled; the next try waits longer each time."""
+        doubled = max(self.mount_backoff_s * 2, MOUNT_BACKOFF_START_S)
+        self.mount_backoff_s = min(doubled, MOUNT_BACKOFF_MAX_S)
+        self.mount_try_at = now + self.mount_backoff_s
 
     def container(self, name: str) -> ContainerRecord:
         """The record of a container, made at the first call."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from agents.kubelet.environment import ContainerConfigError, byte_data, field_value
+from agents.kubelet.environment import ContainerConfigError, byte_data, field_value, resource_value
 from emulator.errors import PodwireError
 
 if TYPE_CHECKING:
@@ -64,14 +64,14 @@ def env_sources(pod: PodSpec) -> tuple[tuple[str, str], ...]:
     return tuple(found)
 
 
-def token_audiences(pod: PodSpec) -> tuple[str, ...]:
-    """The audiences of the projected service account tokens, each once."""
-    found: dict[str, None] = {}
+def token_audiences(pod: PodSpec) -> dict[str, str]:
+    """The audiences of the projected service account tokens, each with a volume that has it."""
+    found: dict[str, str] = {}
     for volume in pod.volumes:
         for source in (volume.get("projected") or {}).get("sources") or ():
             if "serviceAccountToken" in source:
-                found[source["serviceAccountToken"].get("audience", "")] = None
-    return tuple(found)
+                found.setdefault(source["serviceAccountToken"].get("audience", ""), volume["name"])
+    return found
 
 
 def build_volumes(
@@ -123,15 +123,25 @@ def _source(
         return {section.get("path", "token"): token(section.get("audience", "")).encode()}
     if "downwardAPI" in source:
         return {
-            item["path"]: field_value(item["fieldRef"]["fieldPath"], pod, config, pod_ip).encode()
+            item["path"]: _downward(item, pod, config, pod_ip).encode()
             for item in source["downwardAPI"].get("items") or ()
-            if "fieldRef" in item
         }
     for field, kind in (("configMap", "configmap"), ("secret", "secret")):
         section = source.get(field)
         if section is not None:
             return _keys(section, kind, lookup)
     return {}
+
+
+def _downward(item: Object, pod: PodSpec, config: KubeletConfig, pod_ip: str) -> str:
+    if "fieldRef" in item:
+        return field_value(item["fieldRef"]["fieldPath"], pod, config, pod_ip)
+    reference = item["resourceFieldRef"]
+    wanted = reference.get("containerName")
+    for container in pod.all_containers:
+        if container.name == wanted:
+            return resource_value(reference, container, config)
+    raise ContainerConfigError(f"container {wanted} not found")
 
 
 def _keys(section: Object, kind: str, lookup: Lookup) -> dict[str, bytes]:

@@ -14,7 +14,7 @@ from agents.kubelet import texts
 from agents.kubelet.actions import compute_actions
 from agents.kubelet.container import Container, ContainerStartError
 from agents.kubelet.environment import ContainerConfigError
-from agents.kubelet.logs import ContainerLog, drop_old_runs, remove_pod_logs
+from agents.kubelet.logs import ContainerLog, drop_old_runs, logged_runs, remove_pod_logs
 from agents.kubelet.probe_state import ProbeTracker
 from agents.kubelet.probes import run_probe
 from agents.kubelet.record import PodRecord, State
@@ -132,8 +132,11 @@ class PodWorker:
         if actions.finished:
             return None if await self._release() else RETRY_S
         if actions.create_sandbox:
+            if (left_s := self.record.mount_try_at - now) > 0:
+                return left_s
             if not await self._create_sandbox():
-                return RETRY_S
+                waits = self.record.mount_try_at - self._now()
+                return waits if waits > 0 else RETRY_S
             actions = compute_actions(self.pod, self.record, self._now())
         for back_off in actions.back_off:
             self._show_back_off(back_off)
@@ -157,6 +160,7 @@ class PodWorker:
                 pod, node.config, node.kernel, node.plugin, node.network, sandbox_id
             )
         except VolumeError as error:
+            self.record.mount_failed(self._now())
             self._event("Warning", "FailedMount", str(error))
             return False
         except (ApiError, ApiUnreachableError) as error:
@@ -484,11 +488,18 @@ class PodWorker:
         return log
 
     def find_log(self, name: str, *, previous: bool) -> ContainerLog | None:
-        """The log of the container's current run, or of the one before."""
-        numbers = sorted(number for each, number in self.logs if each == name)
+        """The log of the container's current run, or of the one before.
+
+        Runs that a former process of this node has seen are on its disk only.
+        """
+        directory = self._node.pod_logs(self.pod) / name
+        numbers = sorted({*logged_runs(directory), *(n for each, n in self.logs if each == name)})
         if previous:
             numbers = numbers[:-1]
-        return self.logs[name, numbers[-1]] if numbers else None
+        if not numbers:
+            return None
+        known = self.logs.get((name, numbers[-1]))
+        return known or ContainerLog.ended(directory / f"{numbers[-1]}.log", self._node.role.clock)
 
     def _now(self) -> float:
         return self._node.role.clock.time()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import io
 import json
 import random
 from typing import TYPE_CHECKING, Any
@@ -666,7 +667,7 @@ async def test_a_restarted_kubelet_starts_its_pods_again(tmp_path: Path) -> None
     api = FakeApi()
     async with node(tmp_path, api=api) as world:
         world.create("web", NGINX)
-        await world.running("web")
+        await world.fetch(await world.running("web"))
         first = world.container("web")["containerID"]
     assert (tmp_path / "var/lib/cni/networks/cbr0/10.2.59.2").exists()
     async with node(tmp_path, api=api) as world:
@@ -677,6 +678,24 @@ async def test_a_restarted_kubelet_starts_its_pods_again(tmp_path: Path) -> None
         assert container["lastState"]["terminated"]["reason"] == "Unknown"
         assert not (tmp_path / "var/lib/cni/networks/cbr0/10.2.59.2").exists()
         assert await world.fetch(world.status("web")["podIP"]) == 200
+        url, headers = (
+            world.url("/containerLogs/default/web/web"),
+            {"Authorization": "Bearer secret"},
+        )
+        async with (
+            aiohttp.ClientSession(headers=headers) as session,
+            session.get(url, params={"previous": "true", "follow": "true"}) as answer,
+        ):
+            assert (await answer.text()).count("GET / ") == 1
+
+
+async def test_a_body_of_any_size_goes_through_the_proxy(tmp_path: Path) -> None:
+    headers = {"Authorization": "Bearer secret"}
+    async with node(tmp_path) as world, aiohttp.ClientSession(headers=headers) as session:
+        world.create("web", NGINX)
+        url = world.url(f"/proxy/http/{await world.running('web')}/80/")
+        async with session.post(url, data=io.BytesIO(bytes(2 * 1024 * 1024))) as answer:
+            assert (answer.status, "405 Not Allowed" in await answer.text()) == (405, True)
 
 
 async def test_sixty_pods_come_and_go_without_a_trace(tmp_path: Path) -> None:

@@ -481,3 +481,47 @@ def test_the_node_speaks_the_real_texts() -> None:
     assert table["Ready"]["lastTransitionTime"] == "2023-11-14T22:13:25Z"
     assert table["PIDPressure"]["lastTransitionTime"] == "2023-11-14T22:13:20Z"
     assert table["PIDPressure"]["lastHeartbeatTime"] == "2023-11-14T22:13:25Z"
+
+
+def test_a_volume_that_cannot_be_filled_is_tried_ever_more_rarely() -> None:
+    """exponentialbackoff.go: 500 ms, doubled up to 2 min 2 s."""
+    record = PodRecord("u1", NOW)
+    delays = []
+    for _ in range(10):
+        record.mount_failed(NOW)
+        delays.append(record.mount_try_at - NOW)
+    assert delays == [0.5, 1, 2, 4, 8, 16, 32, 64, 122, 122]
+
+
+def test_a_resource_reference_counts_in_its_divisor() -> None:
+    resources = {"limits": {"cpu": "1500m"}, "requests": {"memory": "64Mi"}}
+    references = {
+        "CPU": {"resource": "limits.cpu"},
+        "MILLI": {"resource": "limits.cpu", "divisor": "1m"},
+        "ASKED": {"resource": "requests.memory"},
+        "MIB": {"resource": "requests.memory", "divisor": "1Mi"},
+        "WHOLE": {"resource": "limits.memory", "divisor": "1Mi"},
+        "NONE": {"resource": "requests.cpu"},
+    }
+    env = [{"name": k, "valueFrom": {"resourceFieldRef": v}} for k, v in references.items()]
+    pod = make_pod({"name": "c", "image": "nginx", "resources": resources, "env": env})
+    found = container_environment(
+        pod,
+        pod.containers[0],
+        CONFIG,
+        image_env={},
+        services=(),
+        lookup=lambda kind, name: None,
+        hostname="h",
+        pod_ip="10.2.59.2",
+    )
+    assert [found[name] for name in references] == ["2", "1500", "67108864", "64", "8192", "0"]
+    item = {"path": "cpu", "resourceFieldRef": {"containerName": "c", "resource": "limits.cpu"}}
+    with_volume = make_pod(
+        {"name": "c", "image": "nginx", "resources": resources},
+        volumes=[{"name": "v", "downwardAPI": {"items": [item]}}],
+    )
+    volumes = build_volumes(
+        with_volume, CONFIG, lambda kind, name: None, lambda audience: "", "10.2.59.2"
+    )
+    assert volumes["v"].files == {"cpu": b"2"}
