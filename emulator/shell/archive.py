@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import io
+import os
 import posixpath
 import tarfile
 from typing import TYPE_CHECKING
@@ -36,9 +38,10 @@ async def tar(ctx: ShellContext, argv: Sequence[str]) -> int:
         return await _create(ctx, base, archive, names, verbose="v" in flags)
     data = await _input(ctx, archive)
     try:
-        with tarfile.open(fileobj=io.BytesIO(data)) as members:
+        # Not compressed, as tar reads a pipe without -z: little of that may hold gigabytes.
+        with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as members:
             return _read(ctx, base, members, names, extract=verbs[0] == "x", flags=flags)
-    except tarfile.TarError:
+    except (tarfile.TarError, ValueError):
         ctx.err("tar: This does not look like a tar archive\n")
         return 2
 
@@ -153,6 +156,9 @@ def _read(
         try:
             _make_dirs(ctx, path if info.isdir() else posixpath.dirname(path))
             if info.isfile():
+                # A sparse member may claim any size.
+                if info.size > MEMORY_FILES_LIMIT_BYTES:
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
                 content = members.extractfile(info)
                 ctx.files.write(path, content.read() if content is not None else b"")
         except OSError as error:

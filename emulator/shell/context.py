@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
     Command = Callable[["ShellContext", Sequence[str]], Awaitable[int]]
 
+MAX_DIGITS = 18  # what fits 64 bits
+# What one command substitution may bring, or one variable hold: ARG_MAX of Linux is 2 MiB.
+MAX_EXPANSION_BYTES = 2 * 1024 * 1024
 # Bytes a pipe holds before its writer waits; Linux's default.
 PIPE_BYTES = 65536
 
@@ -52,17 +55,21 @@ class Files(Protocol):
 
 
 class Buffer:
-    """A sink that keeps everything: command substitution and tests."""
+    """A sink that keeps what is written: command substitution, probes and tests."""
 
-    def __init__(self) -> None:
+    def __init__(self, limit: int = MAX_EXPANSION_BYTES) -> None:
         self.data = bytearray()
+        self._limit = limit
 
     def write(self, data: bytes) -> None:
-        """Append the bytes."""
+        """Append the bytes; BrokenPipeError where they are more than ``limit`` in all."""
+        if len(self.data) + len(data) > self._limit:
+            raise BrokenPipeError
         self.data += data
 
     async def drain(self) -> None:
-        """Never waits."""
+        """Let others run."""
+        await asyncio.sleep(0)
 
     @property
     def text(self) -> str:
@@ -176,6 +183,20 @@ class ShellContext:
     def subshell(self) -> ShellContext:
         """A copy whose variables and directory are its own."""
         return replace(self, env=dict(self.env), depth=self.depth + 1)
+
+
+def whole_number(text: str) -> int | None:
+    """The value of up to 18 decimal digits; None for anything else, which int() may refuse."""
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= MAX_DIGITS else None
+
+
+def seconds_of(text: str) -> float | None:
+    """A time as strtod(3) reads it, finite and not negative: a loop's timers bear nothing else."""
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if 0 <= value < float("inf") else None
 
 
 def os_error_text(error: OSError) -> str:

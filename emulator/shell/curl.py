@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urljoin
 
 from emulator.errors import UsageError
-from emulator.shell.context import os_error_text
+from emulator.shell.context import os_error_text, seconds_of
 from emulator.shell.http import BadReplyError, EmptyReplyError, Exchange, ShortBodyError, Url
 from emulator.shell.names import ResolveError, resolve
 
@@ -160,12 +160,10 @@ def _value(options: Options, flag: str, words: list[str]) -> None:
         raise UsageError(f"curl: option {flag}: requires parameter\n{_HELP}")
     value, name = words.pop(0), _VALUED[flag]
     if name in ("max_time", "connect_timeout"):
-        try:
-            setattr(options, name, float(value))
-        except ValueError:
-            raise UsageError(
-                f"curl: option {flag}: expected a proper numerical parameter\n{_HELP}"
-            ) from None
+        seconds = seconds_of(value)
+        if seconds is None:
+            raise UsageError(f"curl: option {flag}: expected a proper numerical parameter\n{_HELP}")
+        setattr(options, name, seconds)
     elif name == "header":
         options.headers.append(value)
     elif name in ("data", "resolve"):
@@ -240,7 +238,10 @@ async def _transfer(ctx: ShellContext, options: Options, transfer: Transfer) -> 
         if transfer.redirects > MAX_REDIRECTS:
             raise CurlError(47, f"Maximum ({MAX_REDIRECTS}) redirects followed")
         base = url_text if "://" in url_text else f"http://{url_text}"
-        url_text = transfer.url = urljoin(base, location)
+        try:
+            url_text = transfer.url = urljoin(base, location)
+        except ValueError:
+            raise CurlError(3, "URL using bad/illegal format or missing URL") from None
 
 
 async def _one(ctx: ShellContext, options: Options, transfer: Transfer, text: str) -> Head:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
@@ -228,14 +229,22 @@ async def sysctl(ctx: ShellContext, argv: Sequence[str]) -> int:
             status = 255
             continue
         if equals:
-            if not value.strip().lstrip("-").isdigit():
+            number = _setting(value)
+            if number is None:
                 ctx.err(f'sysctl: setting key "{name}": Invalid argument\n')
                 status = 255
                 continue
-            table[name] = int(value)
+            table[name] = number
         found = table.read(name, devices)
         ctx.out(f"{found}\n" if "-n" in argv[1:] else f"{name} = {found}\n")
     return status
+
+
+def _setting(text: str) -> int | None:
+    """A decimal number of 32 bits as the kernel takes it for a setting."""
+    match = re.fullmatch(r"\s*(-?[0-9]{1,10})\s*", text)
+    value = int(match[1]) if match is not None else 1 << 31
+    return value if -(1 << 31) <= value < 1 << 31 else None
 
 
 def _dotted(name: str) -> str:
@@ -277,7 +286,8 @@ class ProcSys(Mapping[str, Callable[[], bytes]]):
         if not text:
             # A shell truncates a file before it writes to it.
             return True
-        if not text.lstrip("-").isdigit():
+        number = _setting(text)
+        if number is None:
             return False
-        self._ns.sysctl[_dotted(path.removeprefix("/proc/sys/"))] = int(text)
+        self._ns.sysctl[_dotted(path.removeprefix("/proc/sys/"))] = number
         return True

@@ -9,6 +9,8 @@ import re
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import quote, urlsplit
 
+from emulator.shell.context import whole_number
+
 if TYPE_CHECKING:
     import asyncio
     import ssl
@@ -185,12 +187,11 @@ class Exchange:
             async for data in self._chunks():
                 yield data
             return
-        length = head.get("Content-Length")
-        if not length.isdigit():
+        left = whole_number(head.get("Content-Length"))
+        if left is None:
             while data := await self._reader.read(CHUNK_BYTES):
                 yield data
             return
-        left = int(length)
         while left:
             data = await self._reader.read(min(left, CHUNK_BYTES))
             if not data:
@@ -202,10 +203,9 @@ class Exchange:
         assert self._reader is not None
         while True:
             size_text = (await self._line()).partition(";")[0].strip()
-            try:
-                size = int(size_text, 16)
-            except ValueError:
-                raise BadReplyError("bad chunk size") from None
+            if not re.fullmatch(r"[0-9A-Fa-f]{1,15}", size_text):
+                raise BadReplyError("bad chunk size")
+            size = int(size_text, 16)
             if not size:
                 while await self._line():
                     pass

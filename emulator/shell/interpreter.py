@@ -7,7 +7,13 @@ from typing import TYPE_CHECKING
 
 from emulator.errors import UsageError
 from emulator.shell.arithmetic import evaluate
-from emulator.shell.context import Buffer, Pipe, os_error_text
+from emulator.shell.context import (
+    MAX_EXPANSION_BYTES,
+    Buffer,
+    Pipe,
+    os_error_text,
+    whole_number,
+)
 from emulator.shell.parse import (
     AndOr,
     For,
@@ -32,6 +38,7 @@ if TYPE_CHECKING:
 # Shells within shells: a substitution that calls itself must end.
 MAX_DEPTH = 20
 EXIT_SIGINT = 130
+EXIT_SYNTAX = 2
 
 
 class ShellExitError(Exception):
@@ -81,12 +88,20 @@ class Interpreter:
         except UsageError as error:
             ctx.err(f"sh: {error}\n")
             return 2
+        return await self._subshell(ctx, self._sequence(ctx, tree))
+
+    @staticmethod
+    async def _subshell(ctx: ShellContext, work: Awaitable[int]) -> int:
+        """What ends a shell, or a part of one that is a process of its own, ends nothing else."""
         try:
-            return await self._sequence(ctx, tree)
+            return await work
         except ShellExitError as exit_:
             return exit_.status
         except _LoopControlError:
             return 0
+        except UsageError as error:
+            ctx.err(f"sh: {error}\n")
+            return EXIT_SYNTAX
 
     async def _sequence(self, ctx: ShellContext, tree: Script) -> int:
         status = ctx.status
@@ -131,11 +146,9 @@ class Interpreter:
     ) -> int:
         part = ctx.redirected(stdin=source.reader if source else None, stdout=sink)
         try:
-            return await self._node(part, command)
+            return await self._subshell(part, self._node(part, command))
         except BrokenPipeError:
             return 128 + 13
-        except ShellExitError as exit_:
-            return exit_.status
         finally:
             if sink is not None:
                 sink.close_write()
@@ -156,13 +169,10 @@ class Interpreter:
                         return await self._sequence(ctx, body)
                 return await self._sequence(ctx, node.otherwise) if node.otherwise else 0
             case Group():
-                inner = ctx.subshell() if node.subshell else ctx
-                try:
-                    return await self._sequence(inner, node.body)
-                except ShellExitError as exit_:
-                    if node.subshell:
-                        return exit_.status
-                    raise
+                if not node.subshell:
+                    return await self._sequence(ctx, node.body)
+                inner = ctx.subshell()
+                return await self._subshell(inner, self._sequence(inner, node.body))
 
     async def _loop(self, ctx: ShellContext, node: Loop) -> int:
         status = 0
@@ -215,7 +225,12 @@ class Interpreter:
     ) -> int | None:
         match words[0]:
             case "exit":
-                status = int(words[1]) if len(words) > 1 and words[1].isdigit() else ctx.status
+                status: int | None = ctx.status
+                if len(words) > 1:
+                    status = whole_number(words[1])
+                if status is None:
+                    inner.err(f"sh: exit: Illegal number: {words[1]}\n")
+                    status = EXIT_SYNTAX
                 raise ShellExitError(status & 255)
             case "break" | "continue":
                 raise _LoopControlError(again=words[0] == "continue")
@@ -299,7 +314,10 @@ class Interpreter:
         return fields
 
     async def _text(self, ctx: ShellContext, word: Word) -> str:
-        return "".join([await self._part(ctx, part.kind, part.text) for part in word])
+        text = "".join([await self._part(ctx, part.kind, part.text) for part in word])
+        if len(text) > MAX_EXPANSION_BYTES:
+            raise UsageError(f"a word of more than {MAX_EXPANSION_BYTES} bytes")
+        return text
 
     async def _part(self, ctx: ShellContext, kind: str, text: str) -> str:
         if kind == "text":
@@ -327,8 +345,7 @@ class Interpreter:
                 return str(len(self._arguments) - 1)
             case "@" | "*":
                 return " ".join(self._arguments[1:])
-        if text.isdigit():
-            index = int(text)
+        if (index := whole_number(text)) is not None:
             return self._arguments[index] if index < len(self._arguments) else ""
         for operator in (":-", ":=", ":+", "-", "="):
             name, found, default = text.partition(operator)

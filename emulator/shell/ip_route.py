@@ -11,6 +11,7 @@ from emulator.netstack.fib import PROTOCOLS, NextHop, Route, RouteType, protocol
 from emulator.netstack.show.neigh import render_ip_neigh
 from emulator.netstack.show.route import render_ip_route, render_route_get
 from emulator.shell import busybox_ip
+from emulator.shell.context import whole_number
 from emulator.shell.ip_words import (
     CommandError,
     Request,
@@ -166,8 +167,9 @@ def _parse_route(words: Sequence[str]) -> Route:
 
 def _protocol(text: str) -> str:
     """The protocol as it is kept: by its name if it has one."""
-    if text.isdigit() and int(text) <= 255:
-        return protocol_name(int(text))
+    number = whole_number(text)
+    if number is not None and number <= 255:
+        return protocol_name(number)
     if text not in PROTOCOLS.values():
         raise CommandError(f'Error: argument "{text}" is wrong: "protocol" value is invalid')
     return text

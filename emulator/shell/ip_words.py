@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from emulator.addr import parse_ip, parse_mac
 from emulator.errors import UsageError
+from emulator.shell.context import whole_number
 
 if TYPE_CHECKING:
     from emulator.netstack.netns import NetNs
@@ -103,10 +104,11 @@ def next_word(words: list[str], after: str) -> str:
 
 
 def parse_number(text: str, name: str) -> int:
-    """A decimal number."""
-    if not text.isdigit():
+    """A decimal number of 32 bits."""
+    number = whole_number(text)
+    if number is None or number >= 1 << 32:
         raise CommandError(f'Error: argument "{text}" is wrong: Invalid "{name}" value')
-    return int(text)
+    return number
 
 
 def parse_address(text: str) -> int:

@@ -159,8 +159,10 @@ def _word(text: str, at: int) -> tuple[Word, str, int]:
             at = end + 1
         elif char == '"':
             at = _double_quoted(text, at + 1, parts)
-        elif char == "\\" and at + 1 < len(text):
-            parts.append(Part("text", text[at + 1], True))
+        elif char == "\\":
+            # At the end of a line it joins the next one; at the very end it is itself.
+            following = text[at + 1 : at + 2] or "\\"
+            parts.append(Part("text", following.removeprefix("\n"), True))
             at += 2
         elif char in "$`":
             at = _dollar(text, at, parts, quoted=False)

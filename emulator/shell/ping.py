@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from emulator.addr import format_ip
+from emulator.addr import format_ip, parse_ip
 from emulator.errors import UsageError
-from emulator.shell.context import os_error_text
+from emulator.shell.context import os_error_text, seconds_of
 from emulator.shell.names import ResolveError, resolve
 
 if TYPE_CHECKING:
@@ -125,11 +126,8 @@ def _value(options: Options, letter: str, value: str) -> None:
         return
     if letter in "pQ":
         return
-    try:
-        number = float(value)
-    except ValueError:
-        raise UsageError(f"invalid argument: '{value}'") from None
-    if letter in "cst" and (number != int(number) or number < 0):
+    number = seconds_of(value)
+    if number is None or (letter in "cst" and number != int(number)):
         raise UsageError(f"invalid argument: '{value}'")
     match letter:
         case "c":
@@ -256,8 +254,10 @@ async def ping(ctx: ShellContext, argv: Sequence[str]) -> int:
 
 def _source_address(ctx: ShellContext, source: str) -> str:
     """``-I`` takes an address or a device."""
-    if not source or source.replace(".", "").isdigit():
+    if not source:
         return source
+    with contextlib.suppress(UsageError):
+        return format_ip(parse_ip(source))
     found = [each.ip for each in ctx.ns.addrs() if each.dev == source]
     return format_ip(found[0]) if found else ""
 

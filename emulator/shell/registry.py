@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 from emulator.errors import UsageError
 from emulator.shell import system, text
 from emulator.shell.archive import tar
-from emulator.shell.context import os_error_text
+from emulator.shell.context import os_error_text, seconds_of
 from emulator.shell.curl import curl
 from emulator.shell.devices import arp, brctl, bridge, ifconfig, route, sysctl
 from emulator.shell.interpreter import Interpreter
@@ -81,9 +81,8 @@ async def nohup(ctx: ShellContext, argv: Sequence[str]) -> int:
 async def timeout_command(ctx: ShellContext, argv: Sequence[str]) -> int:
     """timeout [-t] SECONDS COMMAND: 124 when the time is up (143 in busybox)."""
     words = [word for word in argv[1:] if word != "-t"]
-    try:
-        seconds = float(words[0].rstrip("s"))
-    except (ValueError, IndexError):
+    seconds = seconds_of(words[0].rstrip("s")) if words else None
+    if seconds is None:
         ctx.err("timeout: invalid time interval\n")
         return 125
     try:

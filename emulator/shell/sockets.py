@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from emulator.addr import format_ip
 from emulator.netstack.sock.tcp_state import State
 from emulator.runtime.stack_transport import MAX_PORT
-from emulator.shell.context import os_error_text
+from emulator.shell.context import os_error_text, seconds_of, whole_number
 from emulator.shell.names import ResolveError, resolve
 from emulator.shell.text import READ_BYTES
 
@@ -172,27 +172,28 @@ async def nc(ctx: ShellContext, argv: Sequence[str]) -> int:
         word = words.pop(0)
         if word in ("-w", "-p", "-q", "-s", "-i") and words:
             value = words.pop(0)
-            if word == "-w" and value.replace(".", "", 1).isdigit():
-                wait_s = float(value)
+            if word == "-w":
+                wait_s = seconds_of(value)
             elif word == "-p":
                 port_given = value
-        elif word.startswith("-w") and word[2:].isdigit():
-            wait_s = float(word[2:])
+        elif word.startswith("-w") and (seconds := seconds_of(word[2:])) is not None:
+            wait_s = seconds
         elif word.startswith("-"):
             flags |= set(word[1:])
         else:
             operands.append(word)
     if "l" in flags:
         return await _listen(ctx, port_given or (operands[-1] if operands else ""))
-    if len(operands) != 2 or not operands[1].isdigit():
+    port = whole_number(operands[1]) if len(operands) == 2 else None
+    if port is None:
         ctx.err("usage: nc [-46lvzu] [-p source_port] [-w timeout] [destination] [port]\n")
         return 1
-    if int(operands[1]) > MAX_PORT:
+    if port > MAX_PORT:
         busybox = ctx.style == "busybox"
         text = f"bad port '{operands[1]}'" if busybox else f"port number too large: {operands[1]}"
         ctx.err(f"nc: {text}\n")
         return 1
-    return await _dial(ctx, operands[0], int(operands[1]), flags, wait_s)
+    return await _dial(ctx, operands[0], port, flags, wait_s)
 
 
 async def _dial(
@@ -280,8 +281,9 @@ async def _datagrams(ctx: ShellContext, address: str, port: int, wait_s: float |
     return code
 
 
-async def _listen(ctx: ShellContext, port: str) -> int:
-    if not port.isdigit():
+async def _listen(ctx: ShellContext, text: str) -> int:
+    port = whole_number(text)
+    if port is None:
         ctx.err("usage: nc -l [-p] port\n")
         return 1
     arrived: asyncio.Future[tuple[asyncio.StreamReader, asyncio.StreamWriter]]
@@ -294,7 +296,7 @@ async def _listen(ctx: ShellContext, port: str) -> int:
             arrived.set_result((reader, writer))
 
     try:
-        server = await ctx.network.start_server(connected, "0.0.0.0", int(port))
+        server = await ctx.network.start_server(connected, "0.0.0.0", port)
     except OSError as error:
         ctx.err(f"nc: {os_error_text(error)}\n")
         return 1

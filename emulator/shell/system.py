@@ -9,7 +9,7 @@ import shlex
 from typing import TYPE_CHECKING
 
 from emulator.addr import format_ip
-from emulator.shell.context import os_error_text
+from emulator.shell.context import MAX_DIGITS, os_error_text
 from emulator.shell.text import flags_of, input_lines
 
 if TYPE_CHECKING:
@@ -90,12 +90,21 @@ async def hostname(ctx: ShellContext, argv: Sequence[str]) -> int:
 
 
 async def env(ctx: ShellContext, argv: Sequence[str]) -> int:
-    """env, printenv [NAME]."""
+    """env [NAME=VALUE]… [COMMAND], printenv [NAME]."""
     if argv[0].endswith("printenv") and len(argv) > 1:
         if argv[1] not in ctx.env:
             return 1
         ctx.out(f"{ctx.env[argv[1]]}\n")
         return 0
+    words = [word for word in argv[1:] if word != "-"]
+    ctx = ctx.subshell()
+    while words and "=" in words[0]:
+        name, _, value = words.pop(0).partition("=")
+        ctx.env[name] = value
+    if words:
+        from emulator.shell.registry import run_command
+
+        return await run_command(ctx, words)
     ctx.out("".join(f"{name}={value}\n" for name, value in ctx.env.items()))
     return 0
 
@@ -254,7 +263,7 @@ def _compare(left: str, operator: str, right: str) -> bool:
 async def seq(ctx: ShellContext, argv: Sequence[str]) -> int:
     """seq [FIRST [STEP]] LAST."""
     try:
-        numbers = [int(word) for word in argv[1:]]
+        numbers = [int(word) for word in argv[1:] if len(word) <= MAX_DIGITS]
     except ValueError:
         numbers = []
     match numbers:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from emulator.shell.context import os_error_text
+from emulator.shell.context import os_error_text, whole_number
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -84,7 +84,8 @@ async def printf(ctx: ShellContext, argv: Sequence[str]) -> int:
                 return match[0].replace("d", "s") % (word or "0")
             return match[0] % word
 
-        ctx.out(re.sub(r"%%|%-?[0-9]*[sd]", value, template))
+        # A width of more digits would be a word of gigabytes.
+        ctx.out(re.sub(r"%%|%-?[0-9]{0,4}[sd]", value, template))
         if not words or len(words) == used:
             return 0
 
@@ -128,7 +129,7 @@ async def grep(ctx: ShellContext, argv: Sequence[str]) -> int:
         word = words.pop(0)
         if (match := re.fullmatch(r"-([ABC])(\d*)", word)) and (match[2] or words):
             count = match[2] or words.pop(0)
-            number = int(count) if count.isdigit() else 0
+            number = whole_number(count) or 0
             after = number if match[1] in "AC" else after
             before = number if match[1] in "BC" else before
         elif word == "-e" and words:
@@ -225,8 +226,9 @@ def _line_count(argv: Sequence[str]) -> tuple[int, list[str]]:
         word = words.pop(0)
         if word in ("-n", "-c") and words:
             word = words.pop(0)
-            count = int(word) if word.lstrip("+-").isdigit() else count
-        elif re.fullmatch(r"-n?\d+", word):
+            number = whole_number(word.lstrip("+-"))
+            count = count if number is None else -number if word.startswith("-") else number
+        elif re.fullmatch(r"-n?[0-9]{1,18}", word):
             count = int(word.lstrip("-n"))
         else:
             names.append(word)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from emulator.addr import format_ip, parse_ip
 from emulator.errors import UsageError
 from emulator.netstack.sock.tcp import Endpoint
-from emulator.shell.context import os_error_text
+from emulator.shell.context import os_error_text, seconds_of
 from emulator.shell.names import ResolveError, parse_hosts, resolve
 
 if TYPE_CHECKING:
@@ -89,10 +89,9 @@ def parse_options(argv: Sequence[str]) -> Options:
 def _value(options: Options, letter: str, value: str) -> None:
     if letter in "Nszi":
         return
-    try:
-        number = float(value.partition(",")[0])
-    except ValueError:
-        raise UsageError(f"Cannot handle `-{letter}' option with arg `{value}' (argc 1)") from None
+    number = seconds_of(value.partition(",")[0])
+    if number is None:
+        raise UsageError(f"Cannot handle `-{letter}' option with arg `{value}' (argc 1)")
     match letter:
         case "m":
             if not 1 <= number <= 255:

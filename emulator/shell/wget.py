@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from emulator.errors import UsageError
-from emulator.shell.context import os_error_text
+from emulator.shell.context import os_error_text, seconds_of, whole_number
 from emulator.shell.http import BadReplyError, EmptyReplyError, Exchange, ShortBodyError, Url
 from emulator.shell.names import ResolveError, resolve
 
@@ -141,10 +141,10 @@ def _flag(options: Options, name: str) -> bool:
 
 
 def _number(text: str, word: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise UsageError(word) from None
+    number = seconds_of(text)
+    if number is None:
+        raise UsageError(word)
+    return number
 
 
 async def wget(ctx: ShellContext, argv: Sequence[str]) -> int:
@@ -247,7 +247,8 @@ async def _gnu_save(
     say: Callable[[str], None],
 ) -> None:
     length, kind = head.get("Content-Length"), head.get("Content-Type").partition(";")[0]
-    known = f"{length}{_human(int(length))}" if length.isdigit() else "unspecified"
+    size = whole_number(length)
+    known = f"{length}{_human(size)}" if size is not None else "unspecified"
     say(f"Length: {known} [{kind}]\n" if kind else f"Length: {known}\n")
     if options.spider:
         say("Remote file exists.\n\n")
@@ -263,7 +264,7 @@ async def _gnu_save(
     await _write(ctx, name, data)
     say(_dots(len(data), took))
     done = "written to stdout" if to_stdout else f"‘{name}’ saved"
-    total = f"{len(data)}/{length}" if length.isdigit() else str(len(data))
+    total = f"{len(data)}/{length}" if size is not None else str(len(data))
     say(f"{_stamp(ctx)} ({_rate(len(data) / took)}) - {done} [{total}]\n\n")
 
 

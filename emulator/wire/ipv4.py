@@ -10,6 +10,7 @@ from emulator.wire.checksum import checksum
 
 HEADER_LEN: Final = 20
 MAX_LENGTH: Final = 65535
+MIN_MTU: Final = 68  # RFC 791: every module takes a packet of 68 bytes without cutting it
 DF: Final = 0x4000
 MF: Final = 0x2000
 OFFSET_MASK: Final = 0x1FFF
@@ -125,8 +126,9 @@ def with_total_length(header: bytes, total: int, ident: int, frag: int) -> bytes
 def fragment(data: bytes, mtu: int) -> list[bytes]:
     """Cut a packet into fragments of at most ``mtu`` bytes (RFC 791 section 3.2).
 
-    The packet itself may be a fragment.  ``mtu`` is at least 68, the least the RFC allows.
+    The packet itself may be a fragment.  A smaller ``mtu`` than MIN_MTU counts as that.
     """
+    mtu = max(mtu, MIN_MTU)
     header_len = (data[0] & 15) * 4
     header = data[:header_len]
     payload = data[header_len:]

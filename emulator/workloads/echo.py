@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -147,7 +148,8 @@ async def agnhost(ctx: ContainerContext) -> int:
                 return _text(f"{peer}:{port}")
             case "/echo":
                 code = _query(request, "code")
-                return _text(_query(request, "msg"), int(code) if code.isdigit() else 200)
+                stated = re.fullmatch("[1-9][0-9]{2}", code)
+                return _text(_query(request, "msg"), int(code) if stated else 200)
             case "/healthz":
                 return web.Response(status=200)
             case "/header":

@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime
 import email.utils
 import posixpath
+import re
 from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote
 
@@ -147,10 +148,27 @@ def _byte_range(header: str, size: int) -> tuple[int, int] | None:
     first, dash, last = spec.partition("-")
     if unit != "bytes" or not equals or not dash or "," in spec:
         return None
-    if not first.isdigit():
-        return (max(0, size - int(last)), size - 1) if last.isdigit() and int(last) else None
-    start, end = int(first), int(last) if last.isdigit() else size - 1
+    if not all(re.fullmatch("[0-9]{0,18}", each) for each in (first, last)):
+        return None
+    if not first:
+        return (max(0, size - int(last)), size - 1) if last and int(last) else None
+    start, end = int(first), int(last) if last else size - 1
     return (start, min(end, size - 1)) if start < size and start <= end else None
+
+
+def _path_of(target: str) -> str | None:
+    """The path of a request's target, ``..`` resolved; None if it leads out of the root."""
+    path = target.partition("?")[0]
+    if not path.startswith("/"):
+        # RFC 9112 section 3.2.2: the absolute form names scheme and host too.
+        path = "/" + path.partition("://")[2].partition("/")[2]
+    depth = 0
+    for part in (path := unquote(path)).split("/"):
+        depth += {"": 0, ".": 0, "..": -1}.get(part, 1)
+        if depth < 0:
+            return None
+    clean = posixpath.normpath(path)
+    return clean + "/" if path.endswith("/") and clean != "/" else clean
 
 
 class _Site:
@@ -159,10 +177,8 @@ class _Site:
         self._version = version
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
-        path = posixpath.normpath(unquote(request.raw_path.partition("?")[0]))
-        if request.raw_path.partition("?")[0].endswith("/") and path != "/":
-            path += "/"
-        response = self._answer(request, path)
+        path = _path_of(request.raw_path)
+        response = self._page(request, 400) if path is None else self._answer(request, path)
         self._log(request, response)
         return response
 

@@ -250,7 +250,7 @@ def _members(found: SetInfo, line: _Line) -> tuple[str, ...]:
 def _natural(text: str) -> tuple[object, ...]:
     """Numbers by value, so that 10.0.0.2 comes before 10.0.0.10."""
     words = text.replace(",", ".").replace(":", ".").replace("/", ".").split(".")
-    return tuple((0, int(word), "") if word.isdigit() else (1, 0, word) for word in words)
+    return tuple((0, int(word), "") if word.isdecimal() else (1, 0, word) for word in words)
 
 
 def _saved(found: SetInfo, line: _Line) -> str:

@@ -17,7 +17,7 @@ from emulator.netstack.packet import Drop, DropReason
 from emulator.netstack.sock.ping import PingSocket, PingSockets
 from emulator.netstack.sock.ports import pick_port
 from emulator.netstack.sock.segment import SEQ_MASK, Segment, emit_packet, parse_segment
-from emulator.netstack.sock.tcp import Endpoint, TcpConnection, TcpInfo
+from emulator.netstack.sock.tcp import MIN_MSS, Endpoint, TcpConnection, TcpInfo
 from emulator.netstack.sock.tcp_state import State
 from emulator.netstack.sock.udp import IcmpReport, UdpSocket, UdpSockets
 from emulator.wire.tcp import ACK, FIN, RST, SYN
@@ -192,7 +192,7 @@ class SocketTable:
 
     def _new_connection(self, key: Key, iss: int | None = None) -> TcpConnection:
         local, remote = Endpoint(key[0], key[1]), Endpoint(key[2], key[3])
-        mss = min(self._ns.route_mtu(remote.ip), MAX_PACKET) - 40
+        mss = max(MIN_MSS, min(self._ns.route_mtu(remote.ip), MAX_PACKET) - 40)
         connection = TcpConnection(
             local, remote, iss=self._iss(key) if iss is None else iss, mss=mss
         )
