@@ -143,6 +143,17 @@ class BirdDaemon:
         assert self._server is not None
         return cast("int", self._server.sockets[0].getsockname()[1])
 
+    def ports(self, number: int) -> tuple[int, int]:
+        """Our TCP port and the peer's of a connection; 0 for one that is gone or simulated."""
+        wire = self._wires.get(number)
+        sock = wire.socket if wire is not None else None
+        if sock is None:
+            return 0, 0
+        try:
+            return sock.getsockname()[1], sock.getpeername()[1]
+        except OSError:
+            return 0, 0
+
     async def _close(self) -> None:
         if self._timer is not None:
             self._timer.cancel()

@@ -11,7 +11,7 @@ import struct
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from agents.bird.attribute_codec import encode
-from agents.bird.attributes import ORIGIN_IGP, Attrs
+from agents.bird.attributes import AS_TRANS, ORIGIN_IGP, Attrs
 from agents.bird.fsm import State
 from agents.bird.messages import message
 from agents.bird.net import Afi
@@ -84,9 +84,8 @@ def message_record(
     at: float, ends: Ends, kind: int, body: bytes, *, received: bool, as4: bool, path_ids: bool
 ) -> bytes:
     """One BGP message of a session; ``as4`` and ``path_ids`` are what the session agreed on."""
-    wide = as4 or ends.peer_as > 0xFFFF or ends.local_as > 0xFFFF
-    subtype = MESSAGE_SUBTYPES[wide, not received, path_ids]
-    return record(at, BGP4MP_ET, subtype, _head(ends, wide) + message(kind, body))
+    subtype = MESSAGE_SUBTYPES[as4, not received, path_ids]
+    return record(at, BGP4MP_ET, subtype, _head(ends, wide=as4) + message(kind, body))
 
 
 def state_record(at: float, ends: Ends, old: State, new: State) -> bytes:
@@ -95,8 +94,9 @@ def state_record(at: float, ends: Ends, old: State, new: State) -> bytes:
     return record(at, BGP4MP_ET, STATE_CHANGE_AS4, body)
 
 
-def _head(ends: Ends, wide: bool) -> bytes:
-    numbers = struct.pack(">II" if wide else ">HH", ends.peer_as, ends.local_as)
+def _head(ends: Ends, *, wide: bool) -> bytes:
+    asns = ends[:2] if wide else [asn if asn <= 0xFFFF else AS_TRANS for asn in ends[:2]]
+    numbers = struct.pack(">II" if wide else ">HH", *asns)
     return numbers + struct.pack(">HHII", 0, Afi.IPV4, ends.peer_ip, ends.local_ip)
 
 

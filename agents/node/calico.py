@@ -13,12 +13,6 @@ import dataclasses
 from typing import TYPE_CHECKING, Any, Final
 
 from agents.bird.config import CALICO_TIMERS
-from agents.bird.ctl.server import BirdControl
-from agents.bird.daemon import BirdDaemon
-from agents.bird.events import StateChanged
-from agents.bird.fsm import State
-from agents.bird.netlink import NamespacePort
-from agents.bird.speaker import Speaker
 from agents.calico.client import ResourceClient
 from agents.calico.cni import CalicoCni
 from agents.calico.confd.daemon import ConfdConfig, run_confd
@@ -31,8 +25,8 @@ from agents.calico.ipam.ipam import Ipam
 from agents.calico.resources import new_resource
 from agents.calico.startup import NodeFacts, start_node
 from agents.calico.tunnel import TunnelAddresses
-from emulator.addr import format_ip, parse_ip
-from emulator.errors import UsageError
+from agents.node.calico_bird import NodeBird
+from emulator.addr import format_ip
 from emulator.kubeclient.errors import ApiError, ApiUnreachableError
 from emulator.kubeclient.resource import NAMESPACES, PODS
 from emulator.kubeclient.rest import RestClient
@@ -41,8 +35,6 @@ from etcd.client import EtcdError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from agents.bird.config import SpeakerConfig
-    from agents.bird.events import Event
     from agents.calico.cni_conf import PodLike
     from agents.node.config import NodeConfig
     from agents.node.network import Part
@@ -53,13 +45,8 @@ if TYPE_CHECKING:
 
 # Between attempts while etcd refuses what calico-node does first.
 RETRY_S: Final = 0.2
-# Before bird comes back after `birdc down`: runsv's second.
-RESPAWN_S: Final = 1.0
 # Requests under way at once: namespaces are read and pods annotated as they are wired.
 MAX_REQUESTS: Final = 2
-_LOOPBACK: Final = 127
-# How long a node waits for its BGP peers before it calls itself ready without them.
-PEERS_S: Final = 5.0
 # Calico's own, but the first attempt comes at once: a listener is there before it is published.
 TIMERS: Final = dataclasses.replace(CALICO_TIMERS, first_delay_s=0.0)
 
@@ -110,14 +97,8 @@ class CalicoNetwork:
             namespace_of=self._namespace,
             annotate=self._annotate,
         )
-        self._bird: BirdDaemon | None = None
-        self._control: BirdControl | None = None
-        self._wanted: SpeakerConfig | None = None
-        self._configured = asyncio.Event()
+        self._bird = NodeBird(config, config.calico, kernel)
         self._programmed = asyncio.Event()
-        self._state_changed = asyncio.Event()
-        self._by_ip: dict[int, tuple[str, int]] = {}
-        self._by_host: dict[str, int] = {}
 
     async def run(self, part: Part) -> None:
         """Run calico-node until cancelled."""
@@ -187,111 +168,15 @@ class CalicoNetwork:
 
     async def _run_confd(self, part: Part) -> None:
         confd = ConfdConfig(self._config.name, self._config.root, timers=TIMERS)
-        await run_confd(confd, part("confd"), self._datastore, self._client, self._configure)
-
-    def _configure(self, config: SpeakerConfig) -> None:
-        self._wanted = config
-        self._configured.set()
-        if self._control is not None:
-            self._control.configure(config)
+        await run_confd(confd, part("confd"), self._datastore, self._client, self._bird.configure)
 
     async def _run_bird(self, part: Part) -> None:
-        """Run bird; one that was told to end (``down``) comes back, as its supervisor would do."""
-        env = part("bird")
-        await self._configured.wait()
         await self._programmed.wait()
-        recover = False
-        while True:
-            await self._run_speaker(env, recover=recover)
-            recover = True
-            await asyncio.sleep(RESPAWN_S)
-
-    async def _run_speaker(self, env: RoleEnv, *, recover: bool) -> None:
-        """One life of bird, with its control socket."""
-        assert self._wanted is not None
-        now = asyncio.get_running_loop().time()
-        port = NamespacePort(self._kernel.root)
-        bird = BirdDaemon(
-            Speaker(self._wanted, env.rng, now=now, kernel=port, recover=recover),
-            env.log,
-            listen=(self._config.host, self._settings.bgp_port),
-            resolve=self._resolve,
-            name_of=self._name_of,
-            local_host=self._config.host,
-            on_event=self._bird_event,
-        )
-        control = BirdControl(
-            bird,
-            path=self._settings.bird_ctl,
-            read_config=lambda: self._wanted,
-            clock=env.clock,
-            log=env.log,
-            root=self._config.root,
-        )
-        self._bird, self._control = bird, control
-        try:
-            async with asyncio.TaskGroup() as group:
-                serving = group.create_task(control.run(), name="bird.ctl")
-                waiting = group.create_task(self._wait_for_peers(env), name="calico.bgp.ready")
-                await self._run_daemon(bird)
-                serving.cancel()
-                waiting.cancel()
-        finally:
-            self._bird = self._control = None
-
-    async def _run_daemon(self, bird: BirdDaemon) -> None:
-        try:
-            await bird.run()
-        except OSError as error:
-            raise UsageError(
-                f"bird cannot listen on {self._config.host}:{self._settings.bgp_port}: {error}"
-            ) from None
-
-    def _bird_event(self, event: Event) -> None:
-        if isinstance(event, StateChanged):
-            self._state_changed.set()
-        if self._control is not None:
-            self._control.event(event)
-
-    async def _wait_for_peers(self, env: RoleEnv) -> None:
-        """Ready as calico-node's probe has it: once every peer is established, or after a while."""
-        assert self._bird is not None
-        speaker = self._bird.speaker
-        try:
-            async with asyncio.timeout(PEERS_S):
-                while waiting := [
-                    peer.config.name
-                    for peer in speaker.peers.values()
-                    if not peer.config.disabled and peer.state is not State.ESTABLISHED
-                ]:
-                    self._state_changed.clear()
-                    await self._state_changed.wait()
-        except TimeoutError:
-            self._env.log.warning("BGP not established with %s", ", ".join(waiting))
-        env.ready("bird speaks BGP")
-
-    # -- neighbours --------------------------------------------------------------------------------
-
-    def _resolve(self, ip: int) -> tuple[str, int] | None:
-        if ip >> 24 == _LOOPBACK:
-            return format_ip(ip), self._settings.bgp_port
-        return self._by_ip.get(ip)
-
-    def _name_of(self, host: str) -> int | None:
-        known = self._by_host.get(host)
-        return parse_ip(host) if known is None else known
+        await self._bird.run(part("bird"))
 
     def peers_changed(self, up: list[UnderlayEntry], gone: list[UnderlayEntry]) -> None:
         """Routers are where their nodes are."""
-        for entry in gone:
-            self._by_ip.pop(parse_ip(entry.ip), None)
-            self._by_host.pop(entry.underlay, None)
-        for entry in up:
-            ip = parse_ip(entry.ip)
-            self._by_ip[ip] = (entry.underlay, entry.bgp_port or self._settings.bgp_port)
-            self._by_host[entry.underlay] = ip
-        if self._bird is not None:
-            self._bird.addresses_changed()
+        self._bird.peers_changed(up, gone)
 
     # -- pods --------------------------------------------------------------------------------------
 

@@ -28,10 +28,19 @@ class Relay:
 
 
 @dataclass(frozen=True, slots=True)
+class BfdSettings:
+    """BFD with every BGP peer: seconds between packets, how many of them may be missing."""
+
+    interval_s: float
+    multiplier: int
+
+
+@dataclass(frozen=True, slots=True)
 class CalicoSettings:
     """What a node of a Calico network needs beside; modes are IPPool's.
 
-    ``bird_ctl`` is where its BGP speaker's control socket is.
+    ``bird_ctl`` is where its BGP speaker's control socket is.  ``bfd`` and ``bmp``, a collector's
+    host and port, are None for none; ``mrt_messages`` keeps a file of all BGP messages.
     """
 
     block_size: int
@@ -42,6 +51,9 @@ class CalicoSettings:
     mesh: bool
     bgp_port: int
     bird_ctl: Path
+    bfd: BfdSettings | None = None
+    bmp: tuple[str, int] | None = None
+    mrt_messages: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -12,6 +13,10 @@ from emulator.errors import UsageError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+_MILLISECONDS: Final = re.compile(r"([0-9]{1,5})ms")
+# Python's timers and a busy host make shorter intervals report the living dead.
+MIN_BFD_MS: Final = 10
+MAX_BFD_MS: Final = 60_000
 NETWORKS: Final = ("flannel", "calico")
 FLANNEL_BACKENDS: Final = ("vxlan", "host-gw")
 # IPPool.spec.ipipMode and vxlanMode.
@@ -43,6 +48,11 @@ class CalicoSpec:
     as_number: int
     mesh: bool
     bgp_port: int
+    # Seconds between BFD's packets and how many may be missing; None for no BFD.
+    bfd: tuple[float, int] | None = None
+    # Host and port of a BMP collector that all nodes report to.
+    bmp: tuple[str, int] | None = None
+    mrt_messages: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +136,36 @@ def _calico(fields: Fields, pod_cidr: Prefix) -> CalicoSpec:
         fields.number("asNumber", DEFAULT_AS_NUMBER, 1, MAX_AS_NUMBER),
         fields.truth("nodeToNodeMesh", True),
         fields.number("bgpPort", BGP_PORT, 1, 65535),
+        _bfd(fields),
+        _collector(fields),
+        fields.truth("mrtMessages", False),
     )
+
+
+def _bfd(fields: Fields) -> tuple[float, int] | None:
+    if "bfd" not in fields:
+        fields.get("bfd", None)
+        return None
+    inner = Fields(fields.get("bfd", None), "network.bfd")
+    text = inner.text("interval", "100ms")
+    match = _MILLISECONDS.fullmatch(text)
+    if match is None or not MIN_BFD_MS <= int(match.group(1)) <= MAX_BFD_MS:
+        raise UsageError(
+            f"network.bfd.interval: {text!r} is not from {MIN_BFD_MS}ms to {MAX_BFD_MS}ms"
+        )
+    multiplier = inner.number("multiplier", 3, 1, 255)
+    inner.done()
+    return int(match.group(1)) / 1000, multiplier
+
+
+def _collector(fields: Fields) -> tuple[str, int] | None:
+    text = fields.text("bmp", "")
+    if not text:
+        return None
+    host, _, port = text.rpartition(":")
+    if not host or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
+        raise UsageError(f"network.bmp: {text!r} is not HOST:PORT of a BMP collector")
+    return host, int(port)
 
 
 def check_room(network: NetworkSpec, nodes: int) -> None:

@@ -11,7 +11,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 from agents.apiserver.config import ApiServerConfig, StorageRoot, UserInfo
-from agents.node.config import CalicoSettings, NodeConfig, Relay
+from agents.node.config import BfdSettings, CalicoSettings, NodeConfig, Relay
 from agents.node.daemon import run_node
 from emulator.addr import format_ip
 from emulator.cluster.credentials import (
@@ -175,6 +175,9 @@ def _calico(plan: ClusterPlan, node: NodePlan) -> CalicoSettings | None:
         mesh=spec.mesh,
         bgp_port=node.bgp_port,
         bird_ctl=plan.bird_ctl(node.spec.name),
+        bfd=None if spec.bfd is None else BfdSettings(*spec.bfd),
+        bmp=spec.bmp,
+        mrt_messages=spec.mrt_messages,
     )
 
 

@@ -12,9 +12,13 @@ from hypothesis import strategies as st
 
 from agents.calico.client import ResourceClient
 from agents.calico.ctl.commands import Console
+from agents.calico.ctl.ipam_text import merge_reports
 from agents.calico.ctl.main import Environment, run_calicoctl
 from agents.calico.ctl.node_status import peers_of, render
 from agents.calico.ctl.tables import box, columns, wrap
+from agents.calico.ipam.ipam import Ipam
+from agents.calico.ipam.model import handle_key
+from agents.calico.net import Cidr, Ip
 from agents.calico.resources import new_resource
 from agents.calico.testing import MemoryDatastore
 from emulator.errors import PodwireError
@@ -212,3 +216,181 @@ def test_wrapping_keeps_every_word_and_the_width(words: list[str]) -> None:
     lines = wrap(" ".join(words))
     assert " ".join(lines).split() == words
     assert all(len(line) <= 30 for line in lines)
+
+
+# -- ipam ------------------------------------------------------------------------------------------
+
+
+async def with_addresses() -> Terminal:
+    """A pool, two nodes: kube-0 has a tunnel address and a leaked one, kube-1 borrowed one."""
+    terminal = Terminal()
+    await terminal.client.create(
+        new_resource("IPPool", "default-ipv4-ippool", {"cidr": "192.168.0.0/24", "blockSize": 30})
+    )
+    await terminal.client.create(
+        new_resource(
+            "ClusterInformation", "default", {"clusterGUID": "abc", "datastoreReady": True}
+        )
+    )
+    await terminal.client.create(node("kube-1", "10.10.95.205/20"))
+    ipam = Ipam(terminal.datastore, real_clock())
+    tunnel = Ip.parse("192.168.0.0")
+    await ipam.claim_affinity(Cidr.parse("192.168.0.0/30"), "kube-0")
+    secondary = {"node": "kube-0", "type": "ipipTunnelAddress"}
+    await ipam.assign_ip("kube-0", tunnel, "ipip-tunnel-addr-kube-0", secondary)
+    await ipam.assign_ip(
+        "kube-1",
+        Ip.parse("192.168.0.1"),
+        "k8s-pod-network.1",
+        {"node": "kube-1", "pod": "web", "namespace": "default"},
+    )
+    bgp = {"ipv4Address": "10.10.68.222/20", "ipv4IPIPTunnelAddr": "192.168.0.0"}
+    await terminal.client.create(new_resource("Node", "kube-0", {"bgp": bgp}))
+    return terminal
+
+
+async def test_ipam_show_counts_pools_blocks_and_holders() -> None:
+    terminal = await with_addresses()
+    assert await terminal.ok("ipam", "show", "--show-blocks") == (
+        "+----------+----------------+-----------+------------+-----------+\n"
+        "| GROUPING |      CIDR      | IPS TOTAL | IPS IN USE | IPS FREE  |\n"
+        "+----------+----------------+-----------+------------+-----------+\n"
+        "| IP Pool  | 192.168.0.0/24 |       256 | 2 (1%)     | 254 (99%) |\n"
+        "| Block    | 192.168.0.0/30 |         4 | 2 (50%)    | 2 (50%)   |\n"
+        "+----------+----------------+-----------+------------+-----------+\n"
+    )
+    assert "Block" not in await terminal.ok("ipam", "show")
+    assert await terminal.ok("ipam", "show", "--ip=192.168.0.1") == (
+        "IP 192.168.0.1 is in use\nAttributes:\n  namespace: default\n  node: kube-1\n  pod: web\n"
+    )
+    assert await terminal.ok("ipam", "show", "--ip", "192.168.0.2") == (
+        "192.168.0.2 is not assigned\n"
+    )
+    assert await terminal.ok("ipam", "show", "--ip", "10.0.0.1") == "10.0.0.1 is not assigned\n"
+    assert "invalid IP address specified: x" in await terminal.fails("ipam", "show", "--ip", "x")
+
+
+async def test_ipam_show_names_what_is_borrowed() -> None:
+    terminal = await with_addresses()
+    assert await terminal.ok("ipam", "show", "--show-borrowed") == (
+        "+-------------+----------------+----------------+-------------+------+--------------+\n"
+        "|     IP      | BORROWING-NODE |     BLOCK      | BLOCK OWNER | TYPE | ALLOCATED-TO |\n"
+        "+-------------+----------------+----------------+-------------+------+--------------+\n"
+        "| 192.168.0.1 | kube-1         | 192.168.0.0/30 | kube-0      | pod  | default/web  |\n"
+        "+-------------+----------------+----------------+-------------+------+--------------+\n"
+    )
+
+
+async def test_ipam_settings_are_shown_and_changed() -> None:
+    terminal = Terminal()
+    done = await terminal.ok(
+        "ipam", "configure", "--strictaffinity=true", "--max-blocks-per-host=4"
+    )
+    assert done == (
+        "Successfully set StrictAffinity to: true\nSuccessfully set MaxBlocksPerHost to: 4\n"
+    )
+    shown = await terminal.ok("ipam", "show", "--show-configuration")
+    assert "| StrictAffinity     | true  |\n" in shown
+    assert "| MaxBlocksPerHost   |     4 |\n" in shown
+    refused = await terminal.fails("ipam", "configure", "--strictaffinity=maybe")
+    assert refused == "invalid value. Use true or false to set strictaffinity\n"
+    refused = await terminal.fails("ipam", "configure", "--strictaffinity=false")
+    assert refused == "error: MaxBlocksPerHost requires StrictAffinity to be enabled\n"
+    refused = await terminal.fails("ipam", "configure", "--max-blocks-per-host=many")
+    assert refused == "invalid value for maxblockhost. Use a valid number\n"
+    assert "at least one" in await terminal.fails("ipam", "configure")
+
+
+async def test_ipam_check_finds_a_leak_and_release_mends_it() -> None:
+    terminal = await with_addresses()
+    checked = await terminal.ok("ipam", "check", "--show-problem-ips", "-o", "report.json")
+    leaked = "Main:k8s-pod-network.1 Extra:namespace=default,node=kube-1,pod=web"
+    assert checked.splitlines() == [
+        "Checking IPAM for inconsistencies...",
+        "",
+        "Loading all IPAM blocks...",
+        "Found 1 IPAM blocks.",
+        " IPAM block 192.168.0.0/30 affinity=host:kube-0:",
+        "IPAM blocks record 2 allocations.",
+        "",
+        "Loading all IPAM pools...",
+        "  192.168.0.0/24",
+        "Found 1 active IP pools.",
+        "",
+        "Loading all nodes.",
+        "Found 1 node tunnel IPs.",
+        "",
+        "Loading all workload endpoints.",
+        "Found 0 workload IPs.",
+        "Workloads and nodes are using 1 IPs.",
+        "",
+        "Loading all handles",
+        "Looking for top (up to 20) nodes by allocations...",
+        "  kube-0 has 1 allocations",
+        "  kube-1 has 1 allocations",
+        "Node with most allocations has 1; median is 1",
+        "",
+        "Scanning for IPs that are allocated but not actually in use...",
+        f"  192.168.0.1 leaked; attrs {leaked}",
+        "Found 1 IPs that are allocated in IPAM but not actually in use.",
+        "Scanning for IPs that are in use by a workload or node but not allocated in IPAM...",
+        "Found 0 in-use IPs that are not in active IP pools.",
+        "Found 0 in-use IPs that are in active IP pools but have no corresponding IPAM allocation.",
+        "",
+        "Scanning for IPAM handles with no matching IPs...",
+        "Found 0 handles with no matching IPs (and 2 handles with matches).",
+        "Scanning for IPs with missing handle...",
+        "Found 0 handles mentioned in blocks with no matching handle resource.",
+        "Check complete; found 1 problems.",
+    ]
+    release = ("ipam", "release", "--from-report", "report.json")
+    assert await terminal.fails(*release) == (
+        "data store is not locked. Either lock the data store, or re-run with --force\n"
+    )
+    assert await terminal.ok(*release, "--force") == (
+        "WARNING: Data store is not locked. Ignoring due to --force option\n"
+        "Releasing 1 old IPs...\nReleased 1 IPs successfully\n"
+        "Report didn't contain any handles to clean up.\nYou may now unlock the data store.\n"
+    )
+    assert (await terminal.ok("ipam", "check")).endswith("found 0 problems.\n")
+    again = await terminal.ok(*release, "--force")
+    assert "Problems are often caused by an out-of-date IPAM report." in again
+
+
+async def test_ipam_release_deletes_handles_that_did_not_change() -> None:
+    terminal = await with_addresses()
+    for name in ("old", "busy"):
+        terminal.datastore.put(handle_key(name), {"block": {"192.168.9.0/30": 1}, "id": name})
+    await terminal.ok("ipam", "check", "-o", "report.json")
+    terminal.datastore.put(handle_key("busy"), {"block": {"192.168.9.4/30": 1}, "id": "busy"})
+    done = await terminal.ok("ipam", "release", "--from-report=report.json", "--force")
+    assert "Deleting 2 handles...\nKey: '.' = Deleted OK; 'x' = skip" in done
+    assert sorted("".join(done.splitlines()[-3])) == [".", "x"]
+    assert "Released 1 handles; 1 skipped; 0 errors.\n" in done
+    assert terminal.datastore.keys(handle_key("busy"))
+    assert not terminal.datastore.keys(handle_key("old"))
+
+
+async def test_ipam_release_of_one_address_and_of_bad_reports() -> None:
+    terminal = await with_addresses()
+    release = ("ipam", "release", "--ip", "192.168.0.1")
+    assert await terminal.ok(*release) == "Successfully released IP address 192.168.0.1\n"
+    assert await terminal.fails(*release) == "IP address 192.168.0.1 is not assigned\n"
+    assert "give --ip or --from-report" in await terminal.fails("ipam", "release")
+    terminal.files["bad.json"] = "{}"
+    refused = await terminal.fails("ipam", "release", "--from-report", "bad.json")
+    assert refused == "bad.json: not an IPAM report: it has no allocations\n"
+    terminal.files["alien.json"] = '{"allocations": {}, "clusterGUID": "other"}'
+    refused = await terminal.fails("ipam", "release", "--from-report", "alien.json")
+    assert "mismatched cluster GUID. Refusing to release" in refused
+
+
+async def test_reports_release_only_what_all_of_them_call_leaked() -> None:
+    def report(*leaked: str) -> dict[str, object]:
+        entries = {ip: [{"ip": ip, "inUse": False, "sequenceNumber": 1}] for ip in leaked}
+        entries["10.0.0.9"] = [{"ip": "10.0.0.9", "inUse": True}]
+        return {"allocations": entries}
+
+    merged = merge_reports([report("10.0.0.1", "10.0.0.2"), report("10.0.0.2", "10.0.0.3")])
+    assert list(merged.ips) == ["10.0.0.2"]
+    assert merged.ips["10.0.0.2"].sequence_number == 1

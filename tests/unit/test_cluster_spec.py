@@ -171,6 +171,12 @@ def test_a_user_and_tls_files_go_with_an_etcd_of_one_s_own() -> None:
         ("network: {type: calico, ipipMode: Always, vxlanMode: Always}", "not both"),
         ("network: {type: calico, asNumber: 0}", "asNumber: 0 must be from 1"),
         ("network: {type: calico, natOutgoing: 1}", "expected true or false"),
+        ("network: {type: calico, bfd: {interval: 1s}}", "bfd.interval: '1s' is not from 10ms"),
+        ("network: {type: calico, bfd: {interval: 5ms}}", "is not from 10ms to 60000ms"),
+        ("network: {type: calico, bfd: {multiplier: 0}}", "bfd.multiplier: 0 must be from 1"),
+        ("network: {type: calico, bfd: {hops: 3}}", "network.bfd.hops: unknown field"),
+        ("network: {type: calico, bmp: here}", "'here' is not HOST:PORT of a BMP collector"),
+        ("network: {type: calico, mrtMessages: 1}", "expected true or false"),
         ("network: {type: calico, backend: vxlan}", "network.backend: unknown field"),
         ("network: {type: calico, podCIDR: 192.168.0.0/25}\nnodes: 3", "2 blocks of /26, too few"),
     ],
@@ -187,6 +193,18 @@ def test_a_calico_network_has_the_pool_calico_node_makes() -> None:
     assert spec.network.calico is not None
     assert (spec.network.calico.ipip_mode, spec.network.calico.block_size) == ("Always", 26)
     assert flannel_config(spec.network) is None
+
+
+def test_a_calico_network_is_watched_as_the_file_says() -> None:
+    calico = load_spec("network: calico").network.calico
+    assert calico is not None
+    assert (calico.bfd, calico.bmp, calico.mrt_messages) == (None, None, False)
+    text = 'network: {type: calico, bfd: {interval: 50ms}, bmp: "10.0.0.1:5", mrtMessages: true}'
+    calico = load_spec(text).network.calico
+    assert calico is not None
+    assert calico.bfd == (0.05, 3)
+    assert calico.bmp == ("10.0.0.1", 5)
+    assert calico.mrt_messages
 
 
 def test_calico_is_refused_where_nodes_share_one_address(monkeypatch: pytest.MonkeyPatch) -> None:
