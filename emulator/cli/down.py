@@ -44,6 +44,7 @@ def run(args: argparse.Namespace) -> int:
     else:
         print(f"cluster {args.name!r} is not running")
     directory.remove()
+    directory.forget_kept_logs()
     return 0
 
 

@@ -33,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
                 "each logs to its own terminal or container"
             )
         raise UsageError(f"no role {args.role!r} (there are: {known})")
-    with path.open() as file:
+    with path.open(errors="replace") as file:
         shutil.copyfileobj(file, sys.stdout)
         while args.follow and path.exists():
             sys.stdout.flush()

@@ -37,7 +37,9 @@ def directory_of(args: argparse.Namespace) -> Path:
     check_cluster_name(args.name)
     directory = cluster_directory(args.name)
     if not directory.exists():
-        raise UsageError(f"no cluster {args.name!r} is running; start one with 'podwire up'")
+        kept = ClusterDirectory(args.name).kept_logs
+        hint = f" (logs of the one that ended by itself: {kept})" if kept.exists() else ""
+        raise UsageError(f"no cluster {args.name!r} is running{hint}; start one with 'podwire up'")
     return directory
 
 

@@ -16,7 +16,7 @@ from emulator.cluster.credentials import ADMIN, Credentials, api_server_names
 from emulator.cluster.pki import write_private
 from emulator.cluster.plan import make_plan
 from emulator.cluster.process import set_up_log
-from emulator.cluster.supervisor import Supervisor
+from emulator.cluster.supervisor import Supervisor, how_ended
 from emulator.cluster.zygote import start_zygote
 from emulator.errors import PodwireError, UsageError
 
@@ -55,11 +55,6 @@ def _saying_what_cannot_be_written(directory: Path) -> Iterator[None]:
         raise UsageError(f"{directory}: cannot be written ({error.strerror})") from None
 
 
-def _how(status: int) -> str:
-    code = os.waitstatus_to_exitcode(status)
-    return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
-
-
 def _write_credentials(plan: ClusterPlan) -> None:
     with _saying_what_cannot_be_written(plan.directory):
         write_credentials(plan)
@@ -91,7 +86,8 @@ def in_a_child(work: Callable[[], None]) -> Iterator[None]:
     if failure:
         raise UsageError(failure)
     if status:
-        raise PodwireError(f"a process that was to help ended ({_how(status)})")
+        how = how_ended(os.waitstatus_to_exitcode(status))
+        raise PodwireError(f"a process that was to help ended ({how})")
 
 
 def write_credentials(plan: ClusterPlan) -> None:
@@ -119,7 +115,8 @@ def supervise(
 ) -> None:
     """Fork the cluster and watch it until SIGINT, SIGTERM or ``podwire down``.
 
-    Everything is gone when this returns or raises.  ``private_descriptors`` are closed in the
+    Everything is gone when this returns or raises, but for the logs of a cluster that ended by
+    itself: the PodwireError says where they are.  ``private_descriptors`` are closed in the
     forked processes.  ``waiter`` is a descriptor that becomes readable when whoever waits for the
     cluster to be up gives up; the cluster then ends, unless it is up.
     """
@@ -134,6 +131,10 @@ def supervise(
         roles = warm_up(plan)
         channel, zygote = start_zygote(functools.partial(run_child, roles), close)
         asyncio.run(_supervise(plan, channel, on_progress, on_up, waiter))
+    except UsageError:
+        raise
+    except PodwireError as error:
+        raise PodwireError(f"{error}; its logs are in {directory.keep_logs()}") from None
     finally:
         if channel is not None:
             channel.close()

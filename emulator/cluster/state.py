@@ -119,6 +119,22 @@ class ClusterDirectory:
             os.close(lock)
         return False
 
+    @property
+    def kept_logs(self) -> Path:
+        """Where the logs of the last cluster of this name that ended by itself are, if any."""
+        return home() / f".{self.name}.logs"
+
+    def keep_logs(self) -> Path:
+        """Put the logs where ``remove`` leaves them, in the place of older ones."""
+        self.forget_kept_logs()
+        with contextlib.suppress(OSError):
+            (self.path / "logs").rename(self.kept_logs)
+        return self.kept_logs
+
+    def forget_kept_logs(self) -> None:
+        """Remove what ``keep_logs`` kept."""
+        shutil.rmtree(self.kept_logs, ignore_errors=True)
+
     def remove(self) -> None:
         """Remove everything of the cluster, the lock last."""
         shutil.rmtree(self.path, ignore_errors=True)

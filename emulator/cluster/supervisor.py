@@ -208,7 +208,7 @@ class Supervisor:
 
     def _exited(self, state: RoleState, status: int) -> None:
         code = os.waitstatus_to_exitcode(status)
-        how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
+        how = how_ended(code)
         state.pid, state.ready = 0, False
         if self._stopping.is_set():
             return
@@ -333,6 +333,16 @@ class Supervisor:
                 for node in plan.nodes
             ],
         }
+
+
+def how_ended(code: int) -> str:
+    """An exit code of ``os.waitstatus_to_exitcode`` in words."""
+    if code >= 0:
+        return f"exit status {code}"
+    try:
+        return f"killed by {signal.Signals(-code).name}"
+    except ValueError:  # most real-time signals have no name
+        return f"killed by signal {-code}"
 
 
 def _has_ended(pid: int) -> bool:

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 # A message holds a role name and a path or an error line; longer error texts are cut.
 MAX_MESSAGE_BYTES: Final = 16 * 1024
 MAX_ERROR_CHARS: Final = 4000
+# The wait status told of a role that could not be forked: exit status 1.
+FORK_FAILED: Final = 1 << 8
 # How long children get between SIGTERM and SIGKILL when the supervisor has gone away.
 ORPHAN_GRACE_S: Final = 3.0
 
@@ -133,7 +135,15 @@ class _Zygote:
         role = request["spawn"]
         # A SIGTERM for the child before it stops ignoring it would be lost.
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
-        pid = os.fork()
+        try:
+            pid = os.fork()
+        except OSError as error:
+            # Out of processes or memory for now: that is this role's failure, not everybody's end.
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
+            self._tell({"spawned": role, "pid": 0})
+            self._tell({"failed": role, "pid": 0, "error": f"cannot fork: {error.strerror}"})
+            self._tell({"exited": role, "pid": 0, "status": FORK_FAILED})
+            return
         if pid == 0:
             signal.set_wakeup_fd(-1)
             for descriptor in (*wake, self._lifeline_write):

@@ -356,6 +356,11 @@ def test_nothing_outlives(small: Podwire, victim: str) -> None:
     wait_for("all have ended", lambda: not any(map(alive, [*roles, supervisor, zygote])), 10)
     done = small.podwire("status", check=False)
     assert (done.code, done.err.count("\n")) == (2, 1)
+    # Who ends a cluster by failure leaves its logs and says where; who is killed leaves all.
+    kept = small.home / f".{small.name}.logs"
+    assert (str(kept) in done.err, kept.exists()) == (victim != "supervisor",) * 2
+    if kept.exists():
+        assert "the parent of all processes died" in (kept / "supervisor.log").read_text()
 
 
 def test_logs_hold_no_traceback(cluster: Podwire) -> None:

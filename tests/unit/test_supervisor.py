@@ -154,3 +154,35 @@ def test_credentials_are_private_and_made_once(tmp_path: Path) -> None:
     assert plan.kubeconfig.stat().st_mode & 0o777 == 0o600
     write_credentials(plan)
     assert {path.name: path.read_bytes() for path in (tmp_path / "pki").iterdir()} == first
+
+
+def test_a_role_killed_by_a_signal_without_a_name_comes_back_too(tmp_path: Path) -> None:
+    async def story(supervisor: Supervisor) -> None:
+        state = supervisor.roles["node-0"]
+        os.kill(state.pid, signal.SIGRTMIN + 6)
+        await until(lambda: state.restarts == 1 and state.ready)
+        assert state.last_exit == f"killed by signal {signal.SIGRTMIN + 6}"
+
+    supervise(tmp_path, idle_child, story)
+
+
+def test_a_fork_that_fails_is_one_roles_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, forks = os.fork, []
+
+    def fork() -> int:
+        forks.append(1)
+        if len(forks) == 3:  # the zygote, etcd, then what this test is about
+            raise BlockingIOError(11, "Resource temporarily unavailable")
+        return real()
+
+    monkeypatch.setattr(os, "fork", fork)
+
+    async def story(supervisor: Supervisor) -> None:
+        counted = {name: state.restarts for name, state in supervisor.roles.items()}
+        assert counted == {"etcd": 0, "controlplane": 1, "node-0": 0, "node-1": 0}
+        last = supervisor.roles["controlplane"].last_exit
+        assert last == "exit status 1: cannot fork: Resource temporarily unavailable"
+
+    supervise(tmp_path, idle_child, story)
