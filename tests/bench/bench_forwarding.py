@@ -13,6 +13,7 @@ import time
 from typing import TYPE_CHECKING
 
 from emulator.addr import parse_ip
+from emulator.netstack.devices.underlay import Underlay
 from emulator.wire import icmpv4, ipv4, tcp, udp, vxlan
 from emulator.wire.ethernet import Frame
 from tests.joined_kernels import Segment
@@ -91,9 +92,16 @@ def tcp_packets(src: str, dst: str, size: int, count: int) -> list[bytes]:
     ]
 
 
+def nic_of(net: Segment) -> Underlay:
+    """Node 0's NIC."""
+    nic = net.kernels[0].root.device("eth0")
+    assert isinstance(nic, Underlay)
+    return nic
+
+
 def give(net: Segment, batch: bytes, size: int) -> None:
     """Hand one batch to node 0's NIC."""
-    net.kernels[0].root.device("eth0").receive_vxlan(net.node_ip(1), 40000, batch, size)
+    nic_of(net).receive_vxlan(net.node_ip(1), 40000, batch, size)
 
 
 def measure(name: str, seconds: float, packets: int, turn: Callable[[], None]) -> float:
@@ -118,7 +126,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     root = net.kernels[0].root
     root.netfilter.restore(RULES)
     pod = net.pod(0, 2)
-    nic = root.device("eth0")
+    nic = nic_of(net)
 
     batch = frames(net, udp_packets("10.2.2.2", "10.2.3.2"))
     size = len(batch) // BATCH

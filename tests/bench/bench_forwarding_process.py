@@ -16,6 +16,7 @@ import socket
 import time
 from typing import TYPE_CHECKING
 
+from emulator.netstack.devices.underlay import Underlay
 from emulator.netstack.fib import Route
 from emulator.netstack.kernel import Kernel
 from emulator.runtime.underlay import UnderlayDriver
@@ -68,7 +69,9 @@ async def forward(channel: Connection) -> tuple[int, float, float]:
     root.link_add("eth0", "underlay", mac=mine.link("eth0").mac)
     root.link_set("eth0", up=True)
     root.addr_add("eth0", plan.node_ip(0), 24)
-    driver = UnderlayDriver(kernel, root.devices["eth0"], FORWARDER, loop=loop)
+    nic = root.devices["eth0"]
+    assert isinstance(nic, Underlay)
+    driver = UnderlayDriver(kernel, nic, FORWARDER, loop=loop)
     await driver.start()
     root.link_add(
         "flannel.1",
@@ -90,8 +93,13 @@ async def forward(channel: Connection) -> tuple[int, float, float]:
         root.fdb_replace("flannel.1", theirs.link("flannel.1").mac, plan.node_ip(number))
         root.route_add(Route(subnet, gateway=subnet.network, dev="flannel.1", onlink=True))
     root.netfilter.restore(RULES)
-    done = loop.create_future()
-    loop.add_reader(channel.fileno(), lambda: done.done() or done.set_result(channel.recv()))
+    done: asyncio.Future[tuple[int, float]] = loop.create_future()
+
+    def reported() -> None:
+        if not done.done():
+            done.set_result(channel.recv())
+
+    loop.add_reader(channel.fileno(), reported)
     cpu = time.process_time()
     channel.send("go")
     packets, took = await done
