@@ -75,11 +75,16 @@ async def serve(config: ApiServerConfig, env: RoleEnv, store: Store) -> None:
     async with asyncio.TaskGroup() as group:
         follower = group.create_task(cache.run(), name="apiserver.cache")
         await cache.loaded.wait()
-        services = cache.bucket("services/specs").entries.values()
-        for problem in addresses.adopt(entry.obj for entry in services):
-            env.log.warning("%s", problem)
+        told: dict[str, None] = {}
 
         async def bootstrap_once() -> None:
+            services = cache.bucket("services/specs").entries.values()
+            found = dict.fromkeys(addresses.adopt(entry.obj for entry in services))
+            for problem in found:
+                if problem not in told:
+                    env.log.warning("%s", problem)
+            told.clear()
+            told.update(found)
             await bootstrap.run(
                 objects,
                 registry,

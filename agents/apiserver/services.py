@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import random
     from collections.abc import Iterable
 
+    from agents.apiserver.allocators import Pool
     from emulator.apimachinery.objects import Obj
 
 _WITH_PORTS = ("NodePort", "LoadBalancer")
@@ -36,6 +37,11 @@ def _ports(obj: Obj) -> list[int]:
     found = [p["nodePort"] for p in items(obj, "spec", "ports") if p.get("nodePort")]
     health = dig(obj, "spec", "healthCheckNodePort")
     return list(dict.fromkeys(found + ([health] if health else [])))
+
+
+def _held(pool: Pool, value: int, owner: str) -> bool:
+    """Take a value unless its owner has it already; False if it is out of range or another's."""
+    return value in pool and (pool.owner(value) == owner or pool.reserve(value, owner))
 
 
 class Reservation:
@@ -87,19 +93,23 @@ class ServiceAddresses:
         return format_ip(self._ips.first)
 
     def adopt(self, services: Iterable[Obj]) -> list[str]:
-        """Take what stored Services hold; return what is wrong with them, for the log."""
+        """Take what stored Services hold; return what is wrong with them, for the log.
+
+        Safe to repeat, and repeated: a write that was cut off midway may have been applied after
+        its addresses were given back.
+        """
         problems: list[str] = []
         for obj in services:
             owner = f"{namespace_of(obj)}/{name_of(obj)}"
             problems += [
                 f"service {owner}: {format_ip(ip)} is out of range or taken"
                 for ip in _ips(obj)
-                if ip not in self._ips or not self._ips.reserve(ip, owner)
+                if not _held(self._ips, ip, owner)
             ]
             problems += [
                 f"service {owner}: node port {port} is out of range or taken"
                 for port in _ports(obj)
-                if port not in self._ports or not self._ports.reserve(port, owner)
+                if not _held(self._ports, port, owner)
             ]
         return problems
 

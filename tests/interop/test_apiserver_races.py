@@ -18,7 +18,7 @@ from agents.apiserver.testing import MemoryStore
 from agents.apiserver.watching import Watcher, WatchRequest
 from emulator.apimachinery.lifecycle import DeleteOptions
 from emulator.apimachinery.resources import Registry
-from emulator.apimachinery.status import StatusError
+from emulator.apimachinery.status import StatusError, unavailable
 from emulator.runtime.rng import seeded_rng
 
 if TYPE_CHECKING:
@@ -51,8 +51,8 @@ class Setup:
         self.store = RacingStore()
         self.cache = Cache(self.store, logging.getLogger("test"))
         rng = seeded_rng(1, "races")
-        addresses = ServiceAddresses("10.96.0.0/12", (30000, 32767), rng)
-        self.objects = Objects(self.cache, self.store, addresses, lambda: 1.7e9, rng)
+        self.addresses = ServiceAddresses("10.96.0.0/12", (30000, 32767), rng)
+        self.objects = Objects(self.cache, self.store, self.addresses, lambda: 1.7e9, rng)
 
 
 @pytest.fixture
@@ -180,3 +180,25 @@ async def test_a_bookmark_never_overtakes_an_event(
     order = [(revision, kind == "BOOKMARK") for kind, revision in lines.words]
     assert {kind for kind, _ in lines.words} == {"ADDED", "BOOKMARK"}
     assert order == sorted(order)
+
+
+async def test_an_address_of_a_write_that_was_cut_off_is_not_given_twice(setup: Setup) -> None:
+    """The write was applied, but its answer got lost: the address had been given back."""
+    services = Registry().get("", "v1", "services")
+    spec = {"clusterIP": "10.96.0.10", "ports": [{"port": 80}]}
+    create = setup.store.create
+
+    async def cut_off(key: bytes, value: bytes, ttl_s: int = 0) -> Written:
+        await create(key, value, ttl_s)
+        raise unavailable("etcd does not answer")
+
+    setup.store.create = cut_off  # type: ignore[method-assign]
+    with pytest.raises(StatusError, match="does not answer"):
+        await setup.objects.create(services, {"metadata": {"name": "a"}, "spec": spec}, "default")
+    setup.store.create = create  # type: ignore[method-assign]
+    await setup.cache.reach(setup.store.revision)
+    stored = [entry.obj for entry in setup.objects.bucket(services).entries.values()]
+    for _ in range(2):
+        assert setup.addresses.adopt(stored) == []
+    with pytest.raises(StatusError, match="already allocated"):
+        await setup.objects.create(services, {"metadata": {"name": "b"}, "spec": spec}, "default")
