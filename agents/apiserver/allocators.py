@@ -74,10 +74,6 @@ class Pool:
         """Give a value back; one that is not taken is ignored."""
         self._owners.pop(value, None)
 
-    def used(self) -> int:
-        """How many values are taken."""
-        return len(self._owners)
-
 
 def ip_pool(cidr: str, rng: random.Random) -> Pool:
     """The pool of a service range: without its network and broadcast address."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import deque
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from agents.apiserver.config import FRESH_TIMEOUT_S, WATCH_RING
 from emulator.apimachinery.behaviour import selectable_fields
@@ -280,10 +280,6 @@ class Cache:
         bucket.watchers[self._next_watcher] = deliver
         return self._next_watcher
 
-    def sizes(self) -> dict[str, int]:
-        """Objects per directory."""
-        return {name: len(bucket.entries) for name, bucket in sorted(self._buckets.items())}
-
 
 def _prefix_end(prefix: bytes) -> bytes:
     """The first key after all that begin with ``prefix``, which ends in a slash."""
@@ -305,6 +301,3 @@ def object_key(directory: str, namespace: str, name: str) -> bytes:
     path = f"{namespace}/{name}" if namespace else name
     prefix = b"" if directory.startswith("/") else PREFIX
     return prefix + f"{directory}/{path}".encode()
-
-
-__all__ = ["PREFIX", "Any", "Bucket", "Cache", "Entry", "Event", "object_key"]

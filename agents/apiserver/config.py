@@ -79,7 +79,6 @@ class ApiServerConfig:
     etcd_access: EtcdAccess = NO_ACCESS
     tokens: Mapping[str, UserInfo] = field(default_factory=dict)
     node_port_range: tuple[int, int] = (30000, 32767)
-    cluster_name: str = "podwire"
     version: str = "v1.32.5"
     definitions: tuple[Mapping[str, Any], ...] = ()
     storage_roots: Mapping[str, StorageRoot] = field(default_factory=dict)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from agents.apiserver.negotiate import JSON, Accepted
 from emulator.apimachinery.convert import from_storage
 from emulator.apimachinery.objects import dump_json
 from emulator.apimachinery.status import bad_request
@@ -14,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from agents.apiserver.cache import Entry, Event
+    from agents.apiserver.negotiate import Accepted
     from emulator.apimachinery.objects import Obj
     from emulator.apimachinery.resources import ResourceType
 
@@ -30,14 +30,6 @@ LIST_KINDS: Final = frozenset(
 )
 
 
-def type_head(resource: ResourceType) -> bytes:
-    """``{"kind":…,"apiVersion":…,`` of an object."""
-    return b'{"kind":"%b","apiVersion":"%b",' % (
-        resource.kind.encode(),
-        resource.group_version.encode(),
-    )
-
-
 class Form:
     """How one request wants its objects."""
 
@@ -47,8 +39,11 @@ class Form:
         self.resource = resource
         self.accepted = accepted
         self._now = now
-        self._head = type_head(resource)
         self._gv = resource.group_version
+        self._head = b'{"kind":"%b","apiVersion":"%b",' % (
+            resource.kind.encode(),
+            self._gv.encode(),
+        )
         include = query.get("includeObject") or "Metadata"
         if include not in ("Metadata", "Object", "None"):
             raise bad_request(f'unrecognized includeObject value: "{include}"')
@@ -56,15 +51,8 @@ class Form:
         self._first = True
 
     @property
-    def stream_type(self) -> str:
-        """The Content-Type of a watch."""
-        return self.content_type
-
-    @property
     def content_type(self) -> str:
         """The Content-Type of an answer in this form."""
-        if not self.accepted.kind:
-            return self.accepted.media
         return self.accepted.media
 
     def convert(self, obj: Obj) -> Obj:
@@ -153,6 +141,3 @@ class Form:
             obj = {**obj, "kind": "PartialObjectMetadata",
                    "apiVersion": f"{META}/{self.accepted.version}"}  # fmt: skip
         return dump_json({"type": "BOOKMARK", "object": obj}) + b"\n"
-
-
-__all__ = ["JSON", "LIST_KINDS", "OBJECT_KINDS", "Form", "type_head"]

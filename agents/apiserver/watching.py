@@ -138,7 +138,7 @@ async def serve(
     number = cache.subscribe(bucket, watcher.deliver)
     response = web.StreamResponse(headers={"Cache-Control": "no-cache, private"})
     try:
-        response.headers["Content-Type"] = form.stream_type
+        response.headers["Content-Type"] = form.content_type
         response.enable_chunked_encoding()
         await response.prepare(request)
         if too_old is not None:

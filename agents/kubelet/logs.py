@@ -26,7 +26,6 @@ MAX_FILES = 5
 MAX_LINE_BYTES = 16 * 1024
 # Logs of earlier runs of one container that are kept.
 KEPT_RUNS = 2
-READ_BYTES = 64 * 1024
 
 
 class LogOptions(NamedTuple):

@@ -18,7 +18,6 @@ class ErrorKind(enum.Enum):
     NOT_SUPPORTED = ("FieldValueNotSupported", "Unsupported value")
     FORBIDDEN = ("FieldValueForbidden", "Forbidden")
     TOO_LONG = ("FieldValueTooLong", "Too long")
-    TOO_MANY = ("FieldValueTooMany", "Too many")
 
 
 _SHOWS_VALUE = (

@@ -30,16 +30,6 @@ class FieldSelector(NamedTuple):
         """Whether an object with these selectable fields is selected."""
         return all((fields.get(t.field, "") == t.value) == t.equal for t in self.terms)
 
-    def exact(self, field: str) -> str | None:
-        """The value a ``field=value`` term demands, None if there is none."""
-        for term in self.terms:
-            if term.field == field and term.equal:
-                return term.value
-        return None
-
-
-EVERYTHING = FieldSelector(())
-
 
 def parse(text: str, known: Mapping[str, str] | frozenset[str]) -> FieldSelector:
     """Parse; SelectorError for bad syntax or a field outside ``known``."""

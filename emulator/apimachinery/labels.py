@@ -81,9 +81,6 @@ class Selector(NamedTuple):
         return ",".join(str(r) for r in self.requirements)
 
 
-EVERYTHING = Selector(())
-
-
 def parse(text: str) -> Selector:
     """Parse the query form; SelectorError with the real server's words."""
     tokens = _tokenize(text)

@@ -119,11 +119,6 @@ class _PodState:
             self.reason = "Running" if _condition(obj, "Ready") else "NotReady"
 
 
-def pod_status(obj: Obj) -> str:
-    """What ``kubectl get pods`` prints under STATUS."""
-    return _PodState(obj).reason
-
-
 def _pod(obj: Obj, now: float) -> list[Any]:
     state = _PodState(obj)
     spec, status = obj.get("spec") or {}, obj.get("status") or {}

@@ -234,17 +234,6 @@ class Registry:
             raise no_such_path()
         return found
 
-    def by_kind(self, group: str, version: str, kind: str) -> ResourceType | None:
-        """The resource that holds a kind, None if there is none."""
-        return next(
-            (
-                r
-                for r in self._types.values()
-                if (r.group, r.version, r.kind) == (group, version, kind)
-            ),
-            None,
-        )
-
     def all(self) -> tuple[ResourceType, ...]:
         """Every resource, in discovery order."""
         return tuple(self._types.values())

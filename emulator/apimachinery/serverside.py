@@ -124,7 +124,7 @@ def apply(
     wanted = walker.paths(manifest, resource.schema)
     if live is None:
         out: Obj = copy_json(manifest)
-        write_managers_of_new(out, manager, wanted, now)
+        write_managers(out, {manager: Entry(wanted, now)})
         return out
     have = walker.paths(live, resource.schema)
     managers = read_managers(live)
@@ -150,11 +150,6 @@ def apply(
     managers[manager] = Entry(wanted, now if changed or not before.time else before.time)
     write_managers(out, managers)
     return out
-
-
-def write_managers_of_new(obj: Obj, manager: Manager, fields: PathSet, now: str) -> None:
-    """``managedFields`` of an object made by an apply."""
-    write_managers(obj, {manager: Entry(fields, now)})
 
 
 def _conflict_error(conflicts: list[tuple[Manager, Path]]) -> StatusError:

@@ -39,11 +39,6 @@ class FieldShape(NamedTuple):
     atomic: bool = False
 
     @property
-    def element(self) -> str:
-        """The code of a list's or map's element."""
-        return self.code[1:]
-
-    @property
     def struct(self) -> str:
         """The struct behind the field or behind its elements, "" where there is none."""
         code = self.code.lstrip("[{")
@@ -110,10 +105,6 @@ class Shapes:
                 return None
             found = self._types[name] = TypeShape(name, data)
         return found
-
-    def names(self) -> tuple[str, ...]:
-        """All type names, sorted."""
-        return tuple(sorted(self._data))
 
 
 def go_type(code: str) -> str:

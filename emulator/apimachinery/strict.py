@@ -13,7 +13,7 @@ import re
 from typing import TYPE_CHECKING, Any, Final
 
 from emulator.apimachinery.gotext import quote
-from emulator.apimachinery.shapes import SCALARS, FieldShape, Shapes, TypeShape, go_type
+from emulator.apimachinery.shapes import SCALARS, Shapes, TypeShape, go_type
 from emulator.errors import UsageError
 
 if TYPE_CHECKING:
@@ -187,6 +187,3 @@ def _json_name(value: Any) -> str:
         if isinstance(value, kind):
             return name
     return f"number {value}" if isinstance(value, float) else "number"
-
-
-__all__ = ["DecodeError", "FieldShape", "check", "load_json"]

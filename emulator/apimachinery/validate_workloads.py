@@ -106,7 +106,8 @@ def _not_negative(spec: Obj, *names: str) -> list[FieldError]:
     ]
 
 
-def _immutable_selector(new: Obj, old: Obj) -> list[FieldError]:
+def immutable_selector_update(new: Obj, old: Obj) -> list[FieldError]:
+    """A workload keeps its selector."""
     after, before = dig(new, "spec", "selector"), dig(old, "spec", "selector")
     if after == before:
         return []
@@ -349,6 +350,3 @@ def endpoint_slice(obj: Obj) -> list[FieldError]:
     if not kind:
         return [fe.required("addressType")]
     return [] if kind in known else [fe.not_supported("addressType", kind, known)]
-
-
-immutable_selector_update = _immutable_selector

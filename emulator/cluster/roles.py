@@ -143,7 +143,6 @@ def controlplane_config(plan: ClusterPlan, credentials: Credentials) -> ControlP
             user.token: UserInfo(user.name, user.groups) for user in credentials.users.values()
         },
         node_port_range=plan.spec.node_ports,
-        cluster_name=plan.spec.name,
         definitions=definitions,
         storage_roots=roots,
     )

@@ -2,7 +2,7 @@
 
 from emulator.kubeclient.backoff import Backoff, BackoffPolicy
 from emulator.kubeclient.config import KubeConfig
-from emulator.kubeclient.controller import Controller, run_worker
+from emulator.kubeclient.controller import Controller
 from emulator.kubeclient.errors import ApiError, ApiUnreachableError
 from emulator.kubeclient.events import EventRecorder
 from emulator.kubeclient.informer import Informer, SharedInformers
@@ -29,5 +29,4 @@ __all__ = [
     "SharedInformers",
     "WatchEvent",
     "WorkQueue",
-    "run_worker",
 ]

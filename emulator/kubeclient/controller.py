@@ -75,8 +75,3 @@ class Controller:
         usual = isinstance(error, ApiError) and (error.is_conflict or error.is_not_found)
         level = logging.DEBUG if usual and requeues < QUIET_FAILURES else logging.WARNING
         self._log.log(level, "%s: %s: %s (try %d)", self.name, key, error, requeues + 1)
-
-
-async def run_worker(queue: WorkQueue, reconcile: Reconcile, log: logging.Logger) -> None:
-    """Empty one queue with one worker until cancelled; the short form of ``Controller``."""
-    await Controller("worker", reconcile, log=log, queue=queue).run()

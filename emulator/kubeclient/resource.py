@@ -50,18 +50,13 @@ EVENTS: Final = Resource("", "v1", "events", "Event", True)
 CONFIGMAPS: Final = Resource("", "v1", "configmaps", "ConfigMap", True)
 SECRETS: Final = Resource("", "v1", "secrets", "Secret", True)
 SERVICEACCOUNTS: Final = Resource("", "v1", "serviceaccounts", "ServiceAccount", True)
-REPLICATIONCONTROLLERS: Final = Resource(
-    "", "v1", "replicationcontrollers", "ReplicationController", True
-)
 DEPLOYMENTS: Final = Resource("apps", "v1", "deployments", "Deployment", True)
 REPLICASETS: Final = Resource("apps", "v1", "replicasets", "ReplicaSet", True)
 DAEMONSETS: Final = Resource("apps", "v1", "daemonsets", "DaemonSet", True)
-STATEFULSETS: Final = Resource("apps", "v1", "statefulsets", "StatefulSet", True)
 CONTROLLERREVISIONS: Final = Resource(
     "apps", "v1", "controllerrevisions", "ControllerRevision", True
 )
 JOBS: Final = Resource("batch", "v1", "jobs", "Job", True)
-CRONJOBS: Final = Resource("batch", "v1", "cronjobs", "CronJob", True)
 ENDPOINTSLICES: Final = Resource("discovery.k8s.io", "v1", "endpointslices", "EndpointSlice", True)
 LEASES: Final = Resource("coordination.k8s.io", "v1", "leases", "Lease", True)
 DEFINITIONS: Final = Resource(

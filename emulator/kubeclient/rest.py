@@ -185,10 +185,6 @@ class RestClient:
         path = resource.path(namespace_of(obj), name_of(obj), subresource)
         return await self._object("PUT", path, body=obj)
 
-    async def update_status(self, resource: Resource, obj: Object) -> Object:
-        """PUT the object's status; nothing else of it is stored."""
-        return await self.update(resource, obj, subresource="status")
-
     async def patch(
         self,
         resource: Resource,

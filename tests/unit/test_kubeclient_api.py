@@ -80,7 +80,7 @@ async def test_an_object_is_created_read_changed_and_deleted(client: RestClient)
         await client.update(PODS, made)
     assert conflict.value.is_conflict
     changed["status"] = {"phase": "Running"}
-    await client.update_status(PODS, changed)
+    await client.update(PODS, changed, subresource="status")
     patched = await client.patch(PODS, "default", "a", {"metadata": {"labels": {"k": "v"}}})
     assert patched["metadata"]["labels"] == {"k": "v"}
     assert patched["status"] == {"phase": "Running"}
