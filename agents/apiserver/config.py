@@ -74,10 +74,10 @@ class ApiServerConfig:
     service_cidr: str
     advertise_ip: str
     advertise_port: int
-    kubelet_token: str
+    kubelet_token: str = field(repr=False)
     kubelet_ca: str
     etcd_access: EtcdAccess = NO_ACCESS
-    tokens: Mapping[str, UserInfo] = field(default_factory=dict)
+    tokens: Mapping[str, UserInfo] = field(default_factory=dict, repr=False)
     node_port_range: tuple[int, int] = (30000, 32767)
     version: str = "v1.32.5"
     definitions: tuple[Mapping[str, Any], ...] = ()

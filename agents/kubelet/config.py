@@ -38,7 +38,7 @@ class KubeletConfig:
     listen_port: int = KUBELET_PORT
     tls_cert: str = ""
     tls_key: str = ""
-    token: str = ""
+    token: str = field(default="", repr=False)
     era: str = "modern"
     cluster_dns: str = ""
     cluster_domain: str = "cluster.local"

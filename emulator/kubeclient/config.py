@@ -8,7 +8,7 @@ import functools
 import os
 import ssl
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -28,14 +28,15 @@ class KubeConfig:
     """Server and credentials; PEM contents, not paths.
 
     ``server`` is a URL (``https://127.0.0.101:6443``).  Token, client certificate, both or
-    neither may be given.  ``tls_server_name`` overrides the name checked in the certificate.
+    neither may be given; neither is ever printed.  ``tls_server_name`` overrides the
+    name checked in the certificate.
     """
 
     server: str
     ca_pem: str = ""
-    token: str = ""
+    token: str = field(default="", repr=False)
     client_cert_pem: str = ""
-    client_key_pem: str = ""
+    client_key_pem: str = field(default="", repr=False)
     tls_server_name: str = ""
     insecure_skip_tls_verify: bool = False
     namespace: str = "default"

@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 import base64
 import random
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from agents.apiserver.config import ApiServerConfig, UserInfo
+from agents.kubelet.config import KubeletConfig
 from emulator.errors import UsageError
 from emulator.kubeclient import (
     ApiError,
@@ -25,7 +28,6 @@ from emulator.runtime.clock import real_clock
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
-    from pathlib import Path
 
 QUICK = BackoffPolicy(initial_s=0.001, max_s=0.01)
 
@@ -285,3 +287,15 @@ def test_a_bad_kubeconfig_says_what_is_wrong_where(
     with pytest.raises(UsageError, match=complaint) as error:
         KubeConfig.from_file(file)
     assert str(file) in str(error.value)
+
+
+def test_secrets_of_a_configuration_are_never_printed() -> None:
+    config = KubeConfig("https://h", token="hush-1", client_key_pem="hush-2")
+    assert "hush" not in repr(config)
+    kubelet = KubeletConfig("n", "10.0.0.1", "127.0.0.1", config, Path("/x"), token="hush-3")
+    assert "hush" not in repr(kubelet)
+    server = ApiServerConfig(
+        *("127.0.0.1", 0, (), "c", "k", "ca", "10.0.0.0/24", "10.0.0.1", 6443, "hush-4", "ca"),
+        tokens={"hush-5": UserInfo("u")},
+    )
+    assert "hush" not in repr(server)
