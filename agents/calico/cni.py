@@ -114,7 +114,8 @@ class CalicoCni:
 
     ``root_dir`` is the node's root on the host's disk; ``namespace_of`` reads a Namespace's object
     from the API server, whose annotations and labels choose pools (None: they choose nothing);
-    ``annotate`` is told what belongs on a pod once it is wired.
+    ``annotate`` is told what belongs on a pod once it is wired; ``programmed`` says whether felix
+    has programmed the kernel: before, a pod would be reachable whatever policies say.
     """
 
     plugin_type = "calico"
@@ -132,6 +133,7 @@ class CalicoCni:
         log: logging.Logger,
         namespace_of: Callable[[str], Awaitable[dict[str, Any]]] | None = None,
         annotate: Callable[[PodLike, dict[str, str]], Awaitable[None]] | None = None,
+        programmed: Callable[[], bool] = lambda: True,
     ) -> None:
         self._kernel = kernel
         self._root = root_dir
@@ -143,6 +145,7 @@ class CalicoCni:
         self._log = log
         self._namespace_of = namespace_of
         self._annotate = annotate
+        self._programmed = programmed
         self._lock = asyncio.Lock()
         target = self._root / CONF_FILE
         if not target.exists():
@@ -151,20 +154,25 @@ class CalicoCni:
     def ready(self) -> str | None:
         """None when pods can be wired, else the runtime's complaint."""
         wanted = (self._root / CONF_FILE, self._root / NODENAME_FILE)
-        return None if all(path.exists() for path in wanted) else NOT_INITIALIZED
+        if not self._programmed() or not all(path.exists() for path in wanted):
+            return NOT_INITIALIZED
+        return None
 
     async def add(self, container_id: str, netns: str, pod: PodLike) -> CalicoResult:
         """Give the sandbox an address and a link; repeating it returns what it has."""
         known = self._load(container_id)
         if known is not None and known.result is not None:
             return known.result
+        if known is not None:
+            # A killed node was in the middle of it.
+            await self._undo(container_id, known)
         conf, node = self._conf(), self._nodename()
         record = _Record(pod.namespace, pod.name, netns, conf.network)
         self._save(container_id, record)
         try:
             async with _plain_errors():
                 result = await self._add(conf, node, container_id, netns, pod)
-        except CniError:
+        except PodwireError:
             await self._undo(container_id, record)
             raise
         self._save(
@@ -295,6 +303,13 @@ class CalicoCni:
             self._forget(container_id)
 
     async def _release(self, container_id: str, record: _Record) -> None:
+        """The address goes last: while an endpoint names it nobody else may get it."""
+        interface = host_interface(record.namespace, record.pod)
+        if await self._drop_endpoint(container_id, record):
+            cni_wiring.disconnect(self._kernel, record.netns, IFNAME, interface)
+        elif record.netns in self._kernel.netns_names():
+            # A newer sandbox has the host's end: only this one's own is removed.
+            cni_wiring.disconnect(self._kernel, record.netns, IFNAME, "")
         async with self._ipam_turn():
             # The second is how versions before 3.0 called it.
             for handle in (
@@ -303,12 +318,6 @@ class CalicoCni:
             ):
                 with contextlib.suppress(DoesNotExistError):
                     await self._ipam.release_by_handle(handle)
-        interface = host_interface(record.namespace, record.pod)
-        if await self._drop_endpoint(container_id, record):
-            cni_wiring.disconnect(self._kernel, record.netns, IFNAME, interface)
-        elif record.netns in self._kernel.netns_names():
-            # A newer sandbox has the host's end: only this one's own is removed.
-            cni_wiring.disconnect(self._kernel, record.netns, IFNAME, "")
 
     async def _drop_endpoint(self, container_id: str, record: _Record) -> bool:
         """Delete the pod's endpoint unless a newer sandbox has it; False then."""

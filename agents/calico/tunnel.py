@@ -142,23 +142,29 @@ class TunnelAddresses:
                     changed.set()
 
     async def _reconcile(self, kind: Kind) -> str:
+        node = await self._resources.get("Node", self._node)
+        cidrs = needed_pools(kind, await self._ipam.pools(), node)
+        address = address_of(kind, node)
+        if not cidrs:
+            wanted = await self._give_back(kind)
+        elif await self._is_ours(kind, address, cidrs):
+            return address
+        else:
+            wanted = await self._take(kind, cidrs)
+        await self._note(kind, node, wanted)
+        return wanted
+
+    async def _note(self, kind: Kind, node: Resource, address: str) -> None:
+        """Write an address on the Node, whoever else writes on it at the same time."""
         for _ in range(RETRIES):
-            node = await self._resources.get("Node", self._node)
-            cidrs = needed_pools(kind, await self._ipam.pools(), node)
-            address = address_of(kind, node)
-            if not cidrs:
-                wanted = await self._give_back(kind)
-            elif await self._is_ours(kind, address, cidrs):
-                return address
-            else:
-                wanted = await self._take(kind, cidrs)
-            if wanted == address:
-                return address
+            if address_of(kind, node) == address:
+                return
             try:
-                await self._resources.update(with_address(kind, node, wanted))
+                await self._resources.update(with_address(kind, node, address))
             except UpdateConflictError:
-                continue
-            return wanted
+                node = await self._resources.get("Node", self._node)
+            else:
+                return
         raise UpdateConflictError(f"Node({self._node})")
 
     async def _is_ours(self, kind: Kind, address: str, cidrs: tuple[Cidr, ...]) -> bool:

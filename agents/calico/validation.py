@@ -15,8 +15,14 @@ from agents.calico.errors import ErroredField, ValidationError
 from agents.calico.net import Cidr
 from agents.calico.resources import Resource, endpoint_name, key_of_resource
 from agents.calico.validation_bgp import check_bgp_configuration, check_bgp_filter, check_bgp_peer
-from agents.calico.validation_fields import Fields
-from agents.calico.validation_policy import check_policy, check_profile, default_policy
+from agents.calico.validation_fields import Fields, parse_as
+from agents.calico.validation_policy import (
+    PORT_NAME,
+    PROTOCOLS,
+    check_policy,
+    check_profile,
+    default_policy,
+)
 from agents.calico.validation_pool import check_ip_pool, default_ip_pool
 from emulator.errors import UsageError
 
@@ -25,9 +31,11 @@ if TYPE_CHECKING:
 
 _LABEL_FORMAT: Final = "[a-z0-9]([-a-z0-9]*[a-z0-9])?"
 _NAME: Final = re.compile(rf"{_LABEL_FORMAT}(\.{_LABEL_FORMAT})*")
+_NAMESPACE: Final = re.compile(_LABEL_FORMAT)
 _INTERFACE: Final = re.compile(r"[a-zA-Z0-9_.-]{1,15}")
 _LABEL_KEY: Final = re.compile(r"([a-zA-Z0-9.-]+/)?[a-zA-Z0-9]([a-zA-Z0-9_.-]*[a-zA-Z0-9])?")
 _LABEL_VALUE: Final = re.compile(r"([a-zA-Z0-9]([a-zA-Z0-9_.-]{0,61}[a-zA-Z0-9])?)?")
+_LOG_PREFIX: Final = re.compile(r"[a-zA-Z0-9%: /_-]*")
 _LOG_LEVELS: Final = ("Trace", "Debug", "Info", "Warning", "Error", "Fatal")
 
 
@@ -37,22 +45,49 @@ def prepare(resource: Resource) -> Resource:
     result = copy.deepcopy(resource)
     if not isinstance(result.get("spec"), dict):
         result["spec"] = {}
-    if result.get("apiVersion", "projectcalico.org/v3") != "projectcalico.org/v3":
-        raise ValidationError(
-            ErroredField("APIVersion", "must be projectcalico.org/v3", result["apiVersion"])
-        )
-    kind = result["kind"]
-    fields = Fields()
-    _check_metadata(kind, result["metadata"], fields)
-    if kind in _DEFAULTS:
-        _DEFAULTS[kind](result)
-    if kind in _RULES:
-        _RULES[kind](result, fields)
-    fields.finish()
+    if result["kind"] in _DEFAULTS:
+        _DEFAULTS[result["kind"]](result)
+    _check(result)
+    _number_as(result)
     return result
 
 
-def _check_metadata(kind: str, metadata: dict[str, Any], fields: Fields) -> None:
+def _number_as(resource: Resource) -> None:
+    """AS numbers are stored as numbers, however they were written (numorstring.ASNumber)."""
+    for holder in (resource["spec"], resource["spec"].get("bgp") or {}):
+        for field in ("asNumber", "localASNumber"):
+            if isinstance(holder.get(field), str):
+                holder[field] = parse_as(holder[field])
+
+
+def checked(resource: Resource) -> Resource:
+    """What a reader may rely on: ``prepare`` of what is stored, copied only where it must be."""
+    if resource.get("kind") in _DEFAULTS:
+        return prepare(resource)
+    key_of_resource(resource)
+    if not isinstance(resource.get("spec"), dict):
+        raise ValidationError(ErroredField("Spec", "must be an object", resource.get("spec")))
+    _check(resource)
+    return resource
+
+
+def _check(resource: Resource) -> None:
+    if resource.get("apiVersion", "projectcalico.org/v3") != "projectcalico.org/v3":
+        raise ValidationError(
+            ErroredField("APIVersion", "must be projectcalico.org/v3", resource["apiVersion"])
+        )
+    kind = resource["kind"]
+    fields = Fields()
+    _check_metadata(resource["metadata"], fields)
+    if kind in _RULES:
+        _RULES[kind](resource, fields)
+    fields.finish()
+
+
+def _check_metadata(metadata: dict[str, Any], fields: Fields) -> None:
+    namespace = metadata.get("namespace")
+    if namespace and not _NAMESPACE.fullmatch(str(namespace)):
+        fields.bad("Metadata.Namespace", "must be a lowercase RFC 1123 label", namespace)
     name = str(metadata["name"])
     if not _NAME.fullmatch(name):
         fields.bad(
@@ -76,10 +111,12 @@ def _check_metadata(kind: str, metadata: dict[str, Any], fields: Fields) -> None
 def _check_node(resource: Resource, fields: Fields) -> None:
     spec = resource["spec"]
     bgp = spec.get("bgp")
+    fields.mac("VXLANTunnelMACAddr", spec.get("vxlanTunnelMACAddr"))
     if bgp is None:
         return
-    if not bgp:
+    if not bgp or not isinstance(bgp, dict):
         fields.bad("BGP", "Spec.BGP should not be empty", "{}")
+        return
     fields.cidr("IPv4Address", bgp.get("ipv4Address"), version=4, tag="cidrv4")
     fields.cidr("IPv6Address", bgp.get("ipv6Address"), version=6, tag="cidrv6")
     fields.ip("IPv4IPIPTunnelAddr", bgp.get("ipv4IPIPTunnelAddr"), version=4)
@@ -93,11 +130,13 @@ def _check_workload_endpoint(resource: Resource, fields: Fields) -> None:
     for field in ("orchestrator", "node", "endpoint"):
         if not spec.get(field):
             fields.bad(f"WorkloadEndpoint.Spec.{field.capitalize()}", "field must be set", "")
+        elif not isinstance(spec[field], str):
+            fields.bad(f"WorkloadEndpoint.Spec.{field.capitalize()}", "must be a text", spec[field])
     workload = spec.get("pod") or spec.get("workload") or ""
     if spec.get("orchestrator") == "cni":
         workload = spec.get("containerID", "")
     if not fields.broken:
-        wanted = endpoint_name(spec["node"], spec["orchestrator"], workload, spec["endpoint"])
+        wanted = endpoint_name(spec["node"], spec["orchestrator"], str(workload), spec["endpoint"])
         if resource["metadata"]["name"] != wanted:
             fields.bad(
                 "Name",
@@ -106,8 +145,16 @@ def _check_workload_endpoint(resource: Resource, fields: Fields) -> None:
                 resource["metadata"]["name"],
             )
     interface = spec.get("interfaceName")
-    if interface and not _INTERFACE.fullmatch(interface):
+    if interface and not _INTERFACE.fullmatch(str(interface)):
         fields.tag("InterfaceName", "interface", interface)
+    for profile in fields.strings("Profiles", spec.get("profiles")):
+        if not _NAME.fullmatch(profile):
+            fields.tag("Profiles", "name", profile)
+    for port in fields.mappings("Ports", spec.get("ports")):
+        _check_endpoint_port(port, fields)
+    for nat in fields.mappings("IPNATs", spec.get("ipNATs")):
+        for field in ("internalIP", "externalIP"):
+            fields.ip(field[0].upper() + field[1:], nat.get(field) or "?")
     for network in fields.strings("IPNetworks", spec.get("ipNetworks")):
         try:
             cidr = Cidr.parse(network, strict=True)
@@ -119,6 +166,15 @@ def _check_workload_endpoint(resource: Resource, fields: Fields) -> None:
     fields.mac("MAC", spec.get("mac"))
 
 
+def _check_endpoint_port(port: dict[str, Any], fields: Fields) -> None:
+    if not PORT_NAME.fullmatch(str(port.get("name") or "x")):
+        fields.tag("Name", "portName", port["name"])
+    protocol = port.get("protocol")
+    if not isinstance(protocol, int):
+        fields.choice("Protocol", protocol or "?", PROTOCOLS, tag="protocol")
+    fields.integer("Port", port.get("port", 0), 0, 0xFFFF)
+
+
 def _check_host_endpoint(resource: Resource, fields: Fields) -> None:
     spec = resource["spec"]
     interface = spec.get("interfaceName")
@@ -126,7 +182,7 @@ def _check_host_endpoint(resource: Resource, fields: Fields) -> None:
         fields.bad("InterfaceName", "no interface or expected IPs have been specified", "")
     if not spec.get("node"):
         fields.bad("InterfaceName", "no node has been specified", "")
-    if interface and interface != "*" and not _INTERFACE.fullmatch(interface):
+    if interface and interface != "*" and not _INTERFACE.fullmatch(str(interface)):
         fields.tag("InterfaceName", "interface", interface)
     for ip in fields.strings("ExpectedIPs", spec.get("expectedIPs")):
         fields.ip("ExpectedIPs", ip)
@@ -176,6 +232,8 @@ def _check_felix_configuration(resource: Resource, fields: Fields) -> None:
     fields.choice(
         "ChainInsertMode", spec.get("chainInsertMode"), ("insert", "append", "Insert", "Append")
     )
+    if not _LOG_PREFIX.fullmatch(str(spec.get("logPrefix") or "")):
+        fields.tag("LogPrefix", "iptablesLogPrefix", spec["logPrefix"])
     for name in ("ipipEnabled", "vxlanEnabled", "ipv6Support"):
         fields.boolean(f"{name[0].upper()}{name[1:]}", spec.get(name))
     for name in ("ipipMTU", "vxlanMTU", "vxlanPort", "vxlanVNI"):

@@ -56,7 +56,7 @@ def check_bgp_peer(resource: Resource, fields: Fields) -> None:
         fields.bad("PeerIP", "PeerIP or PeerSelector must be specified", "")
     if peer_ip:
         try:
-            split_peer(peer_ip)
+            split_peer(str(peer_ip))
         except UsageError:
             fields.tag("PeerIP", "omitempty,IP:port", peer_ip)
     fields.selector("NodeSelector", spec.get("nodeSelector"))
@@ -103,10 +103,12 @@ def check_bgp_configuration(resource: Resource, fields: Fields) -> None:
     known: list[str] = []
     for community in fields.mappings("Communities", spec.get("communities")):
         known.append(str(community.get("name", "")))
+        if not isinstance(community.get("name", ""), str):
+            fields.bad("Communities[].Name", "must be a text", community["name"])
         _community("Communities[].Value", community.get("value"), fields)
     for advertisement in fields.mappings("PrefixAdvertisements", spec.get("prefixAdvertisements")):
         fields.cidr("PrefixAdvertisements[].CIDR", advertisement.get("cidr"))
-        for value in advertisement.get("communities") or ():
+        for value in fields.strings("Communities", advertisement.get("communities")):
             if value not in known:
                 _community("PrefixAdvertisements[].Communities", value, fields)
     _duration("NodeMeshMaxRestartTime", spec.get("nodeMeshMaxRestartTime"), fields)
@@ -143,12 +145,15 @@ def _check_filter_rule(rule: dict[str, Any], version: int, fields: Fields) -> No
     if rule.get("prefixLength") is not None and not cidr:
         fields.bad("PrefixLength", "PrefixLength must be empty when CIDR is empty", "")
     length = rule.get("prefixLength") or {}
+    if not isinstance(length, dict):
+        fields.bad("PrefixLength", "must be an object", length)
+        return
     for end in ("min", "max"):
         fields.integer(f"PrefixLength.{end}", length.get(end), 0, 32 if version == 4 else 128)
     fields.cidr("CIDR", cidr, version=version, tag=f"omitempty,netv{version}")
     fields.choice("Source", rule.get("source"), ("RemotePeers",))
     interface = rule.get("interface")
-    if interface and not _INTERFACE.fullmatch(interface):
+    if interface and not _INTERFACE.fullmatch(str(interface)):
         fields.tag("Interface", "omitempty,bgpFilterInterface", interface)
 
 

@@ -18,6 +18,21 @@ _DOTTED_AS: Final = re.compile(r"(\d{1,5})\.(\d{1,5})")
 _MAC: Final = re.compile(r"([0-9a-fA-F]{2}:){5}[0-9a-fA-F]{2}")
 
 
+def parse_as(value: object) -> int | None:
+    """An AS number of a resource: a number, its text, or high.low; None for anything else."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value if 0 <= value <= _MAX_AS else None
+    if not isinstance(value, str):
+        return None
+    dotted = _DOTTED_AS.fullmatch(value)
+    if dotted is not None:
+        high, low = (int(part) for part in dotted.groups())
+        return high << 16 | low if max(high, low) <= 0xFFFF else None
+    if value.isascii() and value.isdigit() and len(value) <= 10:
+        return int(value) if int(value) <= _MAX_AS else None
+    return None
+
+
 class Fields:
     """Takes values, remembers what is wrong; ``None`` and "" are absent and always right."""
 
@@ -106,15 +121,8 @@ class Fields:
         """An AS number: 0 … 2**32-1, or high.low."""
         if value is None:
             return
-        if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _MAX_AS:
-            return
-        if isinstance(value, str):
-            dotted = _DOTTED_AS.fullmatch(value)
-            if dotted and all(int(part) <= 0xFFFF for part in dotted.groups()):
-                return
-            if value.isdigit() and int(value) <= _MAX_AS:
-                return
-        self.bad(name, "'" + str(value) + "' is not a valid AS number", value)
+        if parse_as(value) is None:
+            self.bad(name, "'" + str(value) + "' is not a valid AS number", value)
 
     def strings(self, name: str, value: object) -> list[str]:
         """The list of strings, empty if it is none (and noted if it is something else)."""

@@ -6,6 +6,7 @@ lib/validator/v3.
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any, Final
 
 from agents.calico.net import Cidr
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 ACTIONS: Final = ("Allow", "Deny", "Log", "Pass")
 PROTOCOLS: Final = ("TCP", "UDP", "ICMP", "ICMPv6", "SCTP", "UDPLite")
+PORT_NAME: Final = re.compile(r"[a-zA-Z0-9_.-]{1,128}")
 _WITH_PORTS: Final = ("TCP", "UDP", "SCTP", 6, 17, 132)
 _WITH_ICMP: Final = ("ICMP", "ICMPv6", 1, 58)
 _STORED_AS_THEY_ARE: Final = ("knp.default.", "ossg.default.", "default.")
@@ -90,7 +92,9 @@ def check_profile(resource: Resource, fields: Fields) -> None:
     """Rules and the labels a profile gives."""
     spec = resource["spec"]
     labels = spec.get("labelsToApply")
-    if labels is not None and not isinstance(labels, dict):
+    if labels is not None and not (
+        isinstance(labels, dict) and all(isinstance(each, str) for each in labels.values())
+    ):
         fields.bad("LabelsToApply", "must be a map of strings", labels)
     _check_rules(spec, fields)
 
@@ -133,6 +137,9 @@ def _check_rule(rule: dict[str, Any], fields: Fields) -> None:
         icmp = rule.get(field)
         if icmp is None:
             continue
+        if not isinstance(icmp, dict):
+            fields.bad("ICMP", "must be an object", icmp)
+            continue
         if rule.get("protocol") not in _WITH_ICMP:
             fields.bad("ICMP", "rules that specify ICMP fields must set protocol to ICMP", field)
         if icmp.get("code") is not None and icmp.get("type") is None:
@@ -144,6 +151,12 @@ def _check_rule(rule: dict[str, Any], fields: Fields) -> None:
 def _check_entity(side: str, entity: dict[str, Any], families: list[int], fields: Fields) -> None:
     for field in ("selector", "notSelector", "namespaceSelector"):
         fields.selector(f"{field[0].upper()}{field[1:]}", entity.get(field))
+    accounts = entity.get("serviceAccounts") or {}
+    if not isinstance(accounts, dict):
+        fields.bad(f"{side}.ServiceAccounts", "must be an object", accounts)
+    else:
+        fields.strings("ServiceAccounts.Names", accounts.get("names"))
+        fields.selector("ServiceAccounts.Selector", accounts.get("selector"))
     for field in ("nets", "notNets"):
         for net in fields.strings(f"{side}.{field.capitalize()}", entity.get(field)):
             try:
@@ -161,7 +174,7 @@ def _check_entity(side: str, entity: dict[str, Any], families: list[int], fields
             if parse_port(port) is None:
                 fields.bad("Port", "invalid port", port)
     services = entity.get("services")
-    if services and (entity.get("selector") or entity.get("notSelector")):
+    if isinstance(services, dict) and (entity.get("selector") or entity.get("notSelector")):
         fields.bad(
             "Services field",
             "cannot specify Selector/NotSelector and Services on the same rule",
@@ -181,4 +194,4 @@ def parse_port(port: object) -> tuple[int, int] | str | None:
     if first.isdigit() and (not colon or last.isdigit()):
         low, high = int(first), int(last) if colon else int(first)
         return (low, high) if low <= high <= 0xFFFF else None
-    return None if colon else port
+    return port if PORT_NAME.fullmatch(port) else None

@@ -80,6 +80,7 @@ class CalicoNetwork:
         self._nic = nic
         self._source_ports = vxlan_source_ports
         self._datastore = EtcdDatastore(etcd)
+        self._programmed = asyncio.Event()
         self._ipam = Ipam(self._datastore, env.clock)
         self._resources = ResourceClient(self._datastore, env.clock, env.rng)
         self._client = RestClient(
@@ -96,9 +97,9 @@ class CalicoNetwork:
             log=env.child("cni").log,
             namespace_of=self._namespace,
             annotate=self._annotate,
+            programmed=self._programmed.is_set,
         )
         self._bird = NodeBird(config, config.calico, kernel)
-        self._programmed = asyncio.Event()
 
     async def run(self, part: Part) -> None:
         """Run calico-node until cancelled."""

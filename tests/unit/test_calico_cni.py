@@ -479,3 +479,80 @@ async def test_an_address_another_holder_has_is_not_the_node_s(node: Node) -> No
     assert kube1["bgp"]["ipv4IPIPTunnelAddr"] == "192.168.126.65"
     snapshot = await node.store.read(Query("/calico/ipam/v2/handle/k8s-pod-network.x"))
     assert snapshot.one(0) is not None
+
+
+async def test_the_tunnel_address_is_kept_when_somebody_else_writes_on_the_node(
+    tmp_path: Path,
+) -> None:
+    made = Node(tmp_path)
+    await made.start()
+    labelled = 0
+
+    async def label(verb: str, keys: tuple[str, ...]) -> None:
+        nonlocal labelled
+        if verb == "commit" and any(key.endswith("/nodes/kube-1") for key in keys) and not labelled:
+            labelled += 1
+            kube1 = await made.resources.get("Node", "kube-1")
+            kube1["metadata"]["labels"] = {"rack": "1"}
+            await made.resources.update(kube1)
+
+    made.store.before = label
+    await made.tunnel()
+    assert labelled == 1
+    kube1 = await made.resources.get("Node", "kube-1")
+    assert labels_of(kube1) == {"rack": "1"}
+    assert spec_of(kube1)["bgp"]["ipv4IPIPTunnelAddr"] == "192.168.126.64"
+
+
+async def test_no_pod_is_wired_before_felix_has_programmed_the_kernel(node: Node) -> None:
+    programmed = False
+    cni = CalicoCni(
+        node.kernel,
+        node.root,
+        "kube-1",
+        datastore=node.store,
+        ipam=node.cluster.ipam,
+        resources=node.resources,
+        clock=node.cluster.clock,
+        log=LOG,
+        programmed=lambda: programmed,
+    )
+    assert cni.ready() == "cni plugin not initialized"
+    programmed = True
+    assert cni.ready() is None
+
+
+async def test_an_address_is_free_only_when_no_endpoint_names_it(node: Node) -> None:
+    """Else another pod may get it while rules still take it for the one that goes."""
+    await node.add(Pod("one"))
+    seen: list[bool] = []
+
+    async def look(verb: str, keys: tuple[str, ...]) -> None:
+        if verb == "commit" and any("/ipam/v2/handle/" in key for key in keys):
+            seen.append(bool(node.store.keys("/calico/resources/v3/projectcalico.org/workload")))
+
+    node.store.before = look
+    await node.delete()
+    assert seen == [False]
+    assert "cali" not in node.routes()
+
+
+async def test_an_add_that_a_killed_node_left_half_done_leaks_no_address(node: Node) -> None:
+    await node.add(Pod("one"))
+    note = node.root / "var/lib/calico/sandboxes/c1.json"
+    document = json.loads(note.read_text())
+    del document["result"]
+    note.write_text(json.dumps(document))
+    await node.add(Pod("one"))
+    (block,) = await node.cluster.ipam.blocks()
+    assert len(block.ips_by_handle("k8s-pod-network.c1")) == 1
+
+
+async def test_what_the_api_server_refuses_leaves_nothing_behind(node: Node) -> None:
+    async def refuse(name: str) -> dict[str, Any]:
+        raise UsageError("nobody answers")
+
+    node.cni._namespace_of = refuse
+    with pytest.raises(UsageError):
+        await node.add(Pod("one"))
+    assert not list((node.root / "var/lib/calico/sandboxes").glob("*.json"))

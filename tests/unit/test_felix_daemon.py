@@ -9,9 +9,11 @@ import logging
 import random
 from typing import TYPE_CHECKING, Any
 
+from agents.calico.felix.apply import Dataplane
 from agents.calico.felix.daemon import FelixConfig, run_felix
 from agents.calico.resources import new_resource, resource_key, to_stored
 from agents.calico.testing import MemoryDatastore
+from emulator.errors import UsageError
 from emulator.runtime.clock import real_clock
 from emulator.runtime.role import RoleEnv
 from tests.calico_policy_world import World
@@ -108,3 +110,19 @@ async def test_garbage_in_the_datastore_stops_nobody() -> None:
         running.put(CLOSED)
         world = running.world
         await until(lambda: not world.passes("api", "web", "UDP", 53), "the rest is in force")
+
+
+async def test_a_node_whose_kernel_refuses_is_not_ready(monkeypatch: pytest.MonkeyPatch) -> None:
+    refusals = 0
+
+    def refuse(self: Dataplane, desired: object, *, insert: bool = True) -> bool:
+        nonlocal refusals
+        refusals += 1
+        if refusals < 3:
+            raise UsageError("RTNETLINK answers: Cannot allocate memory")
+        return apply(self, desired, insert=insert)  # type: ignore[arg-type]
+
+    apply = Dataplane.apply
+    monkeypatch.setattr(Dataplane, "apply", refuse)
+    async with felix():
+        assert refusals >= 3

@@ -17,7 +17,7 @@ from agents.calico.confd.plan import make_plan
 from agents.calico.confd.render import render
 from agents.calico.confd.services import read_services, wants_services
 from agents.calico.confd.speaker import SpeakerConfigs
-from agents.calico.confd.state import confirmed_claims, owned_blocks, read_state
+from agents.calico.confd.state import StateReader, confirmed_claims, owned_blocks
 from agents.calico.datastore import Query
 from agents.calico.errors import DatastoreError
 from agents.calico.ipam.model import affinity_prefix, block_key
@@ -102,6 +102,7 @@ class _Confd:
         prefixes = [resource_prefix(kind) for kind in _KINDS]
         self._mirror = Mirror(datastore, [*prefixes, self._claims], self._changed, env.log)
         self._configs = SpeakerConfigs(config.timers, config.recovery_wait_s)
+        self._reader = StateReader()
         self._told: SpeakerConfig | None = None
         self._problems: tuple[str, ...] = ()
         self._passwords: dict[Secret, str] = {}
@@ -194,7 +195,7 @@ class _Confd:
         self._retry = self._retry or len(self._borne_out) < len(claims)
         own = tuple(claim.cidr for claim in self._borne_out.values())
         blocks_of = {self._config.node_name: tuple(sorted(own))} if own else {}
-        return read_state(self._mirror.items.values(), blocks_of)
+        return self._reader.read(self._mirror.items.values(), blocks_of)
 
     def _services(self) -> tuple[Service, ...]:
         informers = self._informers
@@ -227,6 +228,12 @@ class _Confd:
                 problems.append(f"Secret {NAMESPACE}/{secret.name} has no key {secret.key}")
             except (ApiError, ApiUnreachableError) as error:
                 problems.append(f"password of a BGP peer: {error}")
+                if secret in self._passwords and not (
+                    isinstance(error, ApiError) and error.is_not_found
+                ):
+                    # Nobody to ask now: a session must not end for that.
+                    found[secret] = self._passwords[secret]
+                    self._retry = True
             except (binascii.Error, UnicodeDecodeError):
                 problems.append(f"Secret {NAMESPACE}/{secret.name}: {secret.key} is no text")
         self._retry = self._retry or len(found) < len(wanted)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 from agents.calico.net import Ip
 from agents.calico.selector import parse_selector
 from agents.calico.validation_bgp import split_peer
+from agents.calico.validation_fields import parse_as
 from emulator.addr import format_ip, parse_ip
 from emulator.errors import UsageError
 
@@ -186,7 +187,7 @@ def _to_address(state: State, own: BgpNode, spec: Mapping[str, Any], kind: str) 
     if ip.version != 4:
         return []
     node = next((node for node in state.nodes if node.ip == ip.value), None)
-    as_number = spec.get("asNumber")
+    as_number = parse_as(spec.get("asNumber"))
     if as_number is None and node is not None:
         as_number = state.as_of(node)
     if not as_number:
@@ -194,7 +195,7 @@ def _to_address(state: State, own: BgpNode, spec: Mapping[str, Any], kind: str) 
     peer = Peer(
         kind,
         ip.value,
-        int(as_number),
+        as_number,
         port=port or None,
         is_calico_node=node is not None,
         passive=kind == GLOBAL and node is not None and _is_passive(own.ip, ip.value),
@@ -214,7 +215,7 @@ def _with_options(peer: Peer, spec: Mapping[str, Any]) -> Peer:
         restart_s=seconds(spec.get("maxRestartTime")),
         keepalive_s=seconds(spec.get("keepaliveTime")),
         next_hop=str(next_hop),
-        local_as=int(spec["localASNumber"]) if spec.get("localASNumber") else None,
+        local_as=parse_as(spec.get("localASNumber")) or None,
         allow_local_as=int(spec.get("numAllowedLocalASNumbers") or 0),
         ttl_hops=int(spec["ttlSecurity"]) if spec.get("ttlSecurity") else None,
         reachable_by=parse_ip(reachable) if reachable else None,

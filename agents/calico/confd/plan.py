@@ -79,7 +79,7 @@ def make_plan(
     config = {**state.config, **state.node_configs.get(node_name, {})}
     peers, problems = peers_of(state, own)
     missing = [
-        f"BGPFilter {name} of peer {peer.name} does not exist: the peer gets no routes by it"
+        f"BGPFilter {name} of peer {peer.name} does not exist: it filters nothing"
         for peer in peers
         for name in peer.filters
         if name not in state.filters

@@ -8,12 +8,13 @@ libcalico-go/lib/backend/syncersv1/bgpsyncer.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from agents.calico.ipam.model import CONFIRMED, Affinity
 from agents.calico.net import Cidr, Ip
-from agents.calico.resources import labels_of, name_of, parse_key, spec_of
-from agents.calico.validation_pool import default_pool_spec
+from agents.calico.resources import key_of_resource, labels_of, name_of, parse_key, spec_of
+from agents.calico.validation import checked
+from agents.calico.validation_fields import parse_as
 from emulator.errors import UsageError
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 DEFAULT_AS: Final = 64512
 DEFAULT_PORT: Final = 179
+_KINDS: Final = ("Node", "BGPConfiguration", "BGPPeer", "BGPFilter", "IPPool")
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +67,7 @@ class State:
     @property
     def as_number(self) -> int:
         """The AS of nodes that have none of their own."""
-        return int(self.config.get("asNumber") or DEFAULT_AS)
+        return parse_as(self.config.get("asNumber")) or DEFAULT_AS
 
     @property
     def listen_port(self) -> int:
@@ -86,78 +88,102 @@ class State:
         return self.as_number if node.as_number is None else node.as_number
 
 
+class _Known(NamedTuple):
+    """One resource as it was at a revision: its name and what counts of it, or what is wrong."""
+
+    revision: int
+    kind: str
+    name: str
+    record: Any
+    problem: str
+
+
 def read_state(items: Iterable[KVPair], owned: Mapping[str, tuple[Cidr, ...]]) -> State:
     """Sort what the datastore holds; ``owned`` are the blocks of hosts (``owned_blocks``)."""
-    resources: dict[str, list[Resource]] = {}
-    for kvp in items:
-        named = parse_key(kvp.key)
-        if named is None or not isinstance(kvp.value, dict):
-            continue
-        if isinstance(kvp.value.get("metadata"), dict):
-            # As it is stored: nothing here changes it, and there may be thousands.
-            resources.setdefault(named.kind, []).append(kvp.value)
-    problems: list[str] = []
-    configs = {name_of(each): spec_of(each) for each in resources.get("BGPConfiguration", ())}
-    return State(
-        nodes=_nodes(resources.get("Node", ()), problems),
-        config=configs.get("default", {}),
-        node_configs={
-            name.removeprefix("node."): spec
-            for name, spec in configs.items()
-            if name.startswith("node.")
-        },
-        peers=tuple(
-            sorted((name_of(each), spec_of(each)) for each in resources.get("BGPPeer", ()))
-        ),
-        filters={name_of(each): spec_of(each) for each in resources.get("BGPFilter", ())},
-        pools=_pools(resources.get("IPPool", ()), problems),
-        blocks=owned,
-        problems=tuple(problems),
+    return StateReader().read(items, owned)
+
+
+class StateReader:
+    """Reads a mirror's items again and again: what has not changed is not looked at anew."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, _Known] = {}
+
+    def read(self, items: Iterable[KVPair], owned: Mapping[str, tuple[Cidr, ...]]) -> State:
+        """``read_state``."""
+        known: dict[str, _Known] = {}
+        of: dict[str, dict[str, Any]] = {kind: {} for kind in _KINDS}
+        for kvp in items:
+            each = self._known.get(kvp.key)
+            if each is None or each.revision != kvp.revision:
+                each = _read_one(kvp)
+            known[kvp.key] = each
+            if each.record is not None:
+                of[each.kind][each.name] = each.record
+        self._known = known
+        configs = of["BGPConfiguration"]
+        return State(
+            nodes=tuple(sorted(of["Node"].values(), key=lambda node: node.name)),
+            config=configs.get("default", {}),
+            node_configs={
+                name.removeprefix("node."): spec
+                for name, spec in configs.items()
+                if name.startswith("node.")
+            },
+            peers=tuple(sorted(of["BGPPeer"].items(), key=lambda item: item[0])),
+            filters=of["BGPFilter"],
+            pools=tuple(sorted(of["IPPool"].values(), key=lambda pool: pool.cidr)),
+            blocks=owned,
+            problems=tuple(each.problem for each in known.values() if each.problem),
+        )
+
+
+def _read_one(kvp: KVPair) -> _Known:
+    """One item; what nobody understands is a problem of its own, not of the rest."""
+    identity = parse_key(kvp.key)
+    if identity is None or identity.kind not in _KINDS:
+        return _Known(kvp.revision, "", "", None, "")
+    record: Any = None
+    problem = ""
+    try:
+        if key_of_resource(kvp.value) != kvp.key:
+            raise UsageError("it says it is another resource")
+        resource = checked(kvp.value)
+        match identity.kind:
+            case "Node":
+                record = _node(resource)
+            case "IPPool":
+                record = _pool(resource)
+            case _:
+                record = spec_of(resource)
+    except (UsageError, KeyError, TypeError, ValueError, AttributeError) as error:
+        problem = f"{identity.kind} {identity.name} is left out: {error}"
+    return _Known(kvp.revision, identity.kind, identity.name, record, problem)
+
+
+def _node(resource: Resource) -> BgpNode | None:
+    bgp = spec_of(resource).get("bgp") or {}
+    if not bgp.get("ipv4Address"):
+        return None
+    text, _, length = str(bgp["ipv4Address"]).partition("/")
+    ip = Ip.parse(text)
+    return BgpNode(
+        name_of(resource),
+        ip.value,
+        Cidr.of(ip, int(length or 32)),
+        parse_as(bgp.get("asNumber")) or None,
+        str(bgp.get("routeReflectorClusterID") or ""),
+        labels_of(resource),
     )
 
 
-def _nodes(resources: Iterable[Resource], problems: list[str]) -> tuple[BgpNode, ...]:
-    nodes = []
-    for resource in resources:
-        bgp = spec_of(resource).get("bgp") or {}
-        address = bgp.get("ipv4Address")
-        if not address:
-            continue
-        text, _, length = str(address).partition("/")
-        try:
-            ip = Ip.parse(text)
-            network = Cidr.of(ip, int(length or 32))
-        except (UsageError, ValueError):
-            problems.append(f"node {name_of(resource)}: bgp.ipv4Address {address!r} is no address")
-            continue
-        as_number = bgp.get("asNumber")
-        nodes.append(
-            BgpNode(
-                name_of(resource),
-                ip.value,
-                network,
-                int(as_number) if as_number else None,
-                str(bgp.get("routeReflectorClusterID") or ""),
-                labels_of(resource),
-            )
-        )
-    return tuple(sorted(nodes, key=lambda node: node.name))
-
-
-def _pools(resources: Iterable[Resource], problems: list[str]) -> tuple[BgpPool, ...]:
-    pools = []
-    for resource in resources:
-        spec = dict(spec_of(resource))
-        default_pool_spec(spec)
-        try:
-            cidr = Cidr.parse(str(spec.get("cidr")))
-        except UsageError as error:
-            problems.append(f"IP pool {name_of(resource)}: {error}")
-            continue
-        if cidr.version == 4:
-            export = bool(spec.get("disableBGPExport"))
-            pools.append(BgpPool(cidr, spec["ipipMode"], spec["vxlanMode"], export))
-    return tuple(sorted(pools, key=lambda pool: pool.cidr))
+def _pool(resource: Resource) -> BgpPool | None:
+    spec = spec_of(resource)
+    cidr = Cidr.parse(str(spec["cidr"]))
+    if cidr.version != 4:
+        return None
+    export = bool(spec.get("disableBGPExport"))
+    return BgpPool(cidr, spec["ipipMode"], spec["vxlanMode"], export)
 
 
 def confirmed_claims(items: Iterable[KVPair]) -> tuple[Affinity, ...]:

@@ -83,9 +83,10 @@ class _Felix:
                 complete = self._sync(anew=anew)
             except PodwireError as error:
                 self._complain(str(error))
-            if first:
-                first = False
-                self._env.ready(f"felix programs {self._config.node_name}")
+            else:
+                if first:
+                    first = False
+                    self._env.ready(f"felix programs {self._config.node_name}")
             await asyncio.sleep(self._config.min_sync_s)
             try:
                 async with asyncio.timeout(self._config.resync_s if complete else RETRY_S):

@@ -26,7 +26,14 @@ from agents.calico.felix.model import (
     Side,
     State,
 )
-from agents.calico.resources import labels_of, name_of, namespace_of, parse_key, spec_of
+from agents.calico.resources import (
+    key_of_resource,
+    labels_of,
+    name_of,
+    namespace_of,
+    parse_key,
+    spec_of,
+)
 from agents.calico.selector import (
     All,
     And,
@@ -40,6 +47,7 @@ from agents.calico.selector import (
     Selector,
     parse_selector,
 )
+from agents.calico.validation import checked
 from emulator.addr import Prefix, parse_ip, parse_mac
 from emulator.errors import UsageError
 
@@ -51,6 +59,12 @@ if TYPE_CHECKING:
 
 BLOCKS: Final = "/calico/ipam/v2/assignment/ipv4/block/"
 PREFIXES: Final = ("/calico/ipam/v2/assignment/ipv4/block/", "/calico/resources/v3/")
+_KINDS: Final = frozenset(
+    (
+        *("WorkloadEndpoint", "HostEndpoint", "NetworkPolicy", "GlobalNetworkPolicy", "Profile"),
+        *("IPPool", "Node", "NetworkSet", "GlobalNetworkSet", "FelixConfiguration"),
+    )
+)
 _NAMESPACE_PREFIX, _ACCOUNT_PREFIX = "pcns.", "pcsa."
 _ACTIONS: Final = {"Accept": "ACCEPT", "Drop": "DROP", "Return": "RETURN"}
 
@@ -159,8 +173,10 @@ def _parse(key: str, kvp: KVPair) -> _Parsed:
     try:
         if key.startswith(BLOCKS):
             record = _block(kvp.value)
-        elif (identity := parse_key(key)) is not None:
-            record = _resource(identity.kind, kvp.value, refused)
+        elif (identity := parse_key(key)) is not None and identity.kind in _KINDS:
+            if key_of_resource(kvp.value) != key:
+                raise UsageError("it says it is another resource")
+            record = _resource(identity.kind, checked(kvp.value), refused)
     except (UsageError, KeyError, TypeError, ValueError, AttributeError) as error:
         refused.append(f"{key} is not understood: {error}")
     return _Parsed(kvp.revision, record, tuple(refused))
