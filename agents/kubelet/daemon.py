@@ -7,6 +7,7 @@ import uuid
 from typing import TYPE_CHECKING, Any
 
 from agents.kubelet.content import PodContent
+from agents.kubelet.logs import drop_other_logs
 from agents.kubelet.node import (
     LEASE_NAMESPACE,
     UNDERLAY_ANNOTATION,
@@ -145,6 +146,11 @@ class Kubelet:
 
     async def _dispatch(self, group: asyncio.TaskGroup) -> None:
         """Hand each pod's newest state to its worker; a worker is made at first sight."""
+        await self._pods.synced.wait()
+        # Pods may have gone while this node was down.
+        drop_other_logs(
+            self.config.state_dir, {pod["metadata"]["uid"] for pod in self._pods.lister.list()}
+        )
         while True:
             key = await self._changed.get()
             worker = self.workers.get(key)

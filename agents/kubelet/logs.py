@@ -13,7 +13,7 @@ import shutil
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Container
     from pathlib import Path
 
     from emulator.runtime.clock import Clock
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 # nodes of a cluster share one disk.
 MAX_FILE_BYTES = 2 * 1024 * 1024
 MAX_FILES = 5
+LOG_DIRECTORY = "var/log/pods"
 # A line longer than this is cut into partial entries, as containerd does.
 MAX_LINE_BYTES = 16 * 1024
 # Logs of earlier runs of one container that are kept.
@@ -232,6 +233,19 @@ def drop_old_runs(directory: Path, current: int) -> None:
             path.unlink(missing_ok=True)
 
 
+def pod_logs(state_dir: Path, namespace: str, name: str, uid: str) -> Path:
+    """The directory of a pod's logs."""
+    return state_dir / LOG_DIRECTORY / f"{namespace}_{name}_{uid}"
+
+
 def remove_pod_logs(directory: Path) -> None:
     """Remove all logs of a pod that is gone."""
     shutil.rmtree(directory, ignore_errors=True)
+
+
+def drop_other_logs(state_dir: Path, uids: Container[str]) -> None:
+    """Remove the logs of all pods but these."""
+    directory = state_dir / LOG_DIRECTORY
+    for path in [*directory.iterdir()] if directory.is_dir() else ():
+        if path.name.rpartition("_")[2] not in uids:
+            remove_pod_logs(path)

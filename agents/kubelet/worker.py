@@ -14,7 +14,7 @@ from agents.kubelet import texts
 from agents.kubelet.actions import compute_actions
 from agents.kubelet.container import Container, ContainerStartError
 from agents.kubelet.environment import ContainerConfigError
-from agents.kubelet.logs import ContainerLog, drop_old_runs, logged_runs, remove_pod_logs
+from agents.kubelet.logs import ContainerLog, drop_old_runs, logged_runs, pod_logs, remove_pod_logs
 from agents.kubelet.probe_state import ProbeTracker
 from agents.kubelet.probes import run_probe
 from agents.kubelet.record import PodRecord, State
@@ -67,8 +67,7 @@ class NodeRuntime:
 
     def pod_logs(self, pod: PodSpec) -> Path:
         """The directory of a pod's logs."""
-        name = f"{pod.namespace}_{pod.name}_{pod.uid}"
-        return self.config.state_dir / "var" / "log" / "pods" / name
+        return pod_logs(self.config.state_dir, pod.namespace, pod.name, pod.uid)
 
 
 class PodWorker:

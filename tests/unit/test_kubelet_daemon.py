@@ -670,6 +670,9 @@ async def test_a_restarted_kubelet_starts_its_pods_again(tmp_path: Path) -> None
         await world.fetch(await world.running("web"))
         first = world.container("web")["containerID"]
     assert (tmp_path / "var/lib/cni/networks/cbr0/10.2.59.2").exists()
+    gone = tmp_path / "var/log/pods/default_gone_uid-of-a-pod-deleted-meanwhile"
+    (gone / "c").mkdir(parents=True)
+    (gone / "c" / "0.log").touch()
     async with node(tmp_path, api=api) as world:
         await api.until(lambda: world.container("web")["containerID"] != first)
         await api.until(lambda: world.status("web").get("podIP"))
@@ -687,6 +690,7 @@ async def test_a_restarted_kubelet_starts_its_pods_again(tmp_path: Path) -> None
             session.get(url, params={"previous": "true", "follow": "true"}) as answer,
         ):
             assert (await answer.text()).count("GET / ") == 1
+        assert not gone.exists()
 
 
 async def test_a_body_of_any_size_goes_through_the_proxy(tmp_path: Path) -> None:
