@@ -192,4 +192,9 @@ class Container:
     ) -> int:
         """Run one command beside the program; its exit code."""
         context = self.shell_context(stdin, stdout, stderr, interrupt, tty=tty)
-        return await run_command(context, argv)
+        try:
+            return await run_command(context, argv)
+        # As in ``run``: a command's bug is no business of the pod's worker or of an exec's stream.
+        except Exception:
+            stderr.write(traceback.format_exc().encode())
+            return EXIT_CRASH

@@ -25,13 +25,16 @@ from emulator.runtime.clock import real_clock
 from emulator.runtime.role import RoleEnv
 from emulator.runtime.stack import StackNetwork
 from emulator.shell.http import Exchange
+from emulator.shell.registry import COMMANDS
 from emulator.workloads.images import default_registry
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Sequence
     from pathlib import Path
 
     import pytest
+
+    from emulator.shell.context import ShellContext
 
 SUBNET_ENV = (
     "FLANNEL_NETWORK=10.2.0.0/16\nFLANNEL_SUBNET=10.2.59.1/24\n"
@@ -581,6 +584,25 @@ async def test_exec_speaks_the_channels(tmp_path: Path) -> None:
         assert 'exec: "nosuch": executable file not found in $PATH' in status["message"]
         out, _, _ = await execute(world, "web", "curl", "-s", "http://127.0.0.1/")
         assert len(out) == 612
+
+
+async def test_a_command_that_breaks_ends_itself_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def breaks(ctx: ShellContext, argv: Sequence[str]) -> int:
+        raise RuntimeError("unforeseen")
+
+    monkeypatch.setitem(COMMANDS, "breaks", breaks)
+    probe = {"exec": {"command": ["breaks"]}, "periodSeconds": 0.05, "failureThreshold": 1000}
+    async with node(tmp_path) as world:
+        world.create("web", NGINX | {"livenessProbe": probe})
+        await world.running("web")
+        await world.api.until(lambda: "Unhealthy" in world.reasons("web"))
+        _, err, status = await execute(world, "web", "breaks")
+        assert b"RuntimeError: unforeseen" in err
+        assert status["details"]["causes"] == [{"reason": "ExitCode", "message": "1"}]
+        assert "FailedSync" not in world.reasons("web")
+        assert world.container("web")["restartCount"] == 0
 
 
 async def test_a_terminal_has_prompt_echo_and_interrupt(tmp_path: Path) -> None:
