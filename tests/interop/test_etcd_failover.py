@@ -33,7 +33,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 needs_real = pytest.mark.skipif(real_etcd_binary() is None, reason=NO_REAL_ETCD)
-DEADLINE_S = 30.0
+DEADLINE_S = 60.0
+TEST_TIMEOUT_S = 180.0
 # Short enough that the outage would end it, were it not kept through another member.
 LEASE_TTL_S = 8
 # flannel waits a minute after a renewal that failed: its leases must be longer, as its 24 h are.
@@ -56,6 +57,7 @@ class Traffic:
         self.claimed: set[bytes] = set()
         self.seen: list[tuple[int, bytes]] = []
         self.lease = 0
+        self._hand_over = asyncio.Event()
 
     def _client(self) -> EtcdClient:
         return EtcdClient(self._endpoints, rng=random.Random(1))
@@ -91,10 +93,26 @@ class Traffic:
 
     async def _keep(self) -> None:
         async with self._client() as client:
-            self.lease = (await client.lease_grant(LEASE_TTL_S)).id
-            await client.put(b"lease-holder", b"alive", lease=self.lease)
-            async with client.keep_alive(self.lease):
-                await asyncio.Event().wait()
+            while True:
+                lease = (await client.lease_grant(LEASE_TTL_S)).id
+                await client.put(b"holder/%d" % lease, b"alive", lease=lease)
+                self.lease = lease
+                async with client.keep_alive(lease):
+                    await self._hand_over.wait()
+                self._hand_over.clear()
+
+    async def another_lease(self) -> None:
+        """See that the lease is alive, then keep one that is made only now."""
+        await self.check_lease()
+        before = self.lease
+        self._hand_over.set()
+        await until(lambda: self.lease != before)
+
+    async def check_lease(self) -> None:
+        async with self._client() as client:
+            (holder,) = (await client.get(b"holder/%d" % self.lease)).kvs
+            assert holder.lease == self.lease
+            assert (await client.lease_time_to_live(self.lease)).ttl_s > 0
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -131,9 +149,7 @@ class Traffic:
             # No key is written twice, so the store holds what a perfect watch would have told.
             told = sorted((rev, key) for key, rev in stored.items() if rev <= last)
             assert self.seen == told
-            holder = await client.get(b"lease-holder")
-            assert holder.kvs[0].create_revision == holder.kvs[0].mod_revision
-            assert (await client.lease_time_to_live(self.lease)).ttl_s > 0
+        await self.check_lease()
 
 
 class Agent:
@@ -189,42 +205,54 @@ async def a_newcomer_is_seen(known: list[Agent], endpoints: list[str], folder: P
         await task
 
 
-async def kill_the_member_in_use(cluster: RealCluster) -> None:
+async def without_the_member_in_use(
+    cluster: RealCluster, traffic: Traffic, during: Callable[[], Awaitable[None]]
+) -> None:
     # All clients began with the first endpoint, be it the leader or not.
     await cluster.kill(0)
+    await during()
+    await cluster.start(0)
 
 
-async def stop_the_leader(cluster: RealCluster) -> None:
+async def without_the_leader(
+    cluster: RealCluster, traffic: Traffic, during: Callable[[], Awaitable[None]]
+) -> None:
     """Every client's member is the leader when it stops answering."""
-    cluster.pause(await cluster.leader())
+    leader = await cluster.leader()
+    cluster.pause(leader)
+    await during()
+    # A leader of before etcd 16822 that comes back revokes, in the new leader's name, what its
+    # own clock has let expire meanwhile (etcd 15247): it may only meet a lease it does not know.
+    await traffic.another_lease()
+    cluster.resume(leader)
 
 
 @needs_real
-@pytest.mark.parametrize("trouble", [kill_the_member_in_use, stop_the_leader])
+@pytest.mark.parametrize("outage", [without_the_member_in_use, without_the_leader])
 async def test_everything_goes_on_without_one_of_three_members(
-    tmp_path: Path, trouble: Callable[[RealCluster], Awaitable[None]]
+    tmp_path: Path,
+    outage: Callable[[RealCluster, Traffic, Callable[[], Awaitable[None]]], Awaitable[None]],
 ) -> None:
-    async with asyncio.timeout(90), RealCluster(tmp_path) as cluster:
-        leader = await cluster.leader()
-        endpoints = cluster.endpoints[leader:] + cluster.endpoints[:leader]
-        if trouble is kill_the_member_in_use:
-            endpoints = cluster.endpoints
+    async with asyncio.timeout(TEST_TIMEOUT_S), RealCluster(tmp_path) as cluster:
+        endpoints = cluster.endpoints
+        if outage is without_the_leader:
+            leader = await cluster.leader()
+            endpoints = endpoints[leader:] + endpoints[:leader]
         traffic = Traffic(endpoints)
         async with traffic.running(), agents(endpoints, tmp_path) as known:
-            await trouble(cluster)
-            await traffic.progress(50)
-            await a_newcomer_is_seen(known, endpoints, tmp_path)
-            if trouble is stop_the_leader:
-                cluster.resume(leader)
-            else:
-                await cluster.start(0)
+
+            async def during() -> None:
+                await traffic.progress(50)
+                await a_newcomer_is_seen(known, endpoints, tmp_path)
+
+            await outage(cluster, traffic, during)
             await traffic.progress(50)
         await traffic.check()
 
 
 @needs_real
 async def test_a_cluster_without_a_majority_is_waited_for(tmp_path: Path) -> None:
-    async with asyncio.timeout(90), contextlib.AsyncExitStack() as stack:
+    async with asyncio.timeout(TEST_TIMEOUT_S), contextlib.AsyncExitStack() as stack:
         cluster = await stack.enter_async_context(RealCluster(tmp_path))
         client = await stack.enter_async_context(EtcdClient(cluster.endpoints, timeout_s=2))
         batches = await stack.enter_async_context(client.watch(b"k"))
@@ -261,7 +289,7 @@ async def test_everything_goes_on_when_our_server_was_killed(tmp_path: Path) -> 
     # A second endpoint at which nobody is: it must only be passed over.
     endpoints = [f"127.0.0.1:{port}", f"127.0.0.1:{free_port()}"]
     traffic = Traffic(endpoints)
-    async with asyncio.timeout(60), contextlib.AsyncExitStack() as stack:
+    async with asyncio.timeout(TEST_TIMEOUT_S), contextlib.AsyncExitStack() as stack:
         first = await stack.enter_async_context(process_etcd(tmp_path / "etcd", port=port))
         async with traffic.running(), agents(endpoints, tmp_path) as known:
             for _ in range(3):
