@@ -20,8 +20,10 @@ if TYPE_CHECKING:
     from emulator.runtime.control import Call, Handler
     from emulator.runtime.role import RoleEnv
 
-# Frames a slow reader has not taken yet; more are counted as lost, as by a full capture buffer.
-MAX_CAPTURE_BACKLOG: Final = 16384
+# Bytes of frames a slow reader has not taken yet; more are counted as lost, as by a full capture
+# buffer.  All of them, and what the file says of each, go into one control frame.
+MAX_CAPTURE_BYTES: Final = 8 * 1024 * 1024
+FRAME_OVERHEAD: Final = 64
 # Pings planned and not yet sent: a person runs one trace at a time.
 MAX_PLANNED_PINGS: Final = 16
 
@@ -58,14 +60,16 @@ class Observer:
         count = call.param("count", int, 0)
         frames: list[tuple[float, bytes, bool]] = []
         arrived = asyncio.Event()
-        dropped = 0
+        dropped = held = 0
         gone = False
 
         def sink(at: float, frame: bytes, outbound: bool) -> None:
-            nonlocal dropped
-            if len(frames) >= MAX_CAPTURE_BACKLOG:
+            nonlocal dropped, held
+            size = len(frame) + FRAME_OVERHEAD
+            if held + size > MAX_CAPTURE_BYTES:
                 dropped += 1
                 return
+            held += size
             frames.append((at, frame, outbound))
             arrived.set()
 
@@ -89,6 +93,7 @@ class Observer:
                 arrived.clear()
                 taken = frames[: count - sent] if count else list(frames)
                 frames.clear()
+                held = 0
                 sent += len(taken)
                 data = b"".join(
                     pcapng.packet(0, epoch + at, frame, outbound=outbound)

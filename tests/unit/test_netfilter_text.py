@@ -6,6 +6,8 @@ import random
 
 import pytest
 
+from emulator.errors import UsageError
+from emulator.netstack.kernel import Kernel
 from emulator.netstack.netfilter import (
     ERA_2017,
     Netfilter,
@@ -215,3 +217,18 @@ def test_conntrack_says_what_it_does_not_know() -> None:
     assert run_conntrack(fresh(), ["-L"]).stderr == (
         "conntrack v1.4.7 (conntrack-tools): 0 flow entries have been shown.\n"
     )
+
+
+def test_a_refused_renaming_leaves_every_rule_as_it_was() -> None:
+    kernel = Kernel("n", clock=lambda: 0.0, rng=random.Random(1))
+    netfilter = kernel.root.netfilter
+    netfilter.restore("*filter\n:a - [0:0]\n-A OUTPUT -j a\nCOMMIT\n")
+    with pytest.raises(UsageError, match="Chain 'nosuch' does not exist"):
+        netfilter.restore("*filter\n-E a b\n-A OUTPUT -j nosuch\nCOMMIT\n")
+    assert [rule.spec.save() for rule in netfilter.tables["filter"].chains["OUTPUT"].rules] == [
+        "-j a"
+    ]
+    netfilter.restore("*filter\n-E a b\nCOMMIT\n")
+    kernel.root.sockets.ping_open().send(0x7F000001, 1, b"")
+    counted = netfilter.tables["filter"].chains["OUTPUT"].rules[0]
+    assert (counted.spec.save(), counted.counter.packets) == ("-j b", 2)

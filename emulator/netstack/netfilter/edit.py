@@ -158,9 +158,13 @@ class TableEdit:
         self._staged[old] = None
         for name in self._names():
             if any(rule.spec.jump == old for rule in self._rules(name)):
-                for rule in self._stage(name).rules:
+                rules = self._stage(name).rules
+                for index, rule in enumerate(rules):
                     if rule.spec.jump == old and rule.spec.target is None:
-                        rule.spec = rule.spec._replace(jump=new)
+                        # A rule of its own: the one in place stays what it is if this is refused.
+                        counter = rule.counter
+                        spec = rule.spec._replace(jump=new)
+                        rules[index] = Rule(spec, counter.packets, counter.bytes)
         self._references = None
 
     def set_policy(self, name: str, policy: str) -> None:
