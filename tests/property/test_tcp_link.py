@@ -107,7 +107,7 @@ class World:
             _, _, to, segment = heapq.heappop(self.wire)
             target = self.a if to == "a" else self.b
             if to == "b" and self.b.state is State.CLOSED and segment.flags == SYN:
-                self.b.accept(segment, now=self.now)
+                self.b.accept(segment)
             elif target.state is State.CLOSED and segment.flags & ACK:
                 reset = Segment(segment.ack, 0, RST, 0)  # as the socket table answers
                 self.carry("b" if to == "a" else "a", reset)

@@ -82,7 +82,7 @@ def in_state(state: State) -> TcpConnection:
         return c
     if state is State.SYN_RECEIVED:
         c = connection()
-        c.accept(Segment(IRS, 0, SYN, 10_000, b"", SYN_OPTIONS), now=0.0)
+        c.accept(Segment(IRS, 0, SYN, 10_000, b"", SYN_OPTIONS))
         out(c)
         return c
     c = established()
@@ -511,20 +511,6 @@ def test_a_smaller_path_mtu_cuts_what_is_out_again() -> None:
     assert (segment.gso_size, len(segment.payload)) == (500, 2000)
     c.receive_icmp(3, 4, 1400, ISS + 1)
     assert c.snd.mss == 500, "never larger again"
-
-
-def test_keepalive_probes_a_silent_peer_and_gives_up() -> None:
-    c = established()
-    c.keepalive = True
-    give(c, ACK, 0, 0, now=10.0)
-    now, probes = 10.0, 0
-    while c.state is State.ESTABLISHED:
-        now = c.get_timer()
-        c.handle_timer(now=now)
-        probes += len(out(c, now))
-    assert now == 10 + 7200 + 9 * 75
-    assert probes == 9 + 1  # and the reset
-    assert c.error == errno.ETIMEDOUT
 
 
 def test_sequence_numbers_wrap() -> None:

@@ -259,7 +259,7 @@ class SocketTable:
         connection = self._new_connection(key, iss)
         self._embryos[key] = listener
         listener.half_open += 1
-        connection.accept(segment, now=self._clock())
+        connection.accept(segment)
         return None
 
     def _deliver_to_embryo(

@@ -38,9 +38,6 @@ ORPHAN_RETRIES: Final = 8  # net.ipv4.tcp_orphan_retries 0 means 8
 FIN_TIMEOUT_S: Final = 60.0  # net.ipv4.tcp_fin_timeout
 TIME_WAIT_S: Final = 60.0  # TCP_TIMEWAIT_LEN
 CHALLENGE_INTERVAL_S: Final = 0.5  # net.ipv4.tcp_invalid_ratelimit
-KEEPALIVE_TIME_S: Final = 7200.0  # net.ipv4.tcp_keepalive_time
-KEEPALIVE_INTERVAL_S: Final = 75.0  # net.ipv4.tcp_keepalive_intvl
-KEEPALIVE_PROBES: Final = 9  # net.ipv4.tcp_keepalive_probes
 
 # icmp_err_convert of Linux: (errno, fatal for an established connection's socket if it asks).
 ICMP_UNREACHABLE_ERRNO: Final[dict[int, int]] = {
@@ -115,7 +112,6 @@ class TcpConnection:
         "_acks_owed",
         "_challenge_at",
         "_delack_at",
-        "_heard_at",
         "_iss",
         "_linger_at",
         "_probes",
@@ -124,7 +120,6 @@ class TcpConnection:
         "_syn_due",
         "_wants_probe",
         "error",
-        "keepalive",
         "local",
         "mss",
         "notify",
@@ -149,7 +144,6 @@ class TcpConnection:
         self.error = 0
         self.soft_error = 0
         self.orphan = False
-        self.keepalive = False
         self.wants_room = False
         self.notify: Callable[[], None] = _nothing
         self.schedule: Callable[[TcpConnection], None] = _nowhere
@@ -163,7 +157,6 @@ class TcpConnection:
         self._acks_owed = 0
         self._delack_at: float | None = None
         self._linger_at: float | None = None
-        self._heard_at = 0.0
         self._challenge_at = -CHALLENGE_INTERVAL_S
         self._retries = 0
         self._probes = 0
@@ -184,10 +177,9 @@ class TcpConnection:
         self._syn_due = True
         self.schedule(self)
 
-    def accept(self, syn: Segment, *, now: float) -> None:
+    def accept(self, syn: Segment) -> None:
         """Passive OPEN: become the child of a listener for this SYN."""
         self._take_syn(syn)
-        self._heard_at = now
         self._transition(Input.SYN)
         self._syn_due = True
         self.schedule(self)
@@ -289,7 +281,6 @@ class TcpConnection:
             seq += 1  # the other half of a simultaneous open
             flags &= ~SYN
         end = seq + len(payload)
-        self._heard_at = now
         self._probes = 0
 
         # First, check the sequence number (with Linux's bounds: tcp_sequence()).
@@ -347,7 +338,6 @@ class TcpConnection:
         if not flags & SYN:
             return
         self._take_syn(segment)
-        self._heard_at = now
         snd.start_window(segment.window, segment.seq, snd.nxt)
         if ack_ok:
             self._establish(Input.SYN_ACK, now)
@@ -495,12 +485,7 @@ class TcpConnection:
             at = self._delack_at
         if self._linger_at is not None and (at is None or self._linger_at < at):
             at = self._linger_at
-        if self.keepalive and at is None and self.state in (State.ESTABLISHED, State.CLOSE_WAIT):
-            at = self._keepalive_at()
         return at
-
-    def _keepalive_at(self) -> float:
-        return self._heard_at + KEEPALIVE_TIME_S + self._probes * KEEPALIVE_INTERVAL_S
 
     def handle_timer(self, *, now: float) -> None:
         """Do what is due; call ``segments_to_send`` afterwards."""
@@ -516,17 +501,6 @@ class TcpConnection:
             return
         if snd.rto_at is not None and now >= snd.rto_at:
             self._retransmission_timeout()
-        if (
-            self.keepalive
-            and self.state in (State.ESTABLISHED, State.CLOSE_WAIT)
-            and snd.una == snd.last
-            and now >= self._keepalive_at()
-        ):
-            if self._probes >= KEEPALIVE_PROBES:
-                self.abort(self.soft_error or errno.ETIMEDOUT)
-                return
-            self._probes += 1
-            self._wants_probe = True
 
     def _retransmission_timeout(self) -> None:
         snd = self.snd
