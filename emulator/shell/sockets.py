@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
-from emulator.addr import format_ip
+from emulator.netstack.sock.render import NETSTAT_STATES, place, render_ss
 from emulator.netstack.sock.tcp_state import State
 from emulator.runtime.stack_transport import MAX_PORT
 from emulator.shell.context import os_error_text, seconds_of, whole_number
@@ -16,44 +16,10 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from emulator.netstack.sock.table import SocketInfo
-    from emulator.netstack.sock.tcp import Endpoint
     from emulator.shell.context import ShellContext
 
-# ss prints its own names for two states (misc/ss.c sstate_name).
-_SS_STATES = {"ESTABLISHED": "ESTAB", "CLOSED": "UNCONN"}
 # Datagrams nc has not printed yet; more are lost, as in a full receive buffer (212992 bytes).
 MAX_DATAGRAMS: Final = 256
-
-
-class _Row(NamedTuple):
-    netid: str
-    state: str
-    receive: str
-    send: str
-    local: tuple[str, str]
-    peer: tuple[str, str]
-
-
-def _state(info: SocketInfo) -> str:
-    return info.tcp.state.name.replace("_", "-")
-
-
-def _place(endpoint: Endpoint) -> tuple[str, str]:
-    return format_ip(endpoint.ip), str(endpoint.port) if endpoint.port else "*"
-
-
-def _rows(infos: Sequence[SocketInfo]) -> list[_Row]:
-    return [
-        _Row(
-            info.proto,
-            _SS_STATES.get(_state(info), _state(info)),
-            str(info.tcp.receive_queue),
-            str(info.tcp.send_queue),
-            _place(info.tcp.local),
-            _place(info.tcp.remote),
-        )
-        for info in infos
-    ]
 
 
 def _wanted(ctx: ShellContext, flags: set[str]) -> list[SocketInfo]:
@@ -69,27 +35,6 @@ def _wanted(ctx: ShellContext, flags: set[str]) -> list[SocketInfo]:
     return [info for info in infos if info.tcp.state not in (*passive, State.TIME_WAIT)]
 
 
-def render_ss(rows: Sequence[_Row], *, netid: bool) -> str:
-    """The table of ss, columns as wide as their longest entry."""
-    header = _Row(
-        "Netid", "State", "Recv-Q", "Send-Q", ("Local Address", "Port"), ("Peer Address", "Port")
-    )
-    table = [header, *rows]
-    widths = [max(len(str(row[index])) for row in table) for index in range(4)]
-    local = [max(len(row.local[index]) for row in table) for index in (0, 1)]
-    peer = [max(len(row.peer[index]) for row in table) for index in (0, 1)]
-    lines = []
-    for row in table:
-        first = f"{row.netid:<{widths[0]}} " if netid else ""
-        tail = "Process" if row is header else " " * 7
-        lines.append(
-            f"{first}{row.state:<{widths[1]}} {row.receive:<{widths[2]}} {row.send:<{widths[3]}} "
-            f"{row.local[0]:>{local[0]}}:{row.local[1]:<{local[1]}} "
-            f"{row.peer[0]:>{peer[0]}}:{row.peer[1]:<{peer[1]}}{tail}\n"
-        )
-    return "".join(lines)
-
-
 async def ss(ctx: ShellContext, argv: Sequence[str]) -> int:
     """ss [-tulanp4s]."""
     flags: set[str] = set()
@@ -101,8 +46,7 @@ async def ss(ctx: ShellContext, argv: Sequence[str]) -> int:
     if "s" in flags:
         ctx.out(_summary(ctx))
         return 0
-    rows = _rows(_wanted(ctx, flags))
-    text = render_ss(rows, netid=("t" in flags) == ("u" in flags))
+    text = render_ss(_wanted(ctx, flags), netid=("t" in flags) == ("u" in flags))
     ctx.out(text.partition("\n")[2] if "H" in flags else text)
     return 0
 
@@ -148,12 +92,13 @@ async def netstat(ctx: ShellContext, argv: Sequence[str]) -> int:
         f"State       {program}\n".replace("State       \n", "State      \n")
     )
     for info in _wanted(ctx, flags):
-        local = ":".join(_place(info.tcp.local))
-        peer = ":".join(_place(info.tcp.remote))
-        state = "" if _state(info) == "CLOSED" else _state(info).replace("-", "_")
+        local, peer = place(info.tcp.local), place(info.tcp.remote)
+        state = NETSTAT_STATES[info.tcp.state]
+        # A listener's Send-Q is its backlog for ss, nothing for netstat.
+        send_queue = 0 if info.tcp.state is State.LISTEN else info.tcp.send_queue
         tail = "-                   " if "p" in flags else ""
         ctx.out(
-            f"{info.proto:<5} {info.tcp.receive_queue:>6} {info.tcp.send_queue:>6} "
+            f"{info.proto:<5} {info.tcp.receive_queue:>6} {send_queue:>6} "
             f"{local:<23} {peer:<23} {state:<11}{' ' if tail else ''}{tail}".rstrip(" ")
             + (" " * 5 if state and not tail else "")
             + "\n"

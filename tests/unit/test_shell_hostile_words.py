@@ -155,3 +155,20 @@ def test_a_device_with_a_tiny_mtu_cuts_packets_as_small_as_the_standard_allows()
     connection = root.sockets.tcp_connect(Endpoint(parse_ip("10.50.0.2"), 80))
     net.settle()
     assert connection.mss == MIN_MSS
+
+
+async def test_ss_and_netstat_call_states_by_their_own_names() -> None:
+    ctx = place(memory())
+    sockets = ctx.ns.sockets
+    listener = sockets.tcp_listen(0, 80, 7)
+    client = sockets.tcp_connect(Endpoint(0x7F000001, 80))
+    while listener.accept() is None:
+        ctx.kernel.handle_timer()
+    client.close(now=0.0)
+    ctx.kernel.handle_timer()
+    assert await run_command(ctx, ["ss", "-tan"]) == 0
+    assert await run_command(ctx, ["netstat", "-tan"]) == 0
+    shown = ctx.stdout.text  # type: ignore[attr-defined]
+    assert "FIN-WAIT-2" in shown
+    assert "FIN_WAIT2" in shown
+    assert "tcp        0      0 0.0.0.0:80" in shown

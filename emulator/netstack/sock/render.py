@@ -26,7 +26,7 @@ _SS_STATES: Final = {
     State.LISTEN: "LISTEN",
     State.CLOSING: "CLOSING",
 }
-_NETSTAT_STATES: Final = {
+NETSTAT_STATES: Final = {
     State.ESTABLISHED: "ESTABLISHED",
     State.SYN_SENT: "SYN_SENT",
     State.SYN_RECEIVED: "SYN_RECV",
@@ -43,6 +43,11 @@ _NETSTAT_STATES: Final = {
 
 def _port(endpoint: Endpoint) -> str:
     return str(endpoint.port) if endpoint.port else "*"
+
+
+def place(endpoint: Endpoint) -> str:
+    """``10.2.1.5:80``, as netstat prints one end."""
+    return f"{format_ip(endpoint.ip)}:{_port(endpoint)}"
 
 
 def render_ss(sockets: Iterable[SocketInfo], *, netid: bool = False) -> str:
@@ -64,22 +69,4 @@ def render_ss(sockets: Iterable[SocketInfo], *, netid: bool = False) -> str:
         peer = f"{row[6].rjust(width[6])}:{row[7].ljust(width[7])}"
         process = "" if number else "Process"
         lines.append(" ".join((*left, local, peer)) + process.ljust(7))
-    return "".join(line + "\n" for line in lines)
-
-
-def render_netstat(sockets: Iterable[SocketInfo]) -> str:
-    """``netstat -tuan`` of sockets already chosen and ordered."""
-    lines = [
-        "Active Internet connections (servers and established)",
-        "Proto Recv-Q Send-Q Local Address           Foreign Address         State      ",
-    ]
-    for proto, tcp in sockets:
-        local = f"{format_ip(tcp.local.ip)}:{_port(tcp.local)}"
-        peer = f"{format_ip(tcp.remote.ip)}:{_port(tcp.remote)}"
-        # A listener's Send-Q is its backlog for ss, nothing for netstat.
-        send_queue = 0 if tcp.state is State.LISTEN else tcp.send_queue
-        state = "" if proto == "udp" and tcp.state is State.CLOSED else _NETSTAT_STATES[tcp.state]
-        lines.append(
-            f"{proto:<5} {tcp.receive_queue:>6} {send_queue:>6} {local:<23} {peer:<23} {state:<11}"
-        )
     return "".join(line + "\n" for line in lines)
