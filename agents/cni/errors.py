@@ -6,13 +6,10 @@ from emulator.errors import PodwireError
 
 # Codes of SPEC.md 1.1.0, section "Error"; 100 and above belong to the plugin, 999 is libcni's
 # "generic".
-INCOMPATIBLE_VERSION = 1
 UNKNOWN_CONTAINER = 3
-BAD_ENVIRONMENT = 4
 IO_FAILURE = 5
 DECODING_FAILURE = 6
 INVALID_CONFIG = 7
-TRY_AGAIN_LATER = 11
 GENERIC = 999
 
 

@@ -8,7 +8,6 @@ works or rests are one call (kubernetes, pkg/proxy/iptables/proxier.go, BoundedF
 from __future__ import annotations
 
 import asyncio
-import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -17,7 +16,7 @@ from agents.kubeproxy.desired import desired_ruleset
 from agents.kubeproxy.model import ServicePort, read_service, read_slices
 from agents.kubeproxy.ruleset import NodeConfig, NodePort, Ruleset, missing_jumps
 from emulator.addr import format_ip
-from emulator.errors import PodwireError, UsageError
+from emulator.errors import PodwireError
 from emulator.kubeclient.informer import SharedInformers
 from emulator.kubeclient.resource import ENDPOINTSLICES, SERVICES
 from emulator.kubeclient.rest import RestClient
@@ -33,9 +32,6 @@ if TYPE_CHECKING:
 
 # What the emulated kernel can match and translate.
 CARRIED_PROTOCOLS: Final = ("tcp", "udp")
-# A health check's request line and headers; what is longer is not one.
-MAX_HEALTH_REQUEST_BYTES: Final = 8192
-HEALTH_TIMEOUT_S: Final = 5.0
 # Requests under way at once: its two first lists.  Each is a TLS connection kept for a while.
 MAX_REQUESTS: Final = 2
 
@@ -66,7 +62,7 @@ class KubeProxyConfig:
 
     ``on_node_ports`` is called with the sorted node ports whenever they change, after the rules
     for them are in.  ``min_sync_s`` rests after each sync; ``resync_s`` looks for rules that
-    somebody else removed and retries what failed.  ``healthz_port`` 0 serves no health check.
+    somebody else removed and retries what failed.
     """
 
     kubeconfig: KubeConfig
@@ -74,12 +70,10 @@ class KubeProxyConfig:
     on_node_ports: Callable[[tuple[NodePort, ...]], None] = _open_nothing
     min_sync_s: float = 0.02
     resync_s: float = 30.0
-    healthz_host: str = "127.0.0.1"
-    healthz_port: int = 0
 
 
 async def run_kubeproxy(config: KubeProxyConfig, env: RoleEnv, kernel: NodeKernel) -> None:
-    """Serve until cancelled; UsageError if the health port is taken."""
+    """Serve until cancelled."""
     async with RestClient(
         config.kubeconfig, rng=env.rng, user_agent="kube-proxy", max_inflight=MAX_REQUESTS
     ) as client:
@@ -98,20 +92,14 @@ class _KubeProxy:
         self._dirty = asyncio.Event()
         self._proxier = Proxier(kernel.root, config.node)
         self._node_ports: tuple[NodePort, ...] = ()
-        self._updated_at = env.clock.time()
         self._left_out: tuple[str, ...] = ()
 
     async def run(self) -> None:
         for informer in (self._services, self._slices):
             informer.add_handler(self._note)
-        health = await self._serve_health() if self._config.healthz_port else None
-        try:
-            async with asyncio.TaskGroup() as group:
-                group.create_task(self._informers.run(), name="kubeproxy.informers")
-                group.create_task(self._sync_for_ever(), name="kubeproxy.sync")
-        finally:
-            if health is not None:
-                health.close()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._informers.run(), name="kubeproxy.informers")
+            group.create_task(self._sync_for_ever(), name="kubeproxy.sync")
 
     def _note(self, event: str, old: object, new: object) -> None:
         self._dirty.set()
@@ -141,7 +129,6 @@ class _KubeProxy:
         )
         endpoints = read_slices(self._slices.lister.list(), self._config.node.node_name)
         node_ports = self._proxier.sync(services, endpoints)
-        self._updated_at = self._env.clock.time()
         if node_ports != self._node_ports:
             self._node_ports = node_ports
             self._config.on_node_ports(node_ports)
@@ -157,46 +144,6 @@ class _KubeProxy:
                     name,
                 )
         return [port for port in services if port.protocol in CARRIED_PROTOCOLS]
-
-    # Health
-
-    async def _serve_health(self) -> asyncio.Server:
-        host, port = self._config.healthz_host, self._config.healthz_port
-        try:
-            return await asyncio.start_server(
-                self._answer_health, host, port, limit=MAX_HEALTH_REQUEST_BYTES
-            )
-        except OSError as error:
-            raise UsageError(
-                f"kube-proxy cannot serve /healthz on {host}:{port}: {error.strerror};"
-                " choose another port or stop what uses it"
-            ) from None
-
-    async def _answer_health(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
-    ) -> None:
-        try:
-            async with asyncio.timeout(HEALTH_TIMEOUT_S):
-                head = await reader.readuntil(b"\r\n\r\n")
-                writer.write(self._health_answer(head))
-                await writer.drain()
-        except (TimeoutError, OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
-            pass
-        finally:
-            writer.close()
-
-    def _health_answer(self, head: bytes) -> bytes:
-        path = [*head.split(b" ", 2), b"", b""][1].partition(b"?")[0]
-        status, document = "404 Not Found", b"404 page not found\n"
-        if path in (b"/healthz", b"/livez"):
-            status = "200 OK"
-            document = json.dumps(
-                {"lastUpdated": self._updated_at, "currentTime": self._env.clock.time()}
-            ).encode()
-        return (
-            f"HTTP/1.1 {status}\r\nContent-Type: application/json\r\n"
-            f"Content-Length: {len(document)}\r\nConnection: close\r\n\r\n"
-        ).encode() + document
 
 
 class Proxier:

@@ -115,16 +115,6 @@ class StackServer(asyncio.AbstractServer):
             self._listener = None
             self._check_closed()
 
-    def close_clients(self) -> None:
-        """Close every connection this server accepted."""
-        for transport in list(self._transports):
-            transport.close()
-
-    def abort_clients(self) -> None:
-        """Reset every connection this server accepted."""
-        for transport in list(self._transports):
-            transport.abort()
-
     async def start_serving(self) -> None:
         """A server listens from its creation on: nothing is left to do."""
 

@@ -9,7 +9,6 @@ from emulator.errors import WireError
 HEADER_LEN: Final = 14
 ETHERTYPE_IPV4: Final = 0x0800
 ETHERTYPE_ARP: Final = 0x0806
-ETHERTYPE_IPV6: Final = 0x86DD
 
 
 class Frame(NamedTuple):
@@ -30,8 +29,3 @@ class Frame(NamedTuple):
     def emit(self) -> bytes:
         """Return the bytes."""
         return b"".join((self.dst, self.src, self.ethertype.to_bytes(2, "big"), self.payload))
-
-
-def is_multicast(mac: bytes) -> bool:
-    """True for group addresses, broadcast included."""
-    return bool(mac[0] & 1)

@@ -74,11 +74,6 @@ def echo_request(ident: int, seq: int, payload: bytes = b"") -> Icmp:
     return Icmp(ECHO_REQUEST, 0, ident << 16 | seq, payload)
 
 
-def echo_reply(ident: int, seq: int, payload: bytes = b"") -> Icmp:
-    """Return an echo reply."""
-    return Icmp(ECHO_REPLY, 0, ident << 16 | seq, payload)
-
-
 def error(kind: int, code: int, quoted: bytes, *, mtu: int = 0) -> Icmp:
     """Return an error about the packet whose first bytes are ``quoted``."""
     return Icmp(kind, code, mtu, quoted)

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 # Exit codes of a shell's and a runtime's own making.
 EXIT_SIGKILL = 128 + 9
-EXIT_SIGTERM = 128 + 15
 EXIT_NOT_FOUND = 127
 
 

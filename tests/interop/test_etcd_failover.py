@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 import pytest
 
 from agents.flannel.daemon import FlannelConfig, run_flannel
-from agents.flannel.testing import RememberingKernel
 from emulator.runtime.clock import real_clock
 from emulator.runtime.role import RoleEnv
 from etcd.client import Code, EtcdClient, EtcdError, Put, version
@@ -27,6 +26,7 @@ from tests.etcd_servers import (
     process_etcd,
     real_etcd_binary,
 )
+from tests.flannel_kernel import RememberingKernel
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from agents.flannel.daemon import FlannelConfig, LeaseRevokedError, run_flannel
-from agents.flannel.testing import RememberingKernel
 from emulator.addr import Prefix, parse_ip
 from emulator.errors import UsageError
 from emulator.netstack.fib import Route
@@ -22,6 +21,7 @@ from emulator.runtime.role import RoleEnv
 from etcd.client import EtcdClient
 from etcd.server.config import EtcdConfig
 from etcd.server.daemon import EtcdServer
+from tests.flannel_kernel import RememberingKernel
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable

@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 from agents.flannel.daemon import FlannelConfig, LeaseRevokedError, run_flannel
 from agents.flannel.lease import parse_value
 from agents.flannel.subnetenv import parse_previous_subnet
-from agents.flannel.testing import RememberingKernel
 from emulator.addr import Prefix, format_ip
 from emulator.runtime.role import RoleEnv
 from emulator.sim.world import World, simulate
 from etcd.client import EtcdClient
 from etcd.server.config import EtcdConfig
 from etcd.server.daemon import run_etcd
+from tests.flannel_kernel import RememberingKernel
 
 ETCD = "172.17.4.51"
 NODES = 4

@@ -16,12 +16,12 @@ import pytest
 from agents.flannel.daemon import FlannelConfig, LeaseRevokedError, run_flannel
 from agents.flannel.lease import format_key
 from agents.flannel.subnetenv import parse_previous_subnet
-from agents.flannel.testing import RememberingKernel
 from emulator.sim.fabric import LinkQuality
 from emulator.sim.world import World, simulate
 from etcd.client import EtcdClient
 from etcd.server.config import EtcdConfig
 from etcd.server.daemon import run_etcd
+from tests.flannel_kernel import RememberingKernel
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

@@ -5,16 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-import socket
 from typing import TYPE_CHECKING, Any
 
-import aiohttp
 import pytest
 
 from agents.kubeproxy.daemon import KubeProxyConfig, run_kubeproxy
 from agents.kubeproxy.ruleset import NodeConfig, NodePort
 from emulator.addr import Prefix
-from emulator.errors import UsageError
 from emulator.kubeclient.resource import ENDPOINTSLICES, SERVICES
 from emulator.kubeclient.testing import FakeApi
 from emulator.netstack.netfilter import Netfilter, run_iptables
@@ -149,22 +146,3 @@ async def test_an_sctp_service_is_left_out_and_said(
         assert "--to-destination 10.2.1.5:8080" in proxy.kernel.nat()
         task.cancel()
     assert "service port default/odd is left out" in caplog.text
-
-
-async def test_health_is_served_and_a_taken_port_is_said(proxy: Proxy) -> None:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        port = taken.getsockname()[1]
-        with pytest.raises(UsageError, match=f"cannot serve /healthz on 127.0.0.1:{port}"):
-            await proxy.run(healthz_port=port)
-    async with asyncio.TaskGroup() as group:
-        task = group.create_task(proxy.run(healthz_port=port))
-        await proxy.ready.wait()
-        async with aiohttp.ClientSession() as session:
-            async with session.get(f"http://127.0.0.1:{port}/healthz") as answer:
-                assert answer.status == 200
-                assert "lastUpdated" in await answer.json()
-            async with session.get(f"http://127.0.0.1:{port}/other") as answer:
-                assert answer.status == 404
-        task.cancel()

@@ -35,9 +35,6 @@ _COMMANDS: Final = (
     *("create", "add", "del", "test", "destroy", "list", "save", "restore", "flush"),
     *("rename", "swap", "version", "help"),
 )
-_NOT_EMULATED: Final = (
-    *("timeout", "counters", "comment", "skbinfo", "netmask", "forceadd", "markmask"),
-)
 
 
 class CommandLineError(UsageError):

@@ -62,8 +62,6 @@ TRANSITIONS: Final[dict[tuple[State, Input], State]] = {
     **{(state, _I.DELETE): _S.CLOSED for state in State},
 }
 
-# States in which the peer's sequence numbers are known (RFC 9293: "synchronized").
-SYNCHRONIZED: Final = frozenset(State) - {_S.CLOSED, _S.LISTEN, _S.SYN_SENT}
 # States in which data (or our FIN) may still have to be sent or repeated.
 SENDING: Final = frozenset({_S.ESTABLISHED, _S.CLOSE_WAIT, _S.FIN_WAIT_1, _S.CLOSING, _S.LAST_ACK})
 # States in which the peer may still send us data.
