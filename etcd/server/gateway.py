@@ -272,6 +272,12 @@ class Gateway:
         self._member = member
         self._services = services
         self._cors = cors
+        self._calls: dict[_Call, None] = {}
+
+    def end_calls(self) -> None:
+        """Tell those who watch or wait that the server stops."""
+        for call in self._calls:
+            call.finish(self._member.stopped_error())
 
     async def handle(self, request: web.BaseRequest, path: str) -> web.StreamResponse:
         """Answer a request to a path under /v3/."""
@@ -321,6 +327,7 @@ class Gateway:
         counts = self._services.counts[name]
         counts.started += 1
         stream: StreamCall | None = None
+        self._calls[call] = None
         try:
             if unary is not None:
                 call.admit(name, message)
@@ -334,6 +341,7 @@ class Gateway:
             counts.fail(error.code)
             raise
         finally:
+            del self._calls[call]
             if stream is not None:
                 stream.on_gone()
         assert payload is not None, "a unary call answers or fails"
@@ -365,6 +373,7 @@ class Gateway:
         counts = self._services.counts[name]
         counts.started += 1
         stream = self._open(name, call, shown)
+        self._calls[call] = None
         response = web.StreamResponse(headers={**self._cors, "Content-Type": "application/json"})
         response.enable_chunked_encoding()
         try:
@@ -380,6 +389,7 @@ class Gateway:
         else:
             counts.ok += 1
         finally:
+            del self._calls[call]
             stream.on_gone()
         return response
 

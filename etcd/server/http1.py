@@ -35,6 +35,8 @@ _CORS = {
 
 
 _PLAIN = {**_CORS, "X-Content-Type-Options": "nosniff"}
+# What a client has for taking its last answer when the server stops.
+LAST_WORDS_S = 1.0
 # One member that answers at all has read its own data and leads.
 LIVE_CHECKS = ("serializable_read",)
 READY_CHECKS = ("data_corruption", "serializable_read", "linearizable_read")
@@ -75,8 +77,11 @@ class Http1Front:
         return self._server()
 
     async def close(self) -> None:
-        """Close all connections."""
-        await self._server.shutdown(timeout=1.0)
+        """End the calls that wait, close all connections."""
+        self._gateway.end_calls()
+        # Idle ones at once; the others have their answers and write them.
+        self._server.pre_shutdown()
+        await self._server.shutdown(timeout=LAST_WORDS_S)
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
         path = request.path

@@ -8,6 +8,7 @@ import os
 import random
 from typing import TYPE_CHECKING
 
+import aiohttp
 import pytest
 
 from emulator.errors import UsageError
@@ -299,3 +300,26 @@ def test_every_call_of_the_modules_loaded_later_is_known_from_the_start() -> Non
 
     later = {path for path, call in STREAMS.items() if call.__name__ == "make"}
     assert later == {*LONG_CALLS, *RECIPE_CALLS}
+
+
+async def test_shutdown_waits_for_no_http_client(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Idle connections are closed at once, those who watch or want a lock are told."""
+    from etcd.server import http1
+
+    monkeypatch.setattr(http1, "LAST_WORDS_S", 3600.0)
+    async with aiohttp.ClientSession() as http, asyncio.timeout(WAIT_S):
+        async with memory_etcd() as etcd:
+            url = f"http://{etcd.endpoint}"
+            assert (await http.get(f"{url}/version")).status == 200
+            name = {"name": "bA=="}
+            assert (await http.post(f"{url}/v3/lock/lock", json=name)).status == 200
+            waiting = asyncio.create_task(http.post(f"{url}/v3/lock/lock", json=name))
+            watch = await http.post(f"{url}/v3/watch", json={"create_request": {"key": "YQ=="}})
+            assert b"created" in await watch.content.readline()
+            while len(etcd.member.hub.streams) < 2:
+                await asyncio.sleep(0)
+        last = await watch.read()
+        assert b"etcdserver: server stopped" in last
+        answer = await waiting
+        assert answer.status == 503
+        assert (await answer.json())["message"] == "etcdserver: server stopped"
