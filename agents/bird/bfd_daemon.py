@@ -81,6 +81,16 @@ class BfdDaemon:
         self._sender: socket.socket | None = None
         self._timer: asyncio.TimerHandle | None = None
 
+    def start(self) -> None:
+        """Take the sockets; UsageError if a port is taken."""
+        try:
+            self._sender = self._make_sender()
+            for multihop in self._ports:
+                self._listen(multihop)
+        except UsageError:
+            self.close()
+            raise
+
     # -- what the speaker asks for -----------------------------------------------------------------
 
     def event(self, event: Event) -> None:
@@ -90,7 +100,6 @@ class BfdDaemon:
                 key = (neighbor, multihop)
                 self._users[peer] = key
                 if key not in self._sessions and len(self._sessions) < MAX_SESSIONS:
-                    self._open(multihop)
                     number = self._new_number()
                     now = asyncio.get_running_loop().time()
                     self._sessions[key] = BfdSession(number, event.options, self._rng, now=now)
@@ -140,12 +149,7 @@ class BfdDaemon:
 
     # -- sockets -----------------------------------------------------------------------------------
 
-    def _open(self, multihop: bool) -> None:
-        """Listen, once somebody is to be watched; UsageError if the port is taken."""
-        if self._sender is None:
-            self._sender = self._make_sender()
-        if multihop in self._listeners:
-            return
+    def _listen(self, multihop: bool) -> None:
         port = self._ports[multihop]
         listener = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         try:

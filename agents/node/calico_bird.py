@@ -71,7 +71,9 @@ class NodeBird:
         bfd = self._settings.bfd
         if bfd is None:
             return config
-        options = BfdOptions(bfd.interval_s, bfd.interval_s, multiplier=bfd.multiplier)
+        options = BfdOptions(
+            bfd.interval_s, bfd.interval_s, multiplier=bfd.multiplier, graceful=bfd.graceful
+        )
         peers = tuple(dataclasses.replace(peer, bfd=options) for peer in config.bgp)
         return dataclasses.replace(config, bgp=peers)
 
@@ -87,7 +89,14 @@ class NodeBird:
     async def _live(self, env: RoleEnv, *, recover: bool) -> None:
         """One life: until it is told to end.  Raises UsageError for a taken port."""
         assert self._wanted is not None
-        self._observe(env)
+        try:
+            self._observe(env)
+            await self._live_observed(env, recover=recover)
+        finally:
+            self._end()
+
+    async def _live_observed(self, env: RoleEnv, *, recover: bool) -> None:
+        assert self._wanted is not None
         now = asyncio.get_running_loop().time()
         speaker = Speaker(
             self._wanted,
@@ -117,20 +126,17 @@ class NodeBird:
         )
         if self._mrt is not None:
             self._mrt.attach(speaker)
-        try:
-            async with asyncio.TaskGroup() as group:
-                beside = [
-                    group.create_task(control.run(), name="bird.ctl"),
-                    group.create_task(self._wait_for_peers(env, daemon), name="calico.bgp.ready"),
-                ]
-                if self._bmp is not None:
-                    self._bmp.attach(speaker, daemon.ports)
-                    beside.append(group.create_task(self._bmp.run(), name="bird.bmp"))
-                await self._serve(daemon)
-                for task in beside:
-                    task.cancel()
-        finally:
-            self._end()
+        async with asyncio.TaskGroup() as group:
+            beside = [
+                group.create_task(control.run(), name="bird.ctl"),
+                group.create_task(self._wait_for_peers(env, daemon), name="calico.bgp.ready"),
+            ]
+            if self._bmp is not None:
+                self._bmp.attach(speaker, daemon.ports)
+                beside.append(group.create_task(self._bmp.run(), name="bird.bmp"))
+            await self._serve(daemon)
+            for task in beside:
+                task.cancel()
 
     def _observe(self, env: RoleEnv) -> None:
         """Make what was asked for; the code is imported only then."""
@@ -146,6 +152,7 @@ class NodeBird:
                 name_of=self._name_of,
                 on_down=self._bfd_down,
             )
+            self._bfd.start()
         if settings.bmp is not None or settings.mrt_messages:
             from agents.bird.observers import BmpClient, MrtLog
 

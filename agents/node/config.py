@@ -29,10 +29,14 @@ class Relay:
 
 @dataclass(frozen=True, slots=True)
 class BfdSettings:
-    """BFD with every BGP peer: seconds between packets, how many of them may be missing."""
+    """BFD with every BGP peer: seconds between packets, how many of them may be missing.
+
+    ``graceful`` keeps a dead peer's routes for its restart.
+    """
 
     interval_s: float
     multiplier: int
+    graceful: bool = False
 
 
 @dataclass(frozen=True, slots=True)

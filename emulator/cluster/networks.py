@@ -48,8 +48,9 @@ class CalicoSpec:
     as_number: int
     mesh: bool
     bgp_port: int
-    # Seconds between BFD's packets and how many may be missing; None for no BFD.
-    bfd: tuple[float, int] | None = None
+    # Seconds between BFD's packets, how many may be missing, whether a dead peer's routes are kept
+    # for its restart; None for no BFD.
+    bfd: tuple[float, int, bool] | None = None
     # Host and port of a BMP collector that all nodes report to.
     bmp: tuple[str, int] | None = None
     mrt_messages: bool = False
@@ -142,7 +143,7 @@ def _calico(fields: Fields, pod_cidr: Prefix) -> CalicoSpec:
     )
 
 
-def _bfd(fields: Fields) -> tuple[float, int] | None:
+def _bfd(fields: Fields) -> tuple[float, int, bool] | None:
     if "bfd" not in fields:
         fields.get("bfd", None)
         return None
@@ -154,8 +155,9 @@ def _bfd(fields: Fields) -> tuple[float, int] | None:
             f"network.bfd.interval: {text!r} is not from {MIN_BFD_MS}ms to {MAX_BFD_MS}ms"
         )
     multiplier = inner.number("multiplier", 3, 1, 255)
+    graceful = inner.truth("graceful", False)
     inner.done()
-    return int(match.group(1)) / 1000, multiplier
+    return int(match.group(1)) / 1000, multiplier, graceful
 
 
 def _collector(fields: Fields) -> tuple[str, int] | None:

@@ -112,6 +112,7 @@ async def watched(bird: Bird, options: BfdOptions = OPTIONS) -> AsyncIterator[Wa
     )
     peer = replace(peer, timers=replace(peer.timers, connect_delay_s=0.2, error_wait_min_s=0.3))
     ours = Watched(peer)
+    ours.bfd.start()
     task = asyncio.create_task(ours.daemon.run(), name="bird")
     try:
         await asyncio.to_thread(bird.start)

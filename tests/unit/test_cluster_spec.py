@@ -202,7 +202,7 @@ def test_a_calico_network_is_watched_as_the_file_says() -> None:
     text = 'network: {type: calico, bfd: {interval: 50ms}, bmp: "10.0.0.1:5", mrtMessages: true}'
     calico = load_spec(text).network.calico
     assert calico is not None
-    assert calico.bfd == (0.05, 3)
+    assert calico.bfd == (0.05, 3, False)
     assert calico.bmp == ("10.0.0.1", 5)
     assert calico.mrt_messages
 
