@@ -14,6 +14,7 @@ import pytest
 from agents.bird.net import Afi
 from tests import bgp_peers, bmp_collector
 from tests.e2e.harness import Podwire, wait_for
+from tests.mrt_reader import named, read
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -115,16 +116,11 @@ def test_the_collector_hears_of_both_nodes(watched: Podwire, collector: Collecto
 
 
 def test_every_message_is_kept(watched: Podwire) -> None:
-    mrtparse = pytest.importorskip("mrtparse")
     files = sorted(watched.home.rglob("var/log/calico/bird/messages.mrt"))
     assert len(files) == 2
     path = files[0]
-    records = [record.data for record in mrtparse.Reader(str(path))]
-    kinds = {
-        str(next(iter(record["bgp_message"]["type"].values())))
-        for record in records
-        if "bgp_message" in record
-    }
+    records = read(path)
+    kinds = {named(record["bgp_message"], "type") for record in records if "bgp_message" in record}
     assert {"OPEN", "KEEPALIVE", "UPDATE"} <= kinds
     assert Afi.IPV4 in records[0]["afi"]
 

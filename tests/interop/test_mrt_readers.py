@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import random
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -22,8 +22,7 @@ from tests import bgp_peers
 from tests.bgp_peers import until
 from tests.bgp_speakers import bgp, channel, speaker_config
 from tests.bird_ctl import controlled, session
-
-mrtparse = pytest.importorskip("mrtparse")
+from tests.mrt_reader import named, read
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -70,15 +69,6 @@ async def hub(add_paths: AddPaths) -> AsyncIterator[None]:
             await task
 
 
-def parsed(path: Path) -> list[Any]:
-    return [record.data for record in mrtparse.Reader(str(path))]
-
-
-def named(data: dict[str, Any], key: str) -> str:
-    """The name of a field that mrtparse gives as {number: name}."""
-    return str(next(iter(data[key].values())))
-
-
 @pytest.mark.parametrize("add_paths", [AddPaths.OFF, AddPaths.ON])
 async def test_a_table_is_read_by_others(add_paths: AddPaths, tmp_path: Path) -> None:
     async with (
@@ -93,7 +83,7 @@ async def test_a_table_is_read_by_others(add_paths: AddPaths, tmp_path: Path) ->
             assert await client.ask('mrt dump table "master4" to "/t.mrt"') == ["0000 "]
             outside = await client.ask('mrt dump table "master4" to "../../t.mrt"')
             assert outside[0].startswith("8002 Unable to open MRT file")
-    index, *records = parsed(tmp_path / "t.mrt")
+    index, *records = read(tmp_path / "t.mrt")
     assert named(index, "subtype") == "PEER_INDEX_TABLE"
     assert index["view_name"] == "master4"
     assert [peer["peer_ip"] for peer in index["peer_entries"]] == ["0.0.0.0", HUB]
@@ -135,7 +125,7 @@ async def test_messages_and_states_are_read_by_others(add_paths: AddPaths, tmp_p
         with contextlib.suppress(asyncio.CancelledError):
             await task
     log.close()
-    records = parsed(path)
+    records = read(path)
     assert {named(record, "type") for record in records} == {"BGP4MP_ET"}
     states = [named(record, "new_state") for record in records if "new_state" in record]
     assert "Established" in states

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -366,3 +367,32 @@ async def test_the_socket_goes_with_its_daemon(tmp_path: Path) -> None:
     async with controlled(speaker_config("10.0.0.1"), tmp_path):
         assert path.stat().st_mode & 0o777 == 0o660
     assert not path.exists()
+
+
+def test_calicos_own_patterns_find_what_they_look_for() -> None:
+    """What calico-node's readiness, its status and calicoctl match lines with, in effect."""
+    peer = neighbor(node())
+    peer.send(UPDATE, update(attributes(PEER), Net.parse("192.168.126.64/26").key))
+    engine = Engine(Host(peer.speaker))
+    protocols = ask(engine, "show protocols")
+    assert protocols[0][5:].split() == ["name", "proto", "table", "state", "since", "info"]
+    fields = next(line for line in protocols if " BGP " in line)[1:].split()
+    assert fields[:4] == ["Mesh", "BGP", "master", "up"]
+    assert re.fullmatch(r"\d\d:\d\d:\d\d", fields[4])
+    assert fields[5] == "Established"
+    shown = "\n".join(ask(engine, "show route"))
+    via = re.compile(r"(\S+)\s+via (\S+) on (\S+) \[(\S+) \S+( from (\S+))?\] (\*)?")
+    dev = re.compile(r"(\S+)\s+dev (\S+) \[(\S+) \S+\] (\*)?")
+    hole = re.compile(r"(\S+)\s+(blackhole|unreachable|prohibited) \[(\S+) \S+\] (\*)?")
+    assert ("192.168.126.64/26", "10.10.64.1", "eth0", "Mesh") in [
+        found.groups()[:4] for found in via.finditer(shown)
+    ]
+    assert ("192.168.145.64/32", "tunl0", "direct1", "*") in [
+        m.groups() for m in dev.finditer(shown)
+    ]
+    assert [m.groups() for m in hole.finditer(shown)] == [
+        ("192.168.145.64/26", "blackhole", "static1", "*")
+    ]
+    status = "\n".join(ask(engine, "show status"))
+    assert "Graceful restart recovery in progress" not in status
+    assert re.search(r"Router ID is (\S+)", status)
