@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.etcd_servers import NO_REAL_ETCD, memory_etcd, real_etcd, real_etcd_binary
+from tests.etcd_servers import memory_etcd, real_etcd, real_etcd_binary
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -201,21 +201,21 @@ async def _run_session(endpoint: str) -> list[tuple[str, str]]:
     return answers
 
 
-@pytest.mark.skipif(real_etcd_binary() is None, reason=NO_REAL_ETCD)
 async def test_a_session_about_users_and_roles_prints_what_it_prints_with_a_real_etcd(
     tmp_path: Path,
 ) -> None:
+    """Without one it is compared with what is known."""
     async with contextlib.AsyncExitStack() as stack:
-        theirs = await stack.enter_async_context(real_etcd(tmp_path))
-        ours = await stack.enter_async_context(memory_etcd())
-        expected, got = await asyncio.gather(_run_session(theirs), _run_session(ours.endpoint))
-    for mine, real in zip(got, expected, strict=True):
-        assert mine == real
-
-
-async def test_a_user_may_do_what_he_was_granted_without_a_real_etcd_to_compare_with() -> None:
-    async with memory_etcd() as server:
-        answers = dict(await _run_session(server.endpoint))
+        ours = await stack.enter_async_context(memory_etcd(bcrypt_cost=4))
+        endpoints = [ours.endpoint]
+        if real_etcd_binary() is not None:
+            theirs = real_etcd(tmp_path, "--bcrypt-cost", "4")
+            endpoints.append(await stack.enter_async_context(theirs))
+        got, *expected = await asyncio.gather(*map(_run_session, endpoints))
+    for real in expected:
+        for mine, other in zip(got, real, strict=True):
+            assert mine == other
+    answers = dict(got)
     assert answers["auth enable"].endswith("[1]"), "the second time nobody is root"
     assert answers[f"{ALICE} put work x"] == "Error: etcdserver: permission denied\n[1]"
     assert answers[f"{ALICE} put work y --prev-kv"] == "OK\nwork\nx\n[0]"

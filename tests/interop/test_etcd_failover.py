@@ -17,7 +17,7 @@ import pytest
 from agents.flannel.daemon import FlannelConfig, run_flannel
 from emulator.runtime.clock import real_clock
 from emulator.runtime.role import RoleEnv
-from etcd.client import Code, EtcdClient, EtcdError, Put, version
+from etcd.client import Code, EtcdClient, EtcdError, Put, channel, version
 from tests.etcd_servers import (
     NO_REAL_ETCD,
     RealCluster,
@@ -300,14 +300,17 @@ async def test_everything_goes_on_when_our_server_was_killed(tmp_path: Path) -> 
         await traffic.check()
 
 
-async def test_a_port_where_nobody_speaks_is_passed_over_and_named() -> None:
+async def test_a_port_where_nobody_speaks_is_passed_over_and_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """As a stopped process is: the kernel accepts for it."""
+    monkeypatch.setattr(channel, "DIAL_TIMEOUT_OF_SEVERAL_S", 0.25)
     rude = await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         ports = silent.getsockname()[1], rude.sockets[0].getsockname()[1]
         endpoints = [f"127.0.0.1:{port}" for port in ports]
-        async with rude, EtcdClient(endpoints, timeout_s=3) as client:
+        async with rude, EtcdClient(endpoints, timeout_s=1) as client:
             with pytest.raises(EtcdError) as failed:
                 await client.get(b"x")
-    assert f"{endpoints[0]}: no answer within 2 s" in failed.value.message
+    assert f"{endpoints[0]}: no answer within 0.25 s" in failed.value.message
     assert f"{endpoints[1]}: Connection" in failed.value.message

@@ -128,14 +128,15 @@ async def test_waiting_requests_see_what_a_real_etcd_shows(tmp_path: Path) -> No
 
 @needs_etcd
 async def test_an_expired_directory_is_told_to_those_who_wait_inside(tmp_path: Path) -> None:
-    answers = []
+    async def story(v2: V2) -> list[str]:
+        await v2.ask("PUT", "/t", dir="true", ttl="1")
+        await v2.ask("PUT", "/t/x", value="1")
+        async with v2.wait("/t/x") as waiting, asyncio.timeout(TIMEOUT_S):
+            told = [normal(line) for line in await waiting]
+        return [*told, (await v2.ask("GET", "/t"))[1]]
+
     async with both(tmp_path) as servers:
-        for v2 in servers:
-            await v2.ask("PUT", "/t", dir="true", ttl="1")
-            await v2.ask("PUT", "/t/x", value="1")
-            async with v2.wait("/t/x") as waiting, asyncio.timeout(TIMEOUT_S):
-                answers.append([normal(line) for line in await waiting])
-            answers[-1].append((await v2.ask("GET", "/t"))[1])
+        answers = await asyncio.gather(*map(story, servers))
     assert '"action":"expire"' in answers[0][0]
     assert answers[1] == answers[0]
 
