@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from agents.bird.ctl.expression import network_of, parse_expression
+from agents.bird.ctl.expression import parse_expression
 from agents.bird.ctl.lexer import Tokens
 from agents.bird.ctl.reply import SYNTAX, WRONG_SYMBOL, CommandError, Dialect
+from agents.bird.ctl.values import network_of
 from agents.bird.net import parse_address
 from emulator.errors import UsageError
 

@@ -7,21 +7,25 @@ Source: BIRD's filter/config.Y and filter/filter.c.
 from __future__ import annotations
 
 from collections.abc import Callable
-from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 
-from agents.bird.attributes import (
-    community_pairs,
-    format_path,
-    large_triples,
-    path_first,
-    path_last,
-    path_length,
-    segments,
-)
+from agents.bird.attributes import community_pairs, large_triples
 from agents.bird.ctl.reply import RUNTIME_ERROR, SYNTAX, CommandError, Dialect
+from agents.bird.ctl.values import (
+    ARITHMETIC,
+    COMPARISONS,
+    FIELDS,
+    MASK,
+    EvaluationError,
+    PathMask,
+    PathValue,
+    Range,
+    format_value,
+    network_of,
+    truth,
+)
 from agents.bird.filters import NetPattern, Source
-from agents.bird.net import Afi, Net, format_address, parse_address
+from agents.bird.net import Net, parse_address
 from emulator.errors import UsageError
 
 if TYPE_CHECKING:
@@ -30,32 +34,8 @@ if TYPE_CHECKING:
 
 Expression = Callable[["RouteInfo | None"], Any]
 
-_MASK: Final = 0xFFFFFFFF
 # Parentheses and operators inside each other; people write three.
 MAX_DEPTH: Final = 64
-
-
-class PathValue(NamedTuple):
-    """``bgp_path``."""
-
-    path: bytes
-
-
-class PathMask(NamedTuple):
-    """``[= a * b =]``; None stands for ``*``, -1 for ``?``."""
-
-    items: tuple[int | None, ...]
-
-
-class Range(NamedTuple):
-    """``low..high`` in a set of integers."""
-
-    low: int
-    high: int
-
-
-class EvaluationError(Exception):
-    """What BIRD calls a runtime error."""
 
 
 def _attribute(name: str) -> Callable[[RouteInfo], Any]:
@@ -123,37 +103,6 @@ def holds(expression: Expression, route: RouteInfo) -> bool:
         return False
 
 
-def format_value(value: Any) -> str:
-    """A value as ``eval`` prints it."""
-    match value:
-        case None:
-            return "(void)"
-        case bool():
-            return "TRUE" if value else "FALSE"
-        case bytes():
-            return format_address(value)
-        case PathValue(path):
-            return f"(path {format_path(path)})"
-        case Net() | int() | str():
-            return str(value)
-        case (int(), *_):
-            return f"({','.join(map(str, value))})"
-        case tuple():
-            return " ".join(map(format_value, value))
-        case _:
-            return f"[{', '.join(map(_set_item, value))}]"
-
-
-def _set_item(item: Any) -> str:
-    match item:
-        case NetPattern(net, low, high):
-            return str(net) if low == high == net.length else f"{net}{{{low},{high}}}"
-        case Range(low, high):
-            return str(low) if low == high else f"{low}..{high}"
-        case _:
-            return format_value(item)
-
-
 class _Parser:
     def __init__(self, tokens: Tokens) -> None:
         self._tokens = tokens
@@ -180,29 +129,29 @@ class _Parser:
         operator = self._tokens.accept("=", "!=", "<", "<=", ">", ">=", "~", "!~")
         if operator is None:
             return left
-        return _binary(_COMPARISONS[operator], left, self.sum(depth))
+        return _binary(COMPARISONS[operator], left, self.sum(depth))
 
     def sum(self, depth: int) -> Expression:
         left = self.product(depth)
         while operator := self._tokens.accept("+", "-"):
-            left = _binary(_ARITHMETIC[operator], left, self.product(depth))
+            left = _binary(ARITHMETIC[operator], left, self.product(depth))
         return left
 
     def product(self, depth: int) -> Expression:
         left = self.unary(depth)
         while operator := self._tokens.accept("*", "/"):
-            left = _binary(_ARITHMETIC[operator], left, self.unary(depth))
+            left = _binary(ARITHMETIC[operator], left, self.unary(depth))
         return left
 
     def unary(self, depth: int) -> Expression:
         if self._tokens.accept("!"):
             return _negated(self.unary(self._deeper(depth)))
         if self._tokens.accept("-"):
-            return _binary(_ARITHMETIC["-"], lambda _: 0, self.unary(self._deeper(depth)))
+            return _binary(ARITHMETIC["-"], lambda _: 0, self.unary(self._deeper(depth)))
         value = self.primary(depth)
         while self._tokens.accept("."):
             field = self._tokens.name()
-            if field not in _FIELDS:
+            if field not in FIELDS:
                 raise self._tokens.error()
             value = _field(field, value)
         return value
@@ -222,7 +171,7 @@ class _Parser:
         value: Any
         match token.kind:
             case "NUM":
-                value = int(token.text, 0) & _MASK
+                value = int(token.text, 0) & MASK
             case "TEXT":
                 value = token.text
             case "IP4" | "IP6":
@@ -342,19 +291,7 @@ class _Parser:
         value = self._tokens.number()
         if value is None:
             raise self._tokens.error()
-        return value & _MASK
-
-
-def network_of(address: bytes, length: int) -> Net:
-    """A network; CommandError for host bits or a length that cannot be."""
-    afi = Afi.IPV4 if len(address) == 4 else Afi.IPV6
-    value = int.from_bytes(address, "big")
-    if length > afi.bits:
-        raise CommandError(SYNTAX, f"Invalid prefix length {length}")
-    shift = afi.bits - length
-    if value >> shift << shift != value:
-        raise CommandError(SYNTAX, f"Invalid IPv{4 if afi is Afi.IPV4 else 6} prefix")
-    return Net(afi, value, length)
+        return value & MASK
 
 
 def _route_value(reader: Callable[[Any], Any]) -> Expression:
@@ -367,15 +304,15 @@ def _route_value(reader: Callable[[Any], Any]) -> Expression:
 
 
 def _either(left: Expression, right: Expression) -> Expression:
-    return lambda route: _truth(left(route)) or _truth(right(route))
+    return lambda route: truth(left(route)) or truth(right(route))
 
 
 def _both(left: Expression, right: Expression) -> Expression:
-    return lambda route: _truth(left(route)) and _truth(right(route))
+    return lambda route: truth(left(route)) and truth(right(route))
 
 
 def _negated(operand: Expression) -> Expression:
-    return lambda route: not _truth(operand(route))
+    return lambda route: not truth(operand(route))
 
 
 def _binary(operation: Callable[[Any, Any], Any], a: Expression, b: Expression) -> Expression:
@@ -383,136 +320,5 @@ def _binary(operation: Callable[[Any, Any], Any], a: Expression, b: Expression) 
 
 
 def _field(name: str, operand: Expression) -> Expression:
-    read = _FIELDS[name]
+    read = FIELDS[name]
     return lambda route: read(operand(route))
-
-
-def _truth(value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise EvaluationError("Can't operate with value of non-bool type")
-    return value
-
-
-def _calculate(operation: Callable[[int, int], int]) -> Callable[[Any, Any], int]:
-    def calculate(a: Any, b: Any) -> int:
-        if type(a) is not int or type(b) is not int:
-            raise EvaluationError("Argument must be of type int")
-        return operation(a, b) & _MASK
-
-    return calculate
-
-
-def _divide(a: int, b: int) -> int:
-    if not b:
-        raise EvaluationError("Mother told me not to divide by 0")
-    return a // b
-
-
-_ARITHMETIC: Final = {
-    "+": _calculate(lambda a, b: a + b),
-    "-": _calculate(lambda a, b: a - b),
-    "*": _calculate(lambda a, b: a * b),
-    "/": _calculate(_divide),
-}
-
-
-def _ordered(operation: Callable[[Any, Any], bool]) -> Callable[[Any, Any], bool]:
-    def compare(a: Any, b: Any) -> bool:
-        if type(a) is not type(b) or not isinstance(a, int | bytes):
-            raise EvaluationError("Can't compare values of incompatible types")
-        return operation(a, b)
-
-    return compare
-
-
-def _matches(value: Any, pattern: Any) -> bool:
-    """The operator ``~``."""
-    match value, pattern:
-        case str(), str():
-            return fnmatchcase(value, pattern)
-        case Net(), Net():
-            return pattern.covers(value)
-        case bytes(), Net():
-            return pattern.covers(network_of(value, 8 * len(value)))
-        case PathValue(path), PathMask(items):
-            return _path_matches(_hops(path), items)
-        case int(), PathValue(path):
-            return value in _hops(path)
-        case tuple(), tuple():
-            return value in pattern
-        case tuple(), list() if value and isinstance(value[0], tuple):
-            return any(each in pattern for each in value)
-        case _, list():
-            return any(_in_set(value, item) for item in pattern)
-        case _:
-            raise EvaluationError("~ applied on unknown type pair")
-
-
-def _in_set(value: Any, item: Any) -> bool:
-    match item:
-        case NetPattern():
-            return isinstance(value, Net) and item.matches(value)
-        case Range(low, high):
-            return type(value) is int and low <= value <= high
-        case _:
-            return bool(value == item)
-
-
-def _hops(path: bytes) -> tuple[int, ...]:
-    return tuple(asn for _, asns in segments(path) for asn in asns)
-
-
-def _path_matches(hops: tuple[int, ...], items: tuple[int | None, ...]) -> bool:
-    # reachable: how many hops may be used up by the items so far.
-    reachable = {0}
-    for item in items:
-        if item is None:
-            reachable = set(range(min(reachable), len(hops) + 1)) if reachable else set()
-        else:
-            reachable = {at + 1 for at in reachable if at < len(hops) and item in (-1, hops[at])}
-    return len(hops) in reachable
-
-
-def _length(value: Any) -> int:
-    match value:
-        case PathValue(path):
-            return path_length(path)
-        case Net():
-            return value.length
-        case tuple():
-            return len(value)
-        case _:
-            raise EvaluationError("Prefix, path, clist or eclist expected")
-
-
-def _of_path(read: Callable[[bytes], int]) -> Callable[[Any], int]:
-    def of(value: Any) -> int:
-        if not isinstance(value, PathValue):
-            raise EvaluationError("AS path expected")
-        return read(value.path)
-
-    return of
-
-
-def _ip(value: Any) -> bytes:
-    if not isinstance(value, Net):
-        raise EvaluationError("Prefix expected")
-    return value.network.to_bytes(value.afi.bits // 8, "big")
-
-
-_FIELDS: Final[dict[str, Callable[[Any], Any]]] = {
-    "len": _length,
-    "first": _of_path(path_first),
-    "last": _of_path(path_last),
-    "ip": _ip,
-}
-_COMPARISONS: Final[dict[str, Callable[[Any, Any], bool]]] = {
-    "=": lambda a, b: bool(a == b),
-    "!=": lambda a, b: bool(a != b),
-    "<": _ordered(lambda a, b: a < b),
-    "<=": _ordered(lambda a, b: a <= b),
-    ">": _ordered(lambda a, b: a > b),
-    ">=": _ordered(lambda a, b: a >= b),
-    "~": _matches,
-    "!~": lambda a, b: not _matches(a, b),
-}
