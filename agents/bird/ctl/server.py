@@ -92,10 +92,10 @@ class BirdControl:
             path.unlink(missing_ok=True)
             if self._timer is not None:
                 self._timer.cancel()
-            tasks = list(self._sessions)
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            # Sessions end as if their clients had gone: their tasks are the server's own.
+            for _, writer in self._sessions.values():
+                writer.transport.abort()
+            await asyncio.gather(*self._sessions, return_exceptions=True)
 
     def configure(self, config: SpeakerConfig) -> None:
         """Another configuration is wanted: put it in force."""
@@ -151,6 +151,8 @@ class BirdControl:
         for text in frame(parts):
             if text is None:
                 await asyncio.sleep(0)
+                if writer.is_closing():
+                    return
                 continue
             piece.append(text)
             size += len(text)
@@ -158,6 +160,8 @@ class BirdControl:
                 writer.write("".join(piece).encode())
                 piece, size = [], 0
                 await writer.drain()
+                if writer.is_closing():
+                    return
                 # drain returns at once while the socket takes everything; others want their turn.
                 await asyncio.sleep(0)
         writer.write("".join(piece).encode())
