@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 # Devices of one namespace: 110 pods of a node and what they hang on, with room to experiment.
 MAX_DEVICES: Final = 4096
 NAME_MAX: Final = 15  # IFNAMSIZ less the NUL
+MAX_PORT: Final = 65535
 
 EXISTS: Final = "RTNETLINK answers: File exists"
 NOT_SUPPORTED: Final = "RTNETLINK answers: Operation not supported"
@@ -190,13 +191,23 @@ class Links:
         port = _int(attrs, "port", 8472)
         if not 0 <= vni < 1 << 24:
             raise UsageError(f'Error: argument "{vni}" is wrong: invalid id')
+        srcport = attrs.get("srcport", (0, 0))
+        assert isinstance(srcport, tuple)
+        ttl = _int(attrs, "ttl", 0)
+        for label, number, most in (
+            ("dst port", port, MAX_PORT),
+            *(("source port", each, MAX_PORT) for each in srcport),
+            ("TTL", ttl, 255),
+        ):
+            if not 0 <= number <= most:
+                raise UsageError(f'Error: argument "{number}" is wrong: invalid {label}')
+        if srcport[0] > srcport[1]:
+            raise UsageError(INVALID)
         if (port, vni) in self._ns.vteps:
             raise UsageError("Error: A VXLAN device with the specified VNI already exists.")
         lower = _str(attrs, "dev")
         if lower:
             self.get(lower)
-        srcport = attrs.get("srcport", (0, 0))
-        assert isinstance(srcport, tuple)
         device = Vxlan(
             self._ns,
             name,
@@ -207,7 +218,7 @@ class Links:
             port=port,
             learning=bool(attrs.get("learning", True)),
             srcport=srcport,
-            ttl=_int(attrs, "ttl", 0),
+            ttl=ttl,
             ageing_s=_int(attrs, "ageing_s", AGEING_S),
         )
         if lower:

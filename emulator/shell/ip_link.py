@@ -12,6 +12,7 @@ from emulator.netstack.show.link import (
     render_ip_link_brief,
 )
 from emulator.shell import busybox_ip
+from emulator.shell.context import whole_number
 from emulator.shell.ip_words import (
     CommandError,
     Request,
@@ -170,6 +171,8 @@ def _link_add(request: Request) -> None:
                 attrs["peer_ns"] = value
             case "ageing":
                 attrs["ageing_s"] = parse_number(value, "ageing")
+            case "ttl":
+                attrs["ttl"] = 0 if value in ("auto", "inherit") else parse_number(value, "ttl")
     if not kind:
         raise CommandError('Not enough information: "type" argument is required')
     if not name:
@@ -254,11 +257,11 @@ def _address_change(request: Request, *, remove: bool) -> None:
         raise CommandError("RTNETLINK answers: Invalid argument", 2)
     ip_text, _, length_text = text.partition("/")
     try:
-        address, length = parse_ip(ip_text), int(length_text or 32)
-    except (UsageError, ValueError):
-        raise CommandError(
-            f'Error: any valid prefix is expected rather than "{text}".', 1
-        ) from None
+        address, length = parse_ip(ip_text), whole_number(length_text or "32")
+    except UsageError:
+        length = None
+    if length is None or length > 32:
+        raise CommandError(f'Error: any valid prefix is expected rather than "{text}".', 1)
     if plus:
         broadcast = Prefix.of(address, length).broadcast
     if remove:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from emulator.addr import Prefix, parse_ip
 from emulator.errors import UsageError
 from emulator.netstack.fib import PROTOCOLS, NextHop, Route, RouteType, protocol_name
+from emulator.netstack.records import NeighState
 from emulator.netstack.show.neigh import render_ip_neigh
 from emulator.netstack.show.route import render_ip_route, render_route_get
 from emulator.shell import busybox_ip
@@ -269,7 +270,10 @@ def neighbour(request: Request) -> None:
             case "lladdr":
                 mac = parse_hardware(next_word(words, word))
             case "nud":
-                state = next_word(words, word).upper()
+                given = next_word(words, word)
+                state = given.upper()
+                if state not in NeighState.__members__:
+                    raise CommandError(f'Error: argument "{given}" is wrong: nud state is bad')
             case _:
                 address = word
     if not address or not dev:

@@ -248,7 +248,12 @@ async def ping(ctx: ShellContext, argv: Sequence[str]) -> int:
             return 1
         ctx.err(f"ping: {options.host}: Name or service not known\n")
         return 2
-    with ctx.network.open_ping(_source_address(ctx, options.source)) as sock:
+    try:
+        opened = ctx.network.open_ping(_source_address(ctx, options.source))
+    except OSError as error:
+        ctx.err(f"ping: bind: {os_error_text(error)}\n")
+        return 1 if busybox else 2
+    with opened as sock:
         return await _Session(ctx, options, address, sock, busybox=busybox).run()
 
 

@@ -98,7 +98,9 @@ def _value(options: Options, letter: str, value: str) -> None:
                 raise UsageError("max hops cannot be more than 255")
             options.max_ttl = int(number)
         case "f":
-            options.first_ttl = max(1, int(number))
+            if not 1 <= number <= 255:
+                raise UsageError("first hop out of range")
+            options.first_ttl = int(number)
         case "q":
             if not 1 <= number <= 10:
                 raise UsageError("no more than 10 probes per hop")
@@ -106,6 +108,8 @@ def _value(options: Options, letter: str, value: str) -> None:
         case "w":
             options.wait_s = number
         case "p":
+            if not 1 <= number <= 65535:
+                raise UsageError(f"Cannot handle `-p' option with arg `{value}' (argc 1)")
             options.port = int(number)
 
 
@@ -155,7 +159,7 @@ class _Prober:
 
     async def _datagram(self, ttl: int, number: int) -> Answer | None:
         clock = self._ctx.clock
-        remote = Endpoint(parse_ip(self._address), self._options.port + number)
+        remote = Endpoint(parse_ip(self._address), self._options.port + number & 0xFFFF)
         sock = self._ctx.network.sockets.udp_bind(0, 0)
         arrived = asyncio.Event()
         sock.notify = arrived.set

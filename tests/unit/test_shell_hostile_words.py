@@ -172,3 +172,42 @@ async def test_ss_and_netstat_call_states_by_their_own_names() -> None:
     assert "FIN-WAIT-2" in shown
     assert "FIN_WAIT2" in shown
     assert "tcp        0      0 0.0.0.0:80" in shown
+
+
+@pytest.mark.parametrize(
+    ("command", "status", "complaint"),
+    [
+        (
+            "ip neigh add 10.0.0.2 lladdr 02:00:00:00:00:01 dev lo nud bogus",
+            255,
+            'Error: argument "bogus" is wrong: nud state is bad',
+        ),
+        (
+            "ip addr add 10.0.0.1/99 brd + dev lo",
+            1,
+            'Error: any valid prefix is expected rather than "10.0.0.1/99".',
+        ),
+        (
+            "ip link add v type vxlan id 7 dstport 70000",
+            2,
+            'Error: argument "70000" is wrong: invalid dst port',
+        ),
+        (
+            "ip link add v type vxlan id 7 srcport 1 65536",
+            2,
+            'Error: argument "65536" is wrong: invalid source port',
+        ),
+        ("ip link add v type vxlan id 7 ttl 256", 2, "invalid TTL"),
+        ("ping -c 1 -I 192.0.2.1 127.0.0.1", 2, "ping: bind: Cannot assign requested address"),
+        ("traceroute -p 65536 127.0.0.1", 2, "Cannot handle `-p' option with arg `65536'"),
+        ("traceroute -f 256 127.0.0.1", 2, "first hop out of range"),
+    ],
+)
+async def test_numbers_that_fit_no_field_are_refused(
+    command: str, status: int, complaint: str
+) -> None:
+    ctx = place(memory())
+    ctx.kernel.root.link_set("lo", up=True)
+    async with asyncio.timeout(5):
+        assert await run_command(ctx, command.split()) == status
+    assert complaint in ctx.stderr.text  # type: ignore[attr-defined]
