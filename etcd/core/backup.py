@@ -17,6 +17,7 @@ from google.protobuf.message import DecodeError
 
 from etcd.core import bbolt
 from etcd.core.auth import Role, User
+from etcd.core.engine import ALARMS
 from etcd.core.errors import CorruptionError
 from etcd.core.mvcc import KeyValue, kv_message
 from etcd.core.pb import kv_pb2
@@ -157,7 +158,8 @@ def load(database: bbolt.Database, engine: Engine, name: str) -> None:
             engine.leases.attach(kv.key, kv.lease)
     for key, _ in database.bucket(b"alarm"):
         alarm = pb.AlarmMember.FromString(key)
-        engine.alarms[alarm.memberID, alarm.alarm] = None
+        if alarm.alarm in ALARMS:
+            engine.alarms[alarm.memberID, alarm.alarm] = None
     auth = dict(database.bucket(b"auth"))
     try:
         engine.auth.restore(

@@ -46,7 +46,7 @@ MAX_LEASES = 1_000_000
 # More than a put's tags, lengths and lease take beside its key and value.
 PUT_OVERHEAD_BYTES = 82
 # What may be wrong with a member.
-_ALARMS = (pb.NOSPACE, pb.CORRUPT)
+ALARMS = (pb.NOSPACE, pb.CORRUPT)
 # Rows a snapshot frame holds: some hundred kilobytes, written between two loop ticks.
 SNAPSHOT_ROWS_PER_FRAME = 2000
 
@@ -336,7 +336,7 @@ class Engine:
         A kind of alarm that is none is never raised, although etcd would: nothing could clear it
         that does not know its number.
         """
-        if alarm not in _ALARMS:
+        if alarm not in ALARMS:
             return False
         key = (member_id, alarm)
         if (key in self.alarms) == active:
@@ -388,7 +388,7 @@ class Engine:
                 self.store.compact(wal.parse_pair(data)[0])
             case wal.Kind.ALARM:
                 member_id, number, active = wal.parse_alarm(data)
-                for alarm in _ALARMS:
+                for alarm in ALARMS:
                     if alarm == number and active:
                         self.alarms[member_id, alarm] = None
                     elif alarm == number:

@@ -94,6 +94,14 @@ def test_a_database_of_something_else_is_refused() -> None:
         backup.load(bbolt.Database(b"".join(layout.pages()), "x.db"), Engine(1, 2), "x.db")
 
 
+def test_an_alarm_of_a_kind_nobody_knows_does_not_come_along() -> None:
+    engine = busy_engine()
+    engine.alarms[33, 300] = None  # type: ignore[index]
+    back = Engine(1, 2)
+    backup.load(bbolt.Database(file_of(engine), "x.db"), back, "x.db")
+    assert list(back.alarms) == [(33, pb.NOSPACE)]
+
+
 def test_restore_says_what_is_wrong_with_a_file(tmp_path: Path) -> None:
     path, to = tmp_path / "x.db", str(tmp_path / "to")
     path.write_bytes(file_of(busy_engine()))
