@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import pwd
 import shutil
 import subprocess
 import sys
@@ -24,6 +25,8 @@ PORT = 1790
 WAIT_S = 20.0
 NO_BIRD2 = "no BIRD 2: install bird2 or set PODWIRE_TEST_BGP to unpacked packages"
 NO_BIRD1 = "no BIRD 1.6: set PODWIRE_TEST_BGP to unpacked packages"
+NO_EXABGP = "no ExaBGP: set PODWIRE_TEST_BGP to unpacked packages, with a Python it runs on"
+NO_FRR = "no FRR bgpd: install frr or set PODWIRE_TEST_BGP to unpacked packages"
 NO_GOBGP = "no GoBGP: install gobgpd or set PODWIRE_TEST_BGP to unpacked packages"
 
 _LIBRARIES = "usr/lib/x86_64-linux-gnu"
@@ -118,12 +121,37 @@ def frr_bgpd() -> Program | None:
 
 
 def exabgp() -> Program | None:
-    """ExaBGP, run by this Python from the unpacked package."""
+    """ExaBGP's Python, to be run with ``-m exabgp``: Debian's, or this one where it can.
+
+    Debian's 4.2 does not run on Python 3.12 and later.
+    """
     root = _root()
-    if root is None or not (root / "exabgp/usr/lib/python3/dist-packages/exabgp").is_dir():
+    if root is None:
         return None
-    env = dict(os.environ, PYTHONPATH=str(root / "exabgp/usr/lib/python3/dist-packages"))
-    return Program(sys.executable, env)
+    package = root / "exabgp/usr/lib/python3/dist-packages"
+    env = dict(os.environ, PYTHONPATH=str(package))
+    for python in (sys.executable, "/usr/bin/python3"):
+        with contextlib.suppress(OSError, subprocess.SubprocessError):
+            command = [python, "-c", "import exabgp.configuration.environment"]
+            done = subprocess.run(command, env=env, capture_output=True, timeout=WAIT_S)
+            if done.returncode == 0:
+                return Program(python, env)
+    return None
+
+
+def exabgp_settings(address: str) -> dict[str, str]:
+    """ExaBGP's environment: as whoever runs it, listening at one address, without pipes of its own.
+
+    ``exabgp.log.enable=false`` crashes 4.2.21.
+    """
+    return {
+        "exabgp.daemon.user": pwd.getpwuid(os.getuid()).pw_name,
+        "exabgp.tcp.bind": address,
+        "exabgp.tcp.port": str(PORT),
+        "exabgp.api.cli": "false",
+        "exabgp.log.destination": "stdout",
+        "exabgp.log.level": "INFO",
+    }
 
 
 @contextlib.contextmanager

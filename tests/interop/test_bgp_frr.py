@@ -1,0 +1,184 @@
+"""Our speaker beside FRR's bgpd, which resets a session for what others treat as withdrawn."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import random
+import socket
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from agents.bird.config import GracefulRestart, Timers
+from agents.bird.daemon import BirdDaemon
+from agents.bird.net import Afi, Net, format_address, parse_address
+from agents.bird.speaker import Speaker
+from tests import bgp_peers
+from tests.bgp_peers import PORT, process, until
+from tests.bgp_speakers import bgp, channel, speaker_config
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+OURS = "127.0.95.1"
+THEIRS = "127.0.95.2"
+OUR_ID = "10.10.64.1"
+THEIR_ID = "10.10.64.15"
+QUICK = Timers(connect_delay_s=0.2, connect_retry_s=2, error_wait_min_s=0.3, error_wait_max_s=1)
+
+DAEMON = bgp_peers.frr_bgpd()
+pytestmark = pytest.mark.skipif(DAEMON is None, reason=bgp_peers.NO_FRR)
+
+CONFIG = f"""
+hostname frr
+log stdout informational
+router bgp 65015
+ bgp router-id {THEIR_ID}
+ no bgp ebgp-requires-policy
+ no bgp default ipv4-unicast
+ no bgp network import-check
+ timers bgp 3 9
+ neighbor {OURS} remote-as 64512
+ neighbor {OURS} port {PORT}
+ neighbor {OURS} password calico
+ neighbor {OURS} timers connect 1
+ neighbor {OURS} update-source {THEIRS}
+ neighbor {OURS} disable-connected-check
+ neighbor {OURS} ebgp-multihop 5
+ address-family ipv4 unicast
+  network 10.244.55.0/26
+  neighbor {OURS} activate
+  neighbor {OURS} soft-reconfiguration inbound
+  neighbor {OURS} addpath-tx-all-paths
+  neighbor {OURS} route-map NH out
+ exit-address-family
+!
+route-map NH permit 10
+ set ip next-hop {THEIR_ID}
+!
+"""
+
+
+class World:
+    """Our speaker and bgpd."""
+
+    def __init__(self, directory: Path, speaker: Speaker, daemon: BirdDaemon) -> None:
+        self._sockets = directory / "run"
+        self.speaker = speaker
+        self.daemon = daemon
+        self.peer = speaker.peers["frr"]
+
+    def ask(self, *commands: str) -> str:
+        """Commands, one after the other in one session, as vtysh gives them to bgpd.
+
+        A command ends with NUL, its answer with three and a status.
+        """
+        said = ""
+        with socket.socket(socket.AF_UNIX) as vty:
+            vty.settimeout(bgp_peers.WAIT_S)
+            vty.connect(str(self._sockets / "bgpd.vty"))
+            for command in ("enable", *commands):
+                vty.sendall(command.encode() + b"\0")
+                answer = b""
+                while len(answer) < 4 or answer[-4:-1] != bytes(3):
+                    data = vty.recv(65536)
+                    assert data, "bgpd closed its terminal"
+                    answer += data
+                said = answer[:-4].decode()
+        return said
+
+    def route(self, net: str) -> dict[str, Any] | None:
+        """The first path bgpd has to a network."""
+        with contextlib.suppress(ValueError):
+            paths = json.loads(self.ask(f"show bgp ipv4 unicast {net} json")).get("paths")
+            return paths[0] if paths else None
+        return None
+
+
+@contextlib.asynccontextmanager
+async def frr(directory: Path, **changes: Any) -> AsyncIterator[World]:
+    assert DAEMON is not None
+    (directory / "run").mkdir()
+    (directory / "bgpd.conf").write_text(CONFIG)
+    peer = bgp(
+        "frr",
+        THEIRS,
+        peer_as=65015,
+        source_address=int.from_bytes(parse_address(OURS), "big"),
+        password="calico",
+        timers=QUICK,
+        graceful_restart=GracefulRestart.ON,
+        ipv4=channel(next_hop_address=parse_address(OUR_ID), **changes),
+    )
+    config = speaker_config(OUR_ID, [peer], ["192.168.1.0/26"], listen_port=PORT)
+    speaker = Speaker(config, random.Random(1), now=asyncio.get_running_loop().time())
+    daemon = BirdDaemon(speaker, logging.getLogger("bird"), listen=(OURS, PORT))
+    task = asyncio.create_task(daemon.run(), name="bird")
+    arguments = [
+        *("-f", str(directory / "bgpd.conf"), "-Z", "-S", "-l", THEIRS, "-p", str(PORT)),
+        *("-A", THEIRS, "-P", "0", "-i", str(directory / "run/bgpd.pid")),
+        *("--vty_socket", str(directory / "run")),
+    ]
+    try:
+        with process(DAEMON, arguments, directory / "frr.log"):
+            world = World(directory, speaker, daemon)
+            await until(lambda: world.peer.session is not None, "a session")
+            yield world
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+
+async def test_routes_go_both_ways_are_repeated_and_go_away(tmp_path: Path) -> None:
+    async with frr(tmp_path) as world:
+        table, key = world.speaker.tables[Afi.IPV4], Net.parse("10.244.55.0/26").key
+        await until(lambda: world.route("192.168.1.0/26"), "our route with FRR")
+        path = world.route("192.168.1.0/26")
+        assert path is not None
+        assert path["aspath"]["string"] == "64512"
+        assert path["nexthops"][0]["ip"] == OUR_ID
+        await until(lambda: key in table.routes, "FRR's route with us")
+        best = table.best(key)
+        assert best is not None
+        assert format_address(best.attrs.next_hop) == THEIR_ID
+
+        session, stats = world.peer.session, world.peer.channels[Afi.IPV4].stats
+        before = stats.imp_updates_received
+        assert world.speaker.reload("frr", now=asyncio.get_running_loop().time())
+        world.daemon.after_input()
+        await until(lambda: stats.imp_updates_received > before, "FRR repeats its routes")
+        world.ask(f"clear bgp ipv4 unicast {OURS} in")
+        world.ask("configure terminal", "router bgp 65015", "address-family ipv4 unicast",
+                  "no network 10.244.55.0/26")  # fmt: skip
+        await until(lambda: key not in table.routes, "FRR's withdrawal")
+        kept = world.peer.config
+        world.daemon.configure(speaker_config(OUR_ID, [kept], listen_port=PORT))
+        await until(lambda: world.route("192.168.1.0/26") is None, "our withdrawal")
+        assert world.peer.session is session, world.peer.last_error
+
+
+async def test_a_shutdown_says_why(tmp_path: Path) -> None:
+    async with frr(tmp_path) as world:
+        now = asyncio.get_running_loop().time()
+        world.speaker.disable("frr", now=now, text="maintenance")
+        world.daemon.after_input()
+
+        def reason() -> str:
+            with contextlib.suppress(ValueError):
+                neighbor = json.loads(world.ask(f"show bgp neighbors {OURS} json"))[OURS]
+                return str(neighbor.get("lastShutdownDescription", "")) + str(
+                    neighbor.get("lastNotificationReason", "")
+                )
+            return ""
+
+        await until(lambda: "Administrative Shutdown" in reason(), "FRR names the reason")
+        world.speaker.enable("frr", now=asyncio.get_running_loop().time())
+        world.daemon.after_input()
+        await until(lambda: world.peer.session is not None, "the session is back")
+        key = Net.parse("10.244.55.0/26").key
+        await until(lambda: key in world.speaker.tables[Afi.IPV4].routes, "so is its route")
