@@ -22,8 +22,11 @@ from agents.apiserver.services import ServiceAddresses
 from agents.apiserver.tokens import ServiceAccountTokens
 from emulator.apimachinery.resources import Registry
 from emulator.errors import UsageError
+from emulator.runtime.listener import BACKLOG, listen_tcp
 
 if TYPE_CHECKING:
+    import socket
+
     from agents.apiserver.config import ApiServerConfig
     from agents.apiserver.store import Store
     from emulator.apimachinery.objects import Obj
@@ -33,17 +36,42 @@ if TYPE_CHECKING:
 KEEP_ALIVE_S = 300.0
 
 
-async def run_apiserver(config: ApiServerConfig, env: RoleEnv) -> None:
-    """Serve until cancelled.  Raises UsageError for unusable files and a taken port."""
+async def run_apiserver(
+    config: ApiServerConfig, env: RoleEnv, listener: socket.socket | None = None
+) -> None:
+    """Serve until cancelled.  Raises UsageError for unusable files and a taken port.
+
+    ``listener`` is the socket to serve, if it listens already.
+    """
     from agents.apiserver.etcd_store import EtcdStore
     from etcd.client import EtcdClient
 
     async with EtcdClient(config.etcd_endpoints, access=config.etcd_access) as client:
-        await serve(config, env, EtcdStore(client, env.clock.monotonic))
+        await serve(config, env, EtcdStore(client, env.clock.monotonic), listener)
 
 
-async def serve(config: ApiServerConfig, env: RoleEnv, store: Store) -> None:
+def listen(config: ApiServerConfig) -> socket.socket:
+    """Take the address; UsageError if it is taken."""
+    try:
+        return listen_tcp(config.listen_host, config.listen_port)
+    except OSError as error:
+        raise UsageError(
+            f"API server: cannot listen on {config.listen_host}:{config.listen_port}: "
+            f"{error.strerror or error}; is another program using it?"
+        ) from None
+
+
+async def serve(
+    config: ApiServerConfig, env: RoleEnv, store: Store, listener: socket.socket | None = None
+) -> None:
     """Serve objects of any store until cancelled."""
+    with listener or listen(config) as listener:
+        await _serve(config, env, store, listener)
+
+
+async def _serve(
+    config: ApiServerConfig, env: RoleEnv, store: Store, listener: socket.socket
+) -> None:
     registry = Registry()
     roots = tuple(sorted({root.root for root in config.storage_roots.values()}))
     cache = Cache(store, env.log, roots)
@@ -101,16 +129,8 @@ async def serve(config: ApiServerConfig, env: RoleEnv, store: Store) -> None:
         runner = web.ServerRunner(server, shutdown_timeout=0.5)
         await runner.setup()
         try:
-            site = web.TCPSite(
-                runner, config.listen_host, config.listen_port, ssl_context=tls_context(config)
-            )
-            try:
-                await site.start()
-            except OSError as error:
-                raise UsageError(
-                    f"API server: cannot listen on {address}: {error.strerror or error}; "
-                    "is another program using it?"
-                ) from None
+            site = web.SockSite(runner, listener, ssl_context=tls_context(config), backlog=BACKLOG)
+            await site.start()
             env.ready(f"https://{address}")
             group.create_task(bootstrap.keep(bootstrap_once, env.log), name="apiserver.bootstrap")
             await follower

@@ -303,6 +303,6 @@ class SpeakerConfig:
             names.append(self.kernel.name)
         if self.direct is not None:
             names.append(self.direct.name)
-        for name in names:
-            if names.count(name) > 1:
-                raise UsageError(f"{name!r} is the name of two protocols")
+        if len(set(names)) < len(names):
+            twice = next(name for name in names if names.count(name) > 1)
+            raise UsageError(f"{twice!r} is the name of two protocols")

@@ -7,6 +7,7 @@ written, connections dialled and closed, the timer set again.
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 import socket
 import struct
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Final, cast
 from agents.bird.events import Dial, Event, HangUp, PeerListChanged, ProtocolLogged
 from emulator.addr import format_ip, parse_ip
 from emulator.errors import UsageError
+from emulator.runtime.listener import BACKLOG
 
 if TYPE_CHECKING:
     import logging
@@ -32,6 +34,9 @@ TOS_CONTROL: Final = 0xC0
 CLOSE_S: Final = 5.0
 # The send buffer beyond which routes wait as names, not as bytes; BIRD has 64 KiB per socket.
 HIGH_WATER: Final = 1 << 20
+# Connections that wait for their peer's configuration: as many as a route reflector has clients
+# that all start at once.
+MAX_STRANGERS: Final = 1024
 # Received at once: about 50,000 prefixes, 10 ms of thinking.
 READ_SIZE: Final = 256 * 1024
 
@@ -78,15 +83,23 @@ class BirdDaemon:
         speaker: Speaker,
         log: logging.Logger,
         *,
-        listen: Address | None,
+        listen: Address | socket.socket | None,
         resolve: Callable[[int], Address | None] | None = None,
         name_of: Callable[[str], int | None] | None = None,
         local_host: str | None = None,
         on_event: Callable[[Event], None] | None = None,
+        patience_s: float = 0.0,
     ) -> None:
-        """``local_host`` is the host address dialled connections come from."""
+        """``local_host`` is the host address dialled connections come from.
+
+        ``listen`` may be a socket that listens already.  Who connects before the configuration
+        knows of it waits ``patience_s`` for that instead of being sent away, as BIRD does: two
+        nodes learn of each other at different moments.
+        """
         self.speaker = speaker
         self.listen_address = listen
+        self._patience_s = patience_s
+        self._strangers: dict[_Wire, str] = {}
         self._log = log
         self._resolve = resolve or self._as_it_is
         self._name_of = name_of or parse_ip
@@ -100,7 +113,7 @@ class BirdDaemon:
         self._timer_at: float | None = None
         self._working = False
         self._stopped: asyncio.Event = asyncio.Event()
-        self._moved = asyncio.Event()
+        self._sought: dict[asyncio.Future[Address], int] = {}
         self._failure: BaseException | None = None
 
     @property
@@ -130,11 +143,15 @@ class BirdDaemon:
         finally:
             await self._close()
 
-    async def _start_server(self, address: Address) -> None:
-        host, port = address
-        self._server = await self.loop.create_server(
-            lambda: _Wire(self, None), host, port, reuse_address=True, backlog=1024
-        )
+    async def _start_server(self, where: Address | socket.socket) -> None:
+        if isinstance(where, socket.socket):
+            self._server = await self.loop.create_server(
+                lambda: _Wire(self, None), sock=where, backlog=BACKLOG
+            )
+        else:
+            self._server = await self.loop.create_server(
+                lambda: _Wire(self, None), *where, reuse_address=True, backlog=BACKLOG
+            )
         self._update_keys()
 
     @property
@@ -154,6 +171,11 @@ class BirdDaemon:
         except OSError:
             return 0, 0
 
+    @property
+    def strangers(self) -> int:
+        """How many wait for their peer's configuration."""
+        return len(self._strangers)
+
     async def _close(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
@@ -165,7 +187,8 @@ class BirdDaemon:
         await asyncio.gather(*self._dials.values(), return_exceptions=True)
         if self._server is not None:
             self._server.close()
-        wires = list(self._wires.values())
+        wires = [*self._wires.values(), *self._strangers]
+        self._strangers.clear()
         for wire in wires:
             wire.hang_up()
         if wires:
@@ -234,6 +257,8 @@ class BirdDaemon:
                     self._hang_up(number)
                 case PeerListChanged():
                     self._update_keys()
+                    if self._strangers:
+                        self.loop.call_soon(self._ask_strangers)
                 case ProtocolLogged(protocol, text):
                     self._log.info("%s: %s", protocol, text)
             if self._on_event is not None:
@@ -278,15 +303,24 @@ class BirdDaemon:
 
         The connect retry timer ends the wait.
         """
-        while (address := self._resolve(neighbor)) is None:
-            await self._moved.wait()
-        return address
+        address = self._resolve(neighbor)
+        if address is not None:
+            return address
+        found: asyncio.Future[Address] = self.loop.create_future()
+        self._sought[found] = neighbor
+        try:
+            return await found
+        finally:
+            del self._sought[found]
 
     def addresses_changed(self) -> None:
-        """``resolve`` may answer otherwise now."""
-        self._moved.set()
-        self._moved = asyncio.Event()
+        """``resolve`` and ``name_of`` may answer otherwise now."""
+        for found, neighbor in self._sought.items():
+            address = self._resolve(neighbor)
+            if address is not None and not found.done():
+                found.set_result(address)
         self._update_keys()
+        self._ask_strangers()
 
     async def _open(self, dial: Dial) -> _Wire:
         loop = self.loop
@@ -332,23 +366,46 @@ class BirdDaemon:
         if neighbor is None:
             self._log.info("Unexpected connect from unknown address %s", host)
             return None
+        if self._patience_s and not self.speaker.has_neighbor(neighbor):
+            self._let_wait(wire, host)
+            return None
         number = self.speaker.accepted(neighbor, now=self.loop.time())
         if number is not None:
             self._wires[number] = wire
             self._protect(wire, neighbor)
         return number
 
+    def _let_wait(self, wire: _Wire, host: str) -> None:
+        """Keep a connection nobody knows until somebody does, or for as long as patience lasts."""
+        if len(self._strangers) >= MAX_STRANGERS or wire in self._strangers:
+            return
+        self._strangers[wire] = host
+        self.loop.call_later(self._patience_s, self._send_away, wire)
+
+    def _send_away(self, wire: _Wire) -> None:
+        host = self._strangers.pop(wire, None)
+        if host is not None:
+            self._log.info("Unexpected connect from unknown address %s", host)
+            wire.abort()
+
+    def _ask_strangers(self) -> None:
+        """Take in those whose peer is known by now."""
+        for wire, host in list(self._strangers.items()):
+            neighbor = self._name_of(host)
+            if neighbor is not None and self.speaker.has_neighbor(neighbor):
+                del self._strangers[wire]
+                self.do(functools.partial(wire.accept, host))
+
     def _protect(self, wire: _Wire, neighbor: int) -> None:
         """Give an accepted connection its TTL rules."""
         sock = wire.socket
         if sock is None:
             return
-        for peer in self.speaker.peers.values():
-            if peer.config.neighbor == neighbor:
-                ttl, min_ttl = peer.ttl
-                set_ttl(sock, ttl, min_ttl)
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                return
+        for peer in self.speaker.peers_at(neighbor):
+            ttl, min_ttl = peer.ttl
+            set_ttl(sock, ttl, min_ttl)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            return
 
     def _update_keys(self) -> None:
         """What neighbours want of the listening socket: a key for each password, TTL security."""
@@ -399,11 +456,23 @@ class _Wire(asyncio.Protocol):
         if self._dialled:
             return
         host = transport.get_extra_info("peername")[0]
-        self._daemon.do(lambda: self._accept(host))
+        self._daemon.do(lambda: self.accept(host))
 
-    def _accept(self, host: str) -> None:
+    def accept(self, host: str) -> None:
+        """Become a peer's connection, or wait to, or end."""
+        assert self._transport is not None
         self._number = self._daemon._accepted(self, host)
-        if self._number is None and self._transport is not None:
+        if self._number is not None:
+            if not self._transport.is_reading():
+                self._transport.resume_reading()
+        elif self in self._daemon._strangers:
+            self._transport.pause_reading()
+        else:
+            self._transport.abort()
+
+    def abort(self) -> None:
+        """End at once."""
+        if self._transport is not None:
             self._transport.abort()
 
     def data_received(self, data: bytes) -> None:
@@ -416,6 +485,7 @@ class _Wire(asyncio.Protocol):
             self._closing.cancel()
         number, self._number = self._number, None
         if number is None:
+            self._daemon._strangers.pop(self, None)
             return
         daemon = self._daemon
         daemon._wires.pop(number, None)

@@ -57,6 +57,8 @@ class Speaker:
         self.tables = {afi: Table(afi) for afi in Afi}
         self.resolvers = {afi: Resolver(table) for afi, table in self.tables.items()}
         self.peers: dict[str, Peer] = {}
+        # By the neighbour's address.
+        self._at: dict[int, list[Peer]] = {}
         self.statics: dict[str, StaticProtocol] = {}
         self.direct: DirectProtocol | None = None
         self.kernel: KernelProtocol | None = None
@@ -111,6 +113,9 @@ class Speaker:
             if name not in self.peers:
                 self._join(bgp, now)
         self.peers = {name: self.peers[name] for name in wanted}
+        self._at = {}
+        for peer in self.peers.values():
+            self._at.setdefault(peer.config.neighbor, []).append(peer)
         self.recovery_moved()
         self._events.append(PeerListChanged())
 
@@ -268,13 +273,21 @@ class Speaker:
     def accepted(self, neighbor: int, *, now: float) -> int | None:
         """Somebody connected from this emulated address; a number, or None to close it."""
         self.now = now
-        for peer in self.peers.values():
-            if peer.config.neighbor == neighbor and peer.enabled:
+        for peer in self.peers_at(neighbor):
+            if peer.enabled:
                 connection = peer.accept(now)
                 self._settle(peer, now)
                 return None if connection is None else connection.number
         self.emit(ProtocolLogged("", "Unexpected connect from unknown address"))
         return None
+
+    def peers_at(self, neighbor: int) -> Sequence[Peer]:
+        """The configured protocols of a neighbour's emulated address."""
+        return self._at.get(neighbor, ())
+
+    def has_neighbor(self, neighbor: int) -> bool:
+        """True if somebody at this address is configured."""
+        return neighbor in self._at
 
     def receive_data(self, number: int, data: bytes, *, now: float) -> None:
         """Bytes of a peer."""
@@ -300,8 +313,8 @@ class Speaker:
     def bfd_down(self, neighbor: int, *, now: float) -> None:
         """BFD says the neighbour does not answer."""
         self.now = now
-        for peer in self.peers.values():
-            if peer.config.neighbor == neighbor and peer.config.bfd is not None:
+        for peer in self.peers_at(neighbor):
+            if peer.config.bfd is not None:
                 peer.bfd_down(now)
                 self._settle(peer, now)
 

@@ -153,8 +153,8 @@ class Datastore(Protocol):
         DoesNotExistError (the key is gone) or UpdateConflictError (it has changed).
         """
 
-    def watch(self, prefix: str, *, from_revision: int) -> ChangeStream:
-        """Every change of the keys with a prefix, from a revision on.
+    def watch(self, prefix: str, *, from_revision: int, only: tuple[str, ...] = ()) -> ChangeStream:
+        """Every change of the keys with a prefix, from a revision on; ``only`` of keys under these.
 
         Raises etcd.client.CompactedError when that history is gone: read again, then watch.
         """
@@ -240,15 +240,16 @@ class EtcdDatastore:
         }
         raise refusal(writes, revisions)
 
-    def watch(self, prefix: str, *, from_revision: int) -> _EtcdChanges:
+    def watch(self, prefix: str, *, from_revision: int, only: tuple[str, ...] = ()) -> _EtcdChanges:
         """See ``Datastore.watch``."""
         watch = self._client.watch(prefix.encode(), prefix=True, start_revision=from_revision)
-        return _EtcdChanges(watch)
+        return _EtcdChanges(watch, only or (prefix,))
 
 
 class _EtcdChanges:
-    def __init__(self, watch: Watch) -> None:
+    def __init__(self, watch: Watch, only: tuple[str, ...]) -> None:
         self._watch = watch
+        self._only = tuple(prefix.encode() for prefix in only)
 
     async def __aenter__(self) -> _EtcdChanges:
         await self._watch.__aenter__()
@@ -262,15 +263,16 @@ class _EtcdChanges:
 
     async def __anext__(self) -> tuple[Change, ...]:
         while True:
-            changes = _changes(await self._watch.__anext__())
+            changes = _changes(await self._watch.__anext__(), self._only)
             if changes:
                 return changes
 
 
-def _changes(batch: WatchBatch) -> tuple[Change, ...]:
+def _changes(batch: WatchBatch, only: tuple[bytes, ...]) -> tuple[Change, ...]:
     return tuple(
         decode_change(key, None if event.kind == "DELETE" else data, revision)
         for event in batch.events
+        if event.kv.key.startswith(only)
         for key, data, revision in (_raw(event.kv),)
     )
 

@@ -10,9 +10,11 @@ from etcd.client import CompactedError, EtcdError
 
 if TYPE_CHECKING:
     import logging
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from agents.calico.datastore import Change, Datastore, KVPair
+
+    OnChange = Callable[[tuple[str, ...]], None]
 
 # Between two attempts to read everything anew while etcd refuses.
 RETRY_S: Final = 1.0
@@ -23,24 +25,43 @@ class Mirror:
 
     ``items`` holds every key in sorted order of first sight; ``on_change`` is called, from the
     task that runs ``run``, with the keys that changed since the last call, at first with all.
-    It must not await: take the keys and wake whoever acts on them.
+    It must not await: take the keys and wake whoever acts on them.  Others of the same process may
+    ``subscribe``: one copy, one watch, each change read once.
     """
 
     def __init__(
         self,
         datastore: Datastore,
         prefixes: Sequence[str],
-        on_change: Callable[[tuple[str, ...]], None],
+        on_change: OnChange | None,
         log: logging.Logger,
     ) -> None:
         self._datastore = datastore
-        self._prefixes = tuple(prefixes)
-        self._on_change = on_change
+        self._prefixes = tuple(
+            prefix
+            for prefix in dict.fromkeys(prefixes)
+            if not any(prefix != other and prefix.startswith(other) for other in prefixes)
+        )
+        self._subscribers: list[tuple[tuple[str, ...], OnChange]] = []
+        if on_change is not None:
+            self.subscribe(self._prefixes, on_change)
         self._log = log
         self.items: dict[str, KVPair] = {}
         self.revision = 0
         # Set once everything has been read for the first time.
         self.synced = asyncio.Event()
+
+    def subscribe(self, prefixes: Sequence[str], on_change: OnChange) -> None:
+        """Also tell of keys under some of the mirror's prefixes, as of its own."""
+        assert all(prefix.startswith(self._prefixes) for prefix in prefixes), prefixes
+        self._subscribers.append((tuple(prefixes), on_change))
+
+    def _tell(self, keys: Iterable[str], *, always: bool = False) -> None:
+        touched = tuple(keys)
+        for prefixes, on_change in self._subscribers:
+            theirs = tuple(key for key in touched if key.startswith(prefixes))
+            if theirs or always:
+                on_change(theirs)
 
     async def run(self) -> None:
         """Follow the datastore until cancelled."""
@@ -68,13 +89,17 @@ class Mirror:
         self.items = now
         self.revision = snapshot.revision
         if changed or not self.synced.is_set():
+            first = not self.synced.is_set()
             self.synced.set()
-            self._on_change(tuple(changed))
+            self._tell(changed, always=first)
 
     async def _follow(self) -> None:
         """One watch over what the prefixes have in common: one order of all changes."""
         common = _common(self._prefixes)
-        async with self._datastore.watch(common, from_revision=self.revision + 1) as changes:
+        following = self._datastore.watch(
+            common, from_revision=self.revision + 1, only=self._prefixes
+        )
+        async with following as changes:
             async for batch in changes:
                 self._apply(batch)
 
@@ -82,15 +107,13 @@ class Mirror:
         touched: dict[str, None] = {}
         for kind, kvp in batch:
             self.revision = max(self.revision, kvp.revision)
-            if not kvp.key.startswith(self._prefixes):
-                continue
             if kind == "PUT":
                 self.items[kvp.key] = kvp
             elif self.items.pop(kvp.key, None) is None:
                 continue
             touched[kvp.key] = None
         if touched:
-            self._on_change(tuple(touched))
+            self._tell(touched)
 
 
 def _common(prefixes: Sequence[str]) -> str:

@@ -100,18 +100,20 @@ class MemoryDatastore:
         self._wake()
         return self.revision
 
-    def watch(self, prefix: str, *, from_revision: int) -> MemoryChanges:
+    def watch(
+        self, prefix: str, *, from_revision: int, only: tuple[str, ...] = ()
+    ) -> MemoryChanges:
         """See ``Datastore.watch``."""
-        return MemoryChanges(self, prefix, from_revision)
+        return MemoryChanges(self, only or (prefix,), from_revision)
 
-    def since(self, prefix: str, revision: int) -> tuple[Change, ...]:
+    def since(self, prefixes: tuple[str, ...], revision: int) -> tuple[Change, ...]:
         """The changes from a revision on."""
         if revision <= self._compacted:
             raise CompactedError(self._compacted)
         return tuple(
             decode_change(key, data, at)
             for at, key, data in self._history
-            if at >= revision and key.startswith(prefix)
+            if at >= revision and key.startswith(prefixes)
         )
 
     async def wait(self) -> None:
@@ -148,9 +150,9 @@ class MemoryDatastore:
 class MemoryChanges:
     """A watch of a MemoryDatastore."""
 
-    def __init__(self, store: MemoryDatastore, prefix: str, revision: int) -> None:
+    def __init__(self, store: MemoryDatastore, prefixes: tuple[str, ...], revision: int) -> None:
         self._store = store
-        self._prefix = prefix
+        self._prefixes = prefixes
         self._next = revision
 
     async def __aenter__(self) -> MemoryChanges:
@@ -164,7 +166,7 @@ class MemoryChanges:
 
     async def __anext__(self) -> tuple[Change, ...]:
         while True:
-            changes = self._store.since(self._prefix, self._next)
+            changes = self._store.since(self._prefixes, self._next)
             if changes:
                 self._next = changes[-1].kvp.revision + 1
                 return changes

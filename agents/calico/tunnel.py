@@ -122,13 +122,22 @@ class TunnelAddresses:
                 self._on_change(kind, address)
             self._told[kind] = address
 
-    async def run(self) -> None:
-        """Reconcile at every change of pools or the Node, until cancelled."""
+    @property
+    def prefixes(self) -> tuple[str, ...]:
+        """What decides about the addresses, for a mirror that is shared."""
+        return resource_prefix("IPPool"), resource_key("Node", self._node)
+
+    async def run(self, mirror: Mirror | None = None) -> None:
+        """Reconcile at every change of pools or the Node, until cancelled.
+
+        ``mirror`` is one that somebody else runs and that covers ``prefixes``.
+        """
         changed = asyncio.Event()
-        prefixes = (resource_prefix("IPPool"), resource_key("Node", self._node))
-        mirror = Mirror(self._datastore, prefixes, lambda _: changed.set(), self._log)
         async with asyncio.TaskGroup() as group:
-            group.create_task(mirror.run(), name="calico.tunnel.mirror")
+            if mirror is None:
+                mirror = Mirror(self._datastore, self.prefixes, None, self._log)
+                group.create_task(mirror.run(), name="calico.tunnel.mirror")
+            mirror.subscribe(self.prefixes, lambda _: changed.set())
             while True:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(RESYNC_S):

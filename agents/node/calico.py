@@ -15,13 +15,15 @@ from typing import TYPE_CHECKING, Any, Final
 from agents.bird.config import CALICO_TIMERS
 from agents.calico.client import ResourceClient
 from agents.calico.cni import CalicoCni
-from agents.calico.confd.daemon import ConfdConfig, run_confd
+from agents.calico.confd.daemon import ConfdConfig, prefixes_of, run_confd
 from agents.calico.confd.state import DEFAULT_AS
 from agents.calico.datastore import EtcdDatastore
 from agents.calico.errors import AlreadyExistsError, DatastoreError
 from agents.calico.felix.daemon import FelixConfig, run_felix
+from agents.calico.felix.reading import PREFIXES as FELIX_PREFIXES
 from agents.calico.ipam import gorand
 from agents.calico.ipam.ipam import Ipam
+from agents.calico.mirror import Mirror
 from agents.calico.resources import new_resource
 from agents.calico.startup import NodeFacts, start_node
 from agents.calico.tunnel import TunnelAddresses
@@ -100,9 +102,16 @@ class CalicoNetwork:
             programmed=self._programmed.is_set,
         )
         self._bird = NodeBird(config, config.calico, kernel)
+        # One copy of the datastore for all that run here.
+        prefixes = (*FELIX_PREFIXES, *prefixes_of(config.name))
+        self._mirror = Mirror(self._datastore, prefixes, None, env.log)
 
     async def run(self, part: Part) -> None:
         """Run calico-node until cancelled."""
+        with contextlib.closing(self._bird):
+            await self._run(part)
+
+    async def _run(self, part: Part) -> None:
         async with self._client, asyncio.TaskGroup() as group:
             tunnels = TunnelAddresses(
                 self._config.name,
@@ -112,7 +121,8 @@ class CalicoNetwork:
                 self._env.child("calico-tunnel").log,
             )
             await self._start(tunnels)
-            group.create_task(tunnels.run(), name="calico.tunnel")
+            group.create_task(self._mirror.run(), name="calico.mirror")
+            group.create_task(tunnels.run(self._mirror), name="calico.tunnel")
             group.create_task(self._run_felix(part), name="calico.felix")
             group.create_task(self._run_confd(part), name="calico.confd")
             group.create_task(self._run_bird(part), name="calico.bird")
@@ -165,11 +175,13 @@ class CalicoNetwork:
             env.on_ready(info)
 
         own = dataclasses.replace(env, on_ready=ready)
-        await run_felix(felix, own, self._kernel, self._datastore)
+        await run_felix(felix, own, self._kernel, self._datastore, self._mirror)
 
     async def _run_confd(self, part: Part) -> None:
         confd = ConfdConfig(self._config.name, self._config.root, timers=TIMERS)
-        await run_confd(confd, part("confd"), self._datastore, self._client, self._bird.configure)
+        await run_confd(
+            confd, part("confd"), self._datastore, self._client, self._bird.configure, self._mirror
+        )
 
     async def _run_bird(self, part: Part) -> None:
         await self._programmed.wait()

@@ -12,14 +12,16 @@ from typing import TYPE_CHECKING, Final
 from agents.bird.config import BfdOptions
 from agents.bird.ctl.server import BirdControl
 from agents.bird.daemon import BirdDaemon
-from agents.bird.events import StateChanged
+from agents.bird.events import SessionUp
 from agents.bird.fsm import State
 from agents.bird.netlink import NamespacePort
 from agents.bird.speaker import Speaker
 from emulator.addr import format_ip, parse_ip
 from emulator.errors import UsageError
+from emulator.runtime.listener import listen_tcp
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Sequence
 
     from agents.bird.bfd_daemon import BfdDaemon
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from agents.bird.ctl.show_daemon import BfdRow
     from agents.bird.events import Event
     from agents.bird.observers import BmpClient, MrtLog, Taps
+    from agents.bird.peer import Peer
     from agents.node.config import CalicoSettings, NodeConfig
     from agents.node.underlay_map import UnderlayEntry
     from emulator.netstack.kernel import Kernel
@@ -35,6 +38,9 @@ if TYPE_CHECKING:
 _LOOPBACK: Final = 127
 # How long a node waits for its BGP peers before it calls itself ready without them.
 PEERS_S: Final = 5.0
+# How long a neighbour that connects may wait for our configuration to know of it: confd's longest
+# rest, a few times over.
+PATIENCE_S: Final = 5.0
 # Before bird comes back after `birdc down`: runsv's second.
 RESPAWN_S: Final = 1.0
 # Below the node's "/": the file of ``mrtMessages``.
@@ -50,7 +56,9 @@ class NodeBird:
         self._kernel = kernel
         self._wanted: SpeakerConfig | None = None
         self._configured = asyncio.Event()
-        self._state_changed = asyncio.Event()
+        self._established = asyncio.Event()
+        # Taken before this node is published, and given to bird's first life.
+        self._listener: socket.socket | None = self._listen()
         self._by_ip: dict[int, tuple[str, int]] = {}
         self._by_host: dict[str, int] = {}
         # Of the present life; None between two.
@@ -59,6 +67,19 @@ class NodeBird:
         self._bfd: BfdDaemon | None = None
         self._bmp: BmpClient | None = None
         self._mrt: MrtLog | None = None
+
+    def close(self) -> None:
+        """Give back what no life has taken."""
+        if self._listener is not None:
+            self._listener.close()
+
+    def _listen(self) -> socket.socket:
+        """BGP's socket: from here on neighbours' connections wait for bird to take them."""
+        host, port = self._config.host, self._settings.bgp_port
+        try:
+            return listen_tcp(host, port)
+        except OSError as error:
+            raise UsageError(f"bird cannot listen on {host}:{port}: {error}") from None
 
     def configure(self, config: SpeakerConfig) -> None:
         """What confd computed."""
@@ -106,14 +127,16 @@ class NodeBird:
             tap=self._tap(),
             recover=recover,
         )
+        listener, self._listener = self._listener or self._listen(), None
         daemon = self._daemon = BirdDaemon(
             speaker,
             env.log,
-            listen=(self._config.host, self._settings.bgp_port),
+            listen=listener,
             resolve=self._resolve,
             name_of=self._name_of,
             local_host=self._config.host,
             on_event=self._event,
+            patience_s=PATIENCE_S,
         )
         control = self._control = BirdControl(
             daemon,
@@ -134,7 +157,7 @@ class NodeBird:
             if self._bmp is not None:
                 self._bmp.attach(speaker, daemon.ports)
                 beside.append(group.create_task(self._bmp.run(), name="bird.bmp"))
-            await self._serve(daemon)
+            await daemon.run()
             for task in beside:
                 task.cancel()
 
@@ -179,19 +202,11 @@ class NodeBird:
             self._mrt.close()
         self._daemon = self._control = self._bfd = self._bmp = self._mrt = None
 
-    async def _serve(self, daemon: BirdDaemon) -> None:
-        try:
-            await daemon.run()
-        except OSError as error:
-            raise UsageError(
-                f"bird cannot listen on {self._config.host}:{self._settings.bgp_port}: {error}"
-            ) from None
-
     # -- events ------------------------------------------------------------------------------------
 
     def _event(self, event: Event) -> None:
-        if isinstance(event, StateChanged):
-            self._state_changed.set()
+        if isinstance(event, SessionUp):
+            self._established.set()
         for watcher in (self._control, self._bfd, self._bmp, self._mrt):
             if watcher is not None:
                 watcher.event(event)
@@ -210,15 +225,13 @@ class NodeBird:
         speaker = daemon.speaker
         try:
             async with asyncio.timeout(PEERS_S):
-                while waiting := [
-                    peer.config.name
-                    for peer in speaker.peers.values()
-                    if not peer.config.disabled and peer.state is not State.ESTABLISHED
-                ]:
-                    self._state_changed.clear()
-                    await self._state_changed.wait()
+                while any(map(_is_awaited, speaker.peers.values())):
+                    self._established.clear()
+                    await self._established.wait()
         except TimeoutError:
-            env.log.warning("BGP not established with %s", ", ".join(waiting))
+            waiting = filter(_is_awaited, speaker.peers.values())
+            names = ", ".join(peer.config.name for peer in waiting)
+            env.log.warning("BGP not established with %s", names)
         env.ready("bird speaks BGP")
 
     # -- neighbours --------------------------------------------------------------------------------
@@ -247,3 +260,7 @@ class NodeBird:
             self._by_host[entry.underlay] = ip
         if self._daemon is not None:
             self._daemon.addresses_changed()
+
+
+def _is_awaited(peer: Peer) -> bool:
+    return not peer.config.disabled and peer.state is not State.ESTABLISHED

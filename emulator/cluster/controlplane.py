@@ -14,6 +14,7 @@ from agents.scheduler.daemon import SchedulerConfig, run_scheduler
 from etcd.client import EtcdClient, EtcdError, Put, version
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Mapping
 
     from agents.apiserver.config import ApiServerConfig
@@ -38,8 +39,13 @@ class ControlPlaneConfig:
     calico: bool = False
 
 
-async def run_controlplane(config: ControlPlaneConfig, env: RoleEnv) -> None:
-    """Run until cancelled; ready when API server, controllers and scheduler all are."""
+async def run_controlplane(
+    config: ControlPlaneConfig, env: RoleEnv, listener: socket.socket | None = None
+) -> None:
+    """Run until cancelled; ready when API server, controllers and scheduler all are.
+
+    ``listener`` is the API server's socket, if it listens already.
+    """
     serving = asyncio.Event()
     waiting = {"controllers", "scheduler"}
     if config.calico:
@@ -58,7 +64,7 @@ async def run_controlplane(config: ControlPlaneConfig, env: RoleEnv) -> None:
     async with asyncio.TaskGroup() as group:
         if config.network is not None:
             group.create_task(_offer_network(config, env), name="controlplane.network")
-        group.create_task(run_apiserver(config.apiserver, api_env), name="apiserver")
+        group.create_task(run_apiserver(config.apiserver, api_env, listener), name="apiserver")
         await serving.wait()
         group.create_task(
             run_controllers(ControllersConfig(config.controllers), part("controllers")),

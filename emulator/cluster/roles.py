@@ -25,6 +25,7 @@ from emulator.cluster.networks import flannel_config
 from emulator.cluster.order import lay_together
 from emulator.cluster.process import run_role
 from emulator.kubeclient.config import KubeConfig
+from emulator.runtime.listener import listen_tcp
 from emulator.runtime.tls import rehearse_handshakes
 from emulator.workloads.images import default_registry
 from etcd.core.http2 import huffman
@@ -94,9 +95,14 @@ async def _run_etcd(plan: ClusterPlan, env: RoleEnv) -> None:
 
 
 async def _run_controlplane(plan: ClusterPlan, credentials: Credentials, env: RoleEnv) -> None:
+    # Nodes start at the same moment: what they ask waits here while the imports go on.
+    try:
+        listener = listen_tcp(plan.api_host, plan.api_port)
+    except OSError:
+        listener = None  # the API server says what is wrong
     from emulator.cluster.controlplane import run_controlplane
 
-    await run_controlplane(controlplane_config(plan, credentials), env)
+    await run_controlplane(controlplane_config(plan, credentials), env, listener)
 
 
 def kubeconfig(plan: ClusterPlan, credentials: Credentials, user: str) -> KubeConfig:

@@ -74,7 +74,11 @@ class Running:
         return {bgp.name: bgp.password for bgp in self.configs[-1].bgp if not bgp.disabled}
 
     def text(self, name: str) -> str:
-        return (self.root / CONFIG_DIR / name).read_text()
+        """A file of bird's configuration, "" while there is none."""
+        try:
+            return (self.root / CONFIG_DIR / name).read_text()
+        except OSError:
+            return ""
 
 
 @contextlib.asynccontextmanager
@@ -106,10 +110,24 @@ async def test_nodes_that_come_and_go_are_peers_that_come_and_go(tmp_path: Path)
         assert running.sessions() == {}
         key = running.put("Node", "other", {"bgp": {"ipv4Address": "10.0.0.2/24"}})
         await until(lambda: "Mesh_10_0_0_2" in running.sessions(), "the other node is a peer")
-        assert "Mesh_10_0_0_2" in running.text("bird.cfg")
+        await until(lambda: "Mesh_10_0_0_2" in running.text("bird.cfg"), "the file names it")
         running.store.remove(key)
         await until(lambda: running.sessions() == {}, "the other node is none")
-        assert "Mesh_10_0_0_2" not in running.text("bird.cfg")
+        await until(lambda: "Mesh_10_0_0_2" not in running.text("bird.cfg"), "the file forgets it")
+
+
+async def test_files_that_cannot_be_written_hold_nobody_up(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(daemon, "RETRY_S", 0.05)
+    (tmp_path / "etc").write_text("no directory")
+    async with confd(tmp_path) as running:
+        running.put("Node", "other", {"bgp": {"ipv4Address": "10.0.0.2/24"}})
+        await until(lambda: "Mesh_10_0_0_2" in running.sessions(), "the other node is a peer")
+        await until(lambda: "Not a directory" in caplog.text, "it is said")
+        (tmp_path / "etc").unlink()
+        await until(lambda: "Mesh_10_0_0_2" in running.text("bird.cfg"), "the file is there")
+        assert caplog.text.count("Not a directory") == 1
 
 
 async def test_a_claim_is_announced_once_its_block_bears_it_out(

@@ -197,6 +197,28 @@ async def test_a_mirror_follows_and_reads_anew_after_a_compaction() -> None:
     assert set(seen[-1]) == {"/calico/ipam/e", "/calico/resources/c"}
 
 
+async def test_one_mirror_tells_each_subscriber_of_its_own_keys() -> None:
+    store = MemoryDatastore()
+    store.put("/calico/ipam/a", 1)
+    seen: dict[str, list[tuple[str, ...]]] = {"ipam": [], "b": []}
+    # A prefix inside another is read once.
+    mirror = Mirror(store, ["/calico/ipam/", "/calico/resources/", "/calico/ipam/a"], None, LOG)
+    mirror.subscribe(["/calico/ipam/"], seen["ipam"].append)
+    mirror.subscribe(["/calico/resources/b"], seen["b"].append)
+    async with asyncio.timeout(5), asyncio.TaskGroup() as group:
+        running = group.create_task(mirror.run(), name="mirror")
+        await mirror.synced.wait()
+        # At first everybody hears that all is known, whatever there is.
+        assert seen == {"ipam": [("/calico/ipam/a",)], "b": [()]}
+        store.put("/calico/resources/c", 2)
+        store.put("/calico/resources/b", 2)
+        store.put("/calico/ipam/a", 2)
+        while len(seen["ipam"]) < 2:
+            await asyncio.sleep(0)
+        assert seen["b"][1:] == [("/calico/resources/b",)]
+        running.cancel()
+
+
 # Resources -------------------------------------------------------------------------------------
 
 

@@ -115,12 +115,12 @@ async def test_garbage_in_the_datastore_stops_nobody() -> None:
 async def test_a_node_whose_kernel_refuses_is_not_ready(monkeypatch: pytest.MonkeyPatch) -> None:
     refusals = 0
 
-    def refuse(self: Dataplane, desired: object, *, insert: bool = True) -> bool:
+    def refuse(self: Dataplane, desired: object, **how: bool) -> bool:
         nonlocal refusals
         refusals += 1
         if refusals < 3:
             raise UsageError("RTNETLINK answers: Cannot allocate memory")
-        return apply(self, desired, insert=insert)  # type: ignore[arg-type]
+        return apply(self, desired, **how)  # type: ignore[arg-type]
 
     apply = Dataplane.apply
     monkeypatch.setattr(Dataplane, "apply", refuse)

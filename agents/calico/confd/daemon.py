@@ -1,7 +1,7 @@
 """confd as a daemon: follows the datastore and the services, keeps files and speaker current.
 
-A change only marks the configuration stale; one task then makes the whole plan anew, writes the
-files that differ and hands the speaker what it is to do.
+A change only marks the configuration stale; one task then makes the whole plan anew and hands the
+speaker what it is to do.  The files, which are for reading, follow when changes pause.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
+import contextlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -22,6 +23,7 @@ from agents.calico.datastore import Query
 from agents.calico.errors import DatastoreError
 from agents.calico.ipam.model import affinity_prefix, block_key
 from agents.calico.mirror import Mirror
+from agents.calico.pace import Pace
 from agents.calico.resources import resource_prefix
 from emulator.errors import PodwireError, UsageError
 from emulator.kubeclient.errors import ApiError, ApiUnreachableError
@@ -46,11 +48,9 @@ if TYPE_CHECKING:
 CONFIG_DIR: Final = "etc/calico/confd/config"
 # calico-node's namespace, where the Secrets of BGP passwords are.
 NAMESPACE: Final = "kube-system"
-# Changes come in bursts (a node joins: its resource, its claim, its block); one plan serves all.
-# In a large cluster they also come without end while it starts: rest in proportion to the work.
-SETTLE_S: Final = 0.01
-REST_FACTOR: Final = 8
-MAX_REST_S: Final = 0.5
+# Files are written when nothing has changed for so long, at the latest after so long.
+QUIET_S: Final = 0.3
+MAX_UNWRITTEN_S: Final = 5.0
 # Between two tries of what could not be done: a Secret that is not there yet, a full disk.
 RETRY_S: Final = 2.0
 _KINDS: Final = ("Node", "BGPConfiguration", "BGPPeer", "BGPFilter", "IPPool")
@@ -73,13 +73,20 @@ async def run_confd(
     datastore: Datastore,
     client: RestClient,
     on_config: Callable[[SpeakerConfig], None],
+    mirror: Mirror | None = None,
 ) -> None:
     """Run until cancelled; ready with the first configuration.
 
     ``client`` is for Secrets and Services, which are read only where the configuration needs them;
-    ``on_config`` is called with every new configuration.
+    ``on_config`` is called with every new configuration.  ``mirror`` is one that somebody else runs
+    and that covers ``prefixes_of`` the node.
     """
-    await _Confd(config, env, datastore, client, on_config).run()
+    await _Confd(config, env, datastore, client, on_config, mirror).run()
+
+
+def prefixes_of(node_name: str) -> tuple[str, ...]:
+    """What of the datastore decides a node's configuration."""
+    return *(resource_prefix(kind) for kind in _KINDS), affinity_prefix(node_name, 4)
 
 
 class _Confd:
@@ -90,6 +97,7 @@ class _Confd:
         datastore: Datastore,
         client: RestClient,
         on_config: Callable[[SpeakerConfig], None],
+        mirror: Mirror | None,
     ) -> None:
         self._config = config
         self._env = env
@@ -97,14 +105,21 @@ class _Confd:
         self._on_config = on_config
         self._informers: SharedInformers | None = None
         self._stale = asyncio.Event()
+        self._pace = Pace(env.clock.monotonic)
         self._datastore = datastore
         self._claims = affinity_prefix(config.node_name, 4)
-        prefixes = [resource_prefix(kind) for kind in _KINDS]
-        self._mirror = Mirror(datastore, [*prefixes, self._claims], self._changed, env.log)
+        prefixes = prefixes_of(config.node_name)
+        self._runs_mirror = mirror is None
+        self._mirror = mirror or Mirror(datastore, prefixes, None, env.log)
+        self._mirror.subscribe(prefixes, self._changed)
         self._configs = SpeakerConfigs(config.timers, config.recovery_wait_s)
         self._reader = StateReader()
         self._told: SpeakerConfig | None = None
+        # What the files do not say yet, and since when.
+        self._unwritten: BgpPlan | None = None
+        self._unwritten_since = 0.0
         self._problems: tuple[str, ...] = ()
+        self._complaint = ""
         self._passwords: dict[Secret, str] = {}
         self._retry = False
         # Claims whose block was seen to be ours, by the revision of the claim.
@@ -115,19 +130,44 @@ class _Confd:
 
     async def run(self) -> None:
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._mirror.run(), name="confd.mirror")
+            if self._runs_mirror:
+                group.create_task(self._mirror.run(), name="confd.mirror")
             await self._mirror.synced.wait()
             while True:
                 self._stale.clear()
                 began = self._env.clock.monotonic()
                 await self._update(group)
                 took = self._env.clock.monotonic() - began
-                try:
-                    async with asyncio.timeout(RETRY_S if self._retry else None):
-                        await self._stale.wait()
-                except TimeoutError:
-                    continue
-                await asyncio.sleep(min(max(SETTLE_S, REST_FACTOR * took), MAX_REST_S))
+                await self._idle()
+                if self._stale.is_set():
+                    await self._pace.rest(took, self._stale)
+
+    async def _idle(self) -> None:
+        """Until something changed or is to be tried again."""
+        if self._unwritten is not None:
+            await self._changes_within(QUIET_S)
+            waited = self._env.clock.monotonic() - self._unwritten_since
+            if not self._stale.is_set() or waited >= MAX_UNWRITTEN_S:
+                self._write_files()
+        await self._changes_within(RETRY_S if self._retry else None)
+
+    async def _changes_within(self, seconds: float | None) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._stale.wait()
+
+    def _write_files(self) -> None:
+        """Bring the files to what the speaker was told; what fails is tried again."""
+        assert self._unwritten is not None
+        try:
+            self._write(self._unwritten)
+        except (PodwireError, OSError) as error:
+            self._retry = True
+            if str(error) != self._complaint:
+                self._complaint = str(error)
+                self._env.log.warning("%s", error)
+        else:
+            self._unwritten, self._complaint = None, ""
 
     async def _update(self, group: asyncio.TaskGroup) -> None:
         """Make the plan and carry it out; what fails is tried again."""
@@ -147,9 +187,7 @@ class _Confd:
         await self._read_passwords(plan, problems)
         try:
             speaker = self._configs.make(plan, self._passwords)
-            if speaker != self._told:
-                self._write(plan)
-        except (PodwireError, OSError) as error:
+        except PodwireError as error:
             self._retry = True
             self._tell((*problems, str(error)))
             return
@@ -157,6 +195,9 @@ class _Confd:
         if speaker != self._told:
             first = self._told is None
             self._told = speaker
+            if self._unwritten is None:
+                self._unwritten_since = self._env.clock.monotonic()
+            self._unwritten = plan
             self._on_config(speaker)
             if first:
                 self._env.ready(f"confd configures {len(speaker.bgp)} BGP sessions")

@@ -6,6 +6,7 @@ template.
 
 from __future__ import annotations
 
+import functools
 import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
     from agents.calico.confd.state import BgpNode, State
 
+# Peers of a mesh that are remembered; larger meshes than this use route reflectors.
+MAX_MESH: Final = 1024
 MESH: Final = "Mesh"
 GLOBAL: Final = "Global"
 NODE: Final = "Node"
@@ -91,19 +94,40 @@ def peers_of(state: State, own: BgpNode) -> tuple[tuple[Peer, ...], tuple[str, .
 def _mesh(state: State, own: BgpNode) -> tuple[Peer, ...]:
     password = secret_of(state.config.get("nodeMeshPassword"))
     restart = seconds(state.config.get("nodeMeshMaxRestartTime"))
+    default_as, port = state.as_number, _port(state)
     return tuple(
-        Peer(
-            MESH,
+        _mesh_peer(
+            own.ip,
             node.ip,
-            state.as_of(node),
-            port=_port(state),
-            is_calico_node=True,
-            passive=_is_passive(own.ip, node.ip),
-            password=password,
-            restart_s=restart,
+            default_as if node.as_number is None else node.as_number,
+            port,
+            password,
+            restart,
         )
         for node in state.nodes
         if node.name != own.name and not node.cluster_id and node.ip != own.ip
+    )
+
+
+# A mesh is planned anew with every node that comes, and what it was is most of it.
+@functools.lru_cache(maxsize=MAX_MESH)
+def _mesh_peer(
+    own: int,
+    ip: int,
+    as_number: int,
+    port: int | None,
+    password: Secret | None,
+    restart: int | None,
+) -> Peer:
+    return Peer(
+        MESH,
+        ip,
+        as_number,
+        port=port,
+        is_calico_node=True,
+        passive=_is_passive(own, ip),
+        password=password,
+        restart_s=restart,
     )
 
 

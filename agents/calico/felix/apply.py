@@ -15,6 +15,7 @@ from agents.calico.felix.tables import sync_tables
 from emulator.netstack.netfilter.ipset import MAX_MAXELEM
 
 if TYPE_CHECKING:
+    from agents.calico.felix.chains import TableRules
     from agents.calico.felix.compute import Desired, WantedSet
     from agents.calico.felix.network import Network, Tunnel
     from emulator.netstack.fib import Route
@@ -33,15 +34,25 @@ class Dataplane:
         self._source_ports = vxlan_source_ports
         # Addresses of workloads we have connected, by device.
         self._addresses: dict[str, tuple[int, ...]] = {}
+        # The sets, and the tables and how they were hooked in, that were put in force last.
+        self._sets: dict[str, WantedSet] = {}
+        self._tables: tuple[dict[str, TableRules], bool] | None = None
 
-    def apply(self, desired: Desired, *, insert: bool = True) -> bool:
+    def apply(self, desired: Desired, *, insert: bool = True, anew: bool = True) -> bool:
         """Make it so; False if a device is not there yet and it is worth trying again soon.
 
+        Unless ``anew``, rules and sets that are as they were wanted last are not looked at.
         Raises UsageError with the kernel's text where it refuses.
         """
+        if anew:
+            self._sets, self._tables = {}, None
         self._set_up_sets(desired.sets)
         netfilter = self._ns.netfilter
-        sync_tables(netfilter, desired.tables, insert=insert)
+        tables = (desired.tables, insert)
+        if tables != self._tables:
+            self._tables = None
+            sync_tables(netfilter, desired.tables, insert=insert)
+            self._tables = tables
         netfilter.notes = dict(desired.notes)
         self._drop_sets(desired.sets)
         self._sync_tunnels(desired.network)
@@ -52,10 +63,13 @@ class Dataplane:
 
     def _set_up_sets(self, wanted: dict[str, WantedSet]) -> None:
         sets = self._ns.netfilter.sets
+        have, self._sets = self._sets, {}
         for name, each in wanted.items():
-            if sets.find(name) is None:
-                sets.create(name, each.kind, maxelem=MAX_SET)
-            sets.replace(name, each.members)
+            if have.get(name) != each:
+                if sets.find(name) is None:
+                    sets.create(name, each.kind, maxelem=MAX_SET)
+                sets.replace(name, each.members)
+            self._sets[name] = each
 
     def _drop_sets(self, wanted: dict[str, WantedSet]) -> None:
         sets = self._ns.netfilter.sets

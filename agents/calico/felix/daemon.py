@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Final
 from agents.calico.felix.apply import Dataplane
 from agents.calico.felix.compute import compute
 from agents.calico.felix.model import Host, State
-from agents.calico.felix.reading import PREFIXES, StateReader
+from agents.calico.felix.reading import BLOCKS, PREFIXES, StateReader
 from agents.calico.mirror import Mirror
+from agents.calico.pace import Pace
 from emulator.errors import PodwireError
 
 if TYPE_CHECKING:
@@ -33,8 +34,8 @@ RETRY_S: Final = 0.25
 class FelixConfig:
     """What one felix needs; times in seconds.
 
-    ``vxlan_source_ports`` are the ports VXLAN really leaves from.  ``min_sync_s`` rests after each
-    sync; ``resync_s`` looks for what others changed (felix's IptablesRefreshInterval is 90).
+    ``vxlan_source_ports`` are the ports VXLAN really leaves from.  ``min_sync_s`` is the least rest
+    after a sync; ``resync_s`` looks for what others changed (IptablesRefreshInterval: 90).
     """
 
     node_name: str
@@ -45,19 +46,36 @@ class FelixConfig:
 
 
 async def run_felix(
-    config: FelixConfig, env: RoleEnv, kernel: Kernel, datastore: Datastore
+    config: FelixConfig,
+    env: RoleEnv,
+    kernel: Kernel,
+    datastore: Datastore,
+    mirror: Mirror | None = None,
 ) -> None:
-    """Serve until cancelled; ready when the kernel is programmed for the first time."""
-    await _Felix(config, env, kernel.root, datastore).run()
+    """Serve until cancelled; ready when the kernel is programmed for the first time.
+
+    ``mirror`` is one that somebody else runs and that covers ``reading.PREFIXES``.
+    """
+    await _Felix(config, env, kernel.root, datastore, mirror).run()
 
 
 class _Felix:
-    def __init__(self, config: FelixConfig, env: RoleEnv, ns: NetNs, datastore: Datastore) -> None:
+    def __init__(
+        self,
+        config: FelixConfig,
+        env: RoleEnv,
+        ns: NetNs,
+        datastore: Datastore,
+        mirror: Mirror | None,
+    ) -> None:
         self._config = config
         self._env = env
         self._ns = ns
         self._dirty = asyncio.Event()
-        self._mirror = Mirror(datastore, PREFIXES, self._note, env.log)
+        self._pace = Pace(env.clock.monotonic, config.min_sync_s)
+        self._runs_mirror = mirror is None
+        self._mirror = mirror or Mirror(datastore, PREFIXES, None, env.log)
+        self._mirror.subscribe(PREFIXES, self._note)
         self._dataplane = Dataplane(ns, vxlan_source_ports=config.vxlan_source_ports)
         self._reader = StateReader(config.node_name)
         self._refused: tuple[str, ...] = ()
@@ -67,17 +85,22 @@ class _Felix:
 
     async def run(self) -> None:
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._mirror.run(), name="felix.datastore")
+            if self._runs_mirror:
+                group.create_task(self._mirror.run(), name="felix.datastore")
             group.create_task(self._sync_for_ever(), name="felix.sync")
 
     def _note(self, keys: tuple[str, ...]) -> None:
-        self._dirty.set()
+        # Where BGP carries the routes, blocks are none of felix's business.
+        known = self._applied
+        if known is None or known.vxlan_enabled or not all(k.startswith(BLOCKS) for k in keys):
+            self._dirty.set()
 
     async def _sync_for_ever(self) -> None:
         await self._mirror.synced.wait()
         first, anew = True, True
         while True:
             self._dirty.clear()
+            began = self._env.clock.monotonic()
             complete = False
             try:
                 complete = self._sync(anew=anew)
@@ -87,7 +110,8 @@ class _Felix:
                 if first:
                     first = False
                     self._env.ready(f"felix programs {self._config.node_name}")
-            await asyncio.sleep(self._config.min_sync_s)
+            took = self._env.clock.monotonic() - began
+            await self._pace.rest(took, self._dirty)
             try:
                 async with asyncio.timeout(self._config.resync_s if complete else RETRY_S):
                     await self._dirty.wait()
@@ -102,7 +126,7 @@ class _Felix:
         if not anew and state == self._applied:
             return True
         self._applied = None
-        complete = self._dataplane.apply(compute(state), insert=state.settings.insert)
+        complete = self._dataplane.apply(compute(state), insert=state.settings.insert, anew=anew)
         self._complaint = ""
         if complete:
             self._applied = state

@@ -6,6 +6,7 @@ is made of them.  Source: felix/iptables/{rules,match_builder,actions}.go.
 
 from __future__ import annotations
 
+import functools
 import re
 from dataclasses import dataclass
 from typing import Final
@@ -18,6 +19,9 @@ SCRATCH_0: Final = 0x40000
 SCRATCH_1: Final = 0x80000
 ALL_MARKS: Final = ACCEPT_MARK | PASS_MARK | SCRATCH_0 | SCRATCH_1
 MAX_COMMENT: Final = 256
+# Chains whose hashes are remembered: those alike on all nodes, and a full node's (110 pods of two
+# chains each), which are compared at every refresh.
+MAX_KNOWN_CHAINS: Final = 512
 
 ACCEPT: Final = "--jump ACCEPT"
 DROP: Final = "--jump DROP"
@@ -49,16 +53,20 @@ class Chain:
 
     def hashes(self) -> list[str]:
         """The hash of each rule."""
-        return rule_hashes(
-            self.name, [f"-A {self.name} {rule.rendered('HASH')}" for rule in self.rules]
-        )
+        return list(_hashes(self))
 
     def lines(self) -> list[str]:
         """What follows ``-A CHAIN`` of each rule in a rule file."""
         return [
             rule.rendered(f'-m comment --comment "{COMMENT_PREFIX}{text}"')
-            for rule, text in zip(self.rules, self.hashes(), strict=True)
+            for rule, text in zip(self.rules, _hashes(self), strict=True)
         ]
+
+
+@functools.lru_cache(maxsize=MAX_KNOWN_CHAINS)
+def _hashes(chain: Chain) -> tuple[str, ...]:
+    rendered = [f"-A {chain.name} {rule.rendered('HASH')}" for rule in chain.rules]
+    return tuple(rule_hashes(chain.name, rendered))
 
 
 def jump(chain: str) -> str:

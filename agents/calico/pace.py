@@ -1,0 +1,45 @@
+"""How soon a reconciler works again: at once after a pause, seldom while changes pour in."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+# Changes come in bursts (a node joins: its resource, its claim, its block); one round serves all.
+SETTLE_S: Final = 0.01
+# A round waits for a pause of so many times what the last one took: a tenth of the time is work.
+PAUSE_FACTOR: Final = 8
+MAX_PAUSE_S: Final = 0.25
+# In a large cluster changes come without end while it starts, and each node works through all of
+# them: a round comes after so many times what the last one took even without a pause.
+REST_FACTOR: Final = 60
+MAX_REST_S: Final = 1.5
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """Rests between the rounds of a reconciler; ``monotonic`` is a clock's."""
+
+    monotonic: Callable[[], float]
+    settle_s: float = SETTLE_S
+
+    async def rest(self, took_s: float, changed: asyncio.Event) -> None:
+        """Wait until changes pause, or for long enough; ``changed`` is as true after as before."""
+        pause_s = min(max(self.settle_s, PAUSE_FACTOR * took_s), MAX_PAUSE_S)
+        until = self.monotonic() + min(REST_FACTOR * took_s, MAX_REST_S)
+        was_set = changed.is_set()
+        changed.clear()
+        try:
+            while True:
+                await asyncio.sleep(pause_s)
+                if not changed.is_set() or self.monotonic() >= until:
+                    return
+                was_set = True
+                changed.clear()
+        finally:
+            if was_set:
+                changed.set()
