@@ -190,6 +190,26 @@ def gobgp(directory: Path) -> Iterator[int]:
         yield pid
 
 
+@contextlib.contextmanager
+def exabgp(directory: Path) -> Iterator[int]:
+    """ExaBGP without API: it receives and keeps nothing."""
+    program = bgp_peers.exabgp()
+    assert program is not None
+    (directory / "exa.conf").write_text(
+        f"neighbor {SENDER} {{ router-id 10.10.64.1; local-address {DAEMON}; local-as 65000; "
+        f"peer-as 65001; passive true; listen {PORT}; hold-time 240; family {{ ipv4 unicast; }} }}"
+    )
+    settings = {
+        **bgp_peers.exabgp_settings(DAEMON),
+        "exabgp.tcp.port": str(PORT),
+        "exabgp.log.level": "CRITICAL",
+    }
+    with bgp_peers.process(
+        program, ["-m", "exabgp", "exa.conf"], directory / "exa.log", **settings
+    ) as pid:
+        yield pid
+
+
 def _cpu_s(pid: int) -> float:
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / 100
@@ -198,6 +218,27 @@ def _cpu_s(pid: int) -> float:
 def _peak_mb(pid: int) -> float:
     text = Path(f"/proc/{pid}/status").read_text()
     return int(text.partition("VmHWM:")[2].split()[0]) / 1024
+
+
+def receive(daemon: Callable[[Path], contextlib.AbstractContextManager[int]], data: bytes) -> float:
+    """CPU seconds a daemon needs to receive everything: until it uses none for a second."""
+    with tempfile.TemporaryDirectory() as name, daemon(Path(name)) as pid:
+        print(f"{daemon.__name__} receives", file=sys.stderr)
+        sender = traffic.connect(SENDER, (DAEMON, PORT), 65001, "10.10.64.2")
+        try:
+            time.sleep(0.5)
+            before = used = _cpu_s(pid)
+            sender.sock.settimeout(300)
+            sender.sock.sendall(data)
+            quiet_at = time.monotonic() + 1
+            while time.monotonic() < quiet_at:
+                time.sleep(0.1)
+                now = _cpu_s(pid)
+                if now - used > 0.02:
+                    used, quiet_at = now, time.monotonic() + 1
+            return _cpu_s(pid) - before
+        finally:
+            sender.close()
 
 
 def measure(
@@ -231,7 +272,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("prefixes", nargs="?", type=int, default=MILLION)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--shape", choices=("packed", "spread"), default="packed")
-    parser.add_argument("--slow", action="store_true", help="GoBGP too: minutes a round")
+    parser.add_argument("--slow", action="store_true", help="GoBGP and ExaBGP too: minutes")
     options = parser.parse_args(arguments if arguments is not None else [])
     n = options.prefixes
     keys = traffic.prefixes(n)
@@ -262,6 +303,11 @@ def main(arguments: list[str] | None = None) -> None:
         peak = max(r.peak_mb for r in runs)
         withdraw_s = statistics.median(r.withdraw_s for r in runs)
         print(f"{name:10} {seconds:10.3f} {ratio} {cpu:7.2f} {peak:8.0f} {withdraw_s:11.3f}")
+    if options.slow and bgp_peers.exabgp() is not None:
+        mine = statistics.median(receive(ours, data) for _ in range(options.rounds))
+        theirs = statistics.median(receive(exabgp, data) for _ in range(options.rounds))
+        print(f"received alone, cpu s: podwire {mine:.2f}, exabgp {theirs:.2f}", end="")
+        print(f", {theirs / mine:.1f} times" if mine else "")
 
 
 if __name__ == "__main__":

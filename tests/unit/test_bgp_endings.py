@@ -19,6 +19,7 @@ from agents.bird.messages import (
     OPEN,
     ROUTE_REFRESH,
     UPDATE,
+    Framer,
     Open,
     message,
 )
@@ -195,3 +196,105 @@ def test_a_next_hop_lives_as_long_as_a_route_that_was_received_with_it() -> None
     resolver = peer.speaker.resolvers[Afi.IPV4]
     kept = next(iter(peer.speaker.peers["x"].channels[Afi.IPV4].received.values()))
     assert resolver.entry(bytes((10, 0, 0, 9))) is kept.hop
+
+
+def test_updates_keep_a_session_alive_as_keepalives_do() -> None:
+    peer = with_routes(PLAIN)
+    for _ in range(5):
+        peer.pass_time(200)
+        peer.send(UPDATE, update(INSIDE, keys(BOTH[0])))
+    assert not peer.closed
+
+
+def test_keepalives_follow_the_hold_time_that_was_agreed_on() -> None:
+    """RFC 4271 §4.4: a configured interval shrinks with the hold time."""
+    timers = Timers(hold_s=240, keepalive_s=80)
+    peer = HandPeer(speaker_config("10.0.0.1", [bgp("x", "10.0.0.9", passive=True, timers=timers)]))
+    peer.establish(PLAIN, hold_s=9)
+    peer.received.clear()
+    peer.pass_time(8)
+    assert 2 <= len(peer.bodies(KEEPALIVE)) <= 4
+
+
+@pytest.mark.parametrize(("ours", "dialled_stays"), [("10.0.0.1", False), ("10.0.0.20", True)])
+def test_of_two_connections_that_of_the_larger_identifier_stays(
+    ours: str, dialled_stays: bool
+) -> None:
+    """RFC 4271 §6.8."""
+    peer = HandPeer(speaker_config(ours, [bgp("x", "10.0.0.9")]))
+    speaker = peer.speaker
+    peer.pass_time(5)
+    dialled = speaker.peers["x"].outgoing
+    assert dialled is not None
+    speaker.connected(dialled.number, now=peer.now)
+    for number in (dialled.number, peer.number):
+        speaker.receive_data(number, message(OPEN, opened()), now=peer.now)
+    left = speaker.peers["x"]
+    assert (left.outgoing is not None, left.incoming is not None) == (
+        dialled_stays,
+        not dialled_stays,
+    )
+
+
+def test_a_peer_that_says_goodbye_is_dialled_without_a_penalty() -> None:
+    peer = with_routes(PLAIN)
+    peer.send(NOTIFICATION, b"\x06\x04")
+    assert peer.speaker.peers["x"].startup_delay_s == 0
+    peer.connect()
+    peer.establish(PLAIN)
+    peer.send(NOTIFICATION, b"\x03\x01")
+    assert peer.speaker.peers["x"].startup_delay_s > 0
+
+
+def two_peers(inside: str) -> tuple[HandPeer, Speaker]:
+    """A peer to play by hand beside one inside, whose routes it is told."""
+    outside = bgp("x", "10.0.0.9", peer_as=65009, passive=True)
+    speaker = HandPeer(
+        speaker_config("10.0.0.1", [outside, bgp("y", inside, passive=True)]), neighbor=inside
+    )
+    speaker.establish(PLAIN, router_id=inside)
+    return speaker, speaker.speaker
+
+
+def heard_outside(inside: HandPeer, attributes: bytes) -> list[bytes]:
+    """What the external peer is told of a route with these attributes."""
+    inside.send(UPDATE, update(attributes, keys(BOTH[0])))
+    speaker = inside.speaker
+    number = speaker.accepted(parse_ip("10.0.0.9"), now=inside.now)
+    assert number is not None
+    hello = Open(65009, 240, parse_ip("10.0.0.9"), Capabilities(families=(1,), as4=65009))
+    said = b""
+    for piece in (message(OPEN, hello.body()), message(KEEPALIVE)):
+        speaker.receive_data(number, piece, now=inside.now)
+    for _ in range(10):
+        said += b"".join(data for to, data in speaker.data_to_send() if to == number)
+        if not speaker.has_work:
+            break
+        speaker.work(now=inside.now)
+    framer = Framer()
+    framer.feed(said)
+    found = []
+    while messages := framer.take():
+        found += [body for kind, body in messages if kind == UPDATE and len(body) > 4]
+    return found
+
+
+def test_med_of_inside_stays_inside() -> None:
+    peer, _ = two_peers("10.0.0.8")
+    (told,) = heard_outside(peer, INSIDE + bytes.fromhex("80040400000032"))
+    assert bytes.fromhex("800404") not in told
+
+
+def test_long_lived_stale_routes_are_not_for_peers_that_do_not_know_them() -> None:
+    """RFC 9494 §4.3."""
+    peer, _ = two_peers("10.0.0.8")
+    assert heard_outside(peer, INSIDE + bytes.fromhex("c00804ffff0006")) == []
+
+
+def test_a_route_that_names_us_as_its_originator_is_refused() -> None:
+    """RFC 4456 §8."""
+    peer = with_routes(PLAIN)
+    mine = bytes.fromhex("8009040a000001")
+    peer.send(UPDATE, update(INSIDE + mine, keys(BOTH[0])))
+    assert learnt(peer) == [BOTH[1]]
+    assert not peer.closed

@@ -9,6 +9,7 @@ import pytest
 
 from agents.calico.datastore import Create, Query, Unchanged, Update
 from agents.calico.errors import AlreadyExistsError, DoesNotExistError, UpdateConflictError
+from agents.calico.ipam.affinity import Affinities
 from agents.calico.ipam.block import ReleaseOptions
 from agents.calico.ipam.errors import BlockLimitError, BlockNotEmptyError, IpamError
 from agents.calico.ipam.model import IpamConfig
@@ -568,3 +569,18 @@ async def test_a_commit_may_ask_that_nothing_under_a_prefix_was_written() -> Non
             with pytest.raises(UpdateConflictError, match="/calico/x/"):
                 await store.commit(Unchanged("/calico/x/", revision), Create("/calico/w", 1))
             assert (await store.read(Query("/calico/w"))).one(0) is None
+
+
+async def test_a_block_that_changed_since_it_was_read_is_not_given_up(calico: Cluster) -> None:
+    await calico.pool("p", "10.0.0.0/29", blockSize=30)
+    (taken,) = await calico.ips("a")
+    await calico.free(taken)
+    (block,) = await calico.ipam.blocks()
+    claims = Affinities(calico.store, calico.clock)
+    stale = block.sequence_number - 1
+    with pytest.raises(IpamError, match="updated since we last read it"):
+        await claims.release("a", block.cidr, must_be_empty=True, sequence_number=stale)
+    assert len(await calico.ipam.blocks()) == 1
+    now = block.sequence_number
+    await claims.release("a", block.cidr, must_be_empty=True, sequence_number=now)
+    assert await calico.ipam.blocks() == []

@@ -171,3 +171,12 @@ def test_blocks_of_old_clients_are_read() -> None:
 def test_what_is_no_block_is_refused(value: object) -> None:
     with pytest.raises(ParsingError):
         AllocationBlock.from_value(value)
+
+
+def test_a_freed_address_keeps_no_sequence_number() -> None:
+    """A late release with the number of the former use must not find it."""
+    block = new()
+    ordinals(block, 2)
+    block.release([ReleaseOptions(ip(0))])
+    assert list(block.sequence_numbers) == [1]
+    assert block.to_value()["sequenceNumberForAllocation"] == {"1": 1000}

@@ -127,3 +127,11 @@ def test_host_endpoints_and_other_tiers_are_named_as_not_enforced() -> None:
     assert state.policies == ()
     assert any("host endpoints are not enforced" in text for text in state.refused)
     assert any("only the tier default is known" in text for text in state.refused)
+
+
+def test_an_endpoint_s_own_labels_come_before_its_profiles() -> None:
+    profile = new_resource("Profile", "kns.shop", {"labelsToApply": {"app": "profile", "a": "b"}})
+    web = endpoint("web", "kube-0")
+    web["metadata"]["labels"] = {"app": "own"}
+    (found,) = read_state({**kvp(profile), **kvp(web)}, "kube-0").endpoints
+    assert found.labels == {"app": "own", "a": "b"}
