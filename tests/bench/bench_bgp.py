@@ -202,7 +202,7 @@ def exabgp(directory: Path) -> Iterator[int]:
     settings = {
         **bgp_peers.exabgp_settings(DAEMON),
         "exabgp.tcp.port": str(PORT),
-        "exabgp.log.level": "CRITICAL",
+        "exabgp.log.level": "CRIT",
     }
     with bgp_peers.process(
         program, ["-m", "exabgp", "exa.conf"], directory / "exa.log", **settings
