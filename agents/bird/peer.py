@@ -555,12 +555,12 @@ class Peer:
                 if self.life is Life.START:
                     self._activate(now, None)
                 return
-            self.last_error = ("Socket: ", reason or "Connection closed")
+            self._remember(connection, "Socket: ", reason or "Connection closed")
         elif end is ConnectionEnd.RECEIVED and notification is not None:
-            self.last_error = ("Received: ", notification.text)
+            self._remember(connection, "Received: ", notification.text)
             self._log(f"Received: {notification.text}")
         elif end is not ConnectionEnd.STOPPED and notification is not None:
-            self.last_error = ("BGP Error: ", error_text(*notification[:2]))
+            self._remember(connection, "BGP Error: ", error_text(*notification[:2]))
             self._log(f"Error: {error_text(*notification[:2])}")
         if is_session:
             self._session_ended(connection, end, notification, now)
@@ -574,6 +574,11 @@ class Peer:
             self.last_error = error
             if not keep and self.life is not Life.DOWN:
                 self._live(Life.FLUSH, now)
+
+    def _remember(self, connection: Connection, kind: str, text: str) -> None:
+        """bgp_store_error: beside a session other connections' ends are no news."""
+        if self.session is None or connection is self.session:
+            self.last_error = (kind, text)
 
     def _penalty(self, now: float) -> None:
         """bgp_update_startup_delay: double the wait, up to a bound, unless long without errors."""

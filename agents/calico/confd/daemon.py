@@ -26,8 +26,7 @@ from agents.calico.mirror import Mirror
 from agents.calico.pace import Pace
 from agents.calico.resources import resource_prefix
 from emulator.errors import PodwireError, UsageError
-from emulator.kubeclient.errors import ApiError, ApiUnreachableError
-from emulator.kubeclient.informer import SharedInformers
+from emulator.kubeclient.informer import Informer, SharedInformers
 from emulator.kubeclient.resource import ENDPOINTSLICES, SECRETS, SERVICES
 from etcd.client import EtcdError
 
@@ -51,6 +50,8 @@ NAMESPACE: Final = "kube-system"
 # Files are written when nothing has changed for so long, at the latest after so long.
 QUIET_S: Final = 0.3
 MAX_UNWRITTEN_S: Final = 5.0
+# How long a configuration waits for the first list of Secrets; then it does without.
+SECRETS_WAIT_S: Final = 2.0
 # Between two tries of what could not be done: a Secret that is not there yet, a full disk.
 RETRY_S: Final = 2.0
 _KINDS: Final = ("Node", "BGPConfiguration", "BGPPeer", "BGPFilter", "IPPool")
@@ -104,6 +105,7 @@ class _Confd:
         self._client = client
         self._on_config = on_config
         self._informers: SharedInformers | None = None
+        self._secrets: Informer | None = None
         self._stale = asyncio.Event()
         self._pace = Pace(env.clock.monotonic)
         self._datastore = datastore
@@ -184,7 +186,7 @@ class _Confd:
         if plan is None:
             return
         problems = list(plan.problems)
-        await self._read_passwords(plan, problems)
+        await self._read_passwords(group, plan, problems)
         try:
             speaker = self._configs.make(plan, self._passwords)
         except PodwireError as error:
@@ -257,27 +259,44 @@ class _Confd:
             self._tell((str(error),))
             return None
 
-    async def _read_passwords(self, plan: BgpPlan, problems: list[str]) -> None:
+    async def _follow_secrets(self, group: asyncio.TaskGroup) -> Informer:
+        """Watch Secrets from now on: few clusters have passwords."""
+        secrets = self._secrets = Informer(
+            self._client, SECRETS, namespace=NAMESPACE, log=self._env.log
+        )
+        secrets.add_handler(self._changed)
+        group.create_task(secrets.run(), name="confd.secrets")
+        return secrets
+
+    async def _read_passwords(
+        self, group: asyncio.TaskGroup, plan: BgpPlan, problems: list[str]
+    ) -> None:
         wanted = dict.fromkeys(peer.password for peer in plan.peers if peer.password is not None)
+        if not wanted:
+            self._passwords = {}
+            return
+        secrets = self._secrets or await self._follow_secrets(group)
+        try:
+            async with asyncio.timeout(SECRETS_WAIT_S):
+                await secrets.synced.wait()
+        except TimeoutError:
+            # What was known goes on; a change of the informer wakes us.
+            problems.append(f"Secrets of {NAMESPACE} cannot be read yet")
+            self._retry = True
+            return
         found: dict[Secret, str] = {}
         for secret in wanted:
+            obj = secrets.lister.get(NAMESPACE, secret.name)
+            if obj is None:
+                problems.append(f"password of a BGP peer: no Secret {NAMESPACE}/{secret.name}")
+                continue
             try:
-                obj = await self._client.get(SECRETS, NAMESPACE, secret.name)
                 data = (obj.get("data") or {})[secret.key]
                 found[secret] = base64.b64decode(data, validate=True).decode()
             except KeyError:
                 problems.append(f"Secret {NAMESPACE}/{secret.name} has no key {secret.key}")
-            except (ApiError, ApiUnreachableError) as error:
-                problems.append(f"password of a BGP peer: {error}")
-                if secret in self._passwords and not (
-                    isinstance(error, ApiError) and error.is_not_found
-                ):
-                    # Nobody to ask now: a session must not end for that.
-                    found[secret] = self._passwords[secret]
-                    self._retry = True
             except (binascii.Error, UnicodeDecodeError):
                 problems.append(f"Secret {NAMESPACE}/{secret.name}: {secret.key} is no text")
-        self._retry = self._retry or len(found) < len(wanted)
         self._passwords = found
 
     def _write(self, plan: BgpPlan) -> None:
