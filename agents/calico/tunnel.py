@@ -133,6 +133,7 @@ class TunnelAddresses:
         ``mirror`` is one that somebody else runs and that covers ``prefixes``.
         """
         changed = asyncio.Event()
+        complaint = ""
         async with asyncio.TaskGroup() as group:
             if mirror is None:
                 mirror = Mirror(self._datastore, self.prefixes, None, self._log)
@@ -146,9 +147,14 @@ class TunnelAddresses:
                 try:
                     await self.reconcile()
                 except (DatastoreError, EtcdError) as error:
-                    self._log.warning("tunnel address of %s: %s", self._node, error)
+                    # A deleted Node stays away until calico-node starts again: said once.
+                    if str(error) != complaint:
+                        complaint = str(error)
+                        self._log.warning("tunnel address of %s: %s", self._node, complaint)
                     await asyncio.sleep(RETRY_S)
                     changed.set()
+                else:
+                    complaint = ""
 
     async def _reconcile(self, kind: Kind) -> str:
         node = await self._resources.get("Node", self._node)

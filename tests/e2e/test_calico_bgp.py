@@ -112,8 +112,16 @@ def test_the_mesh_gives_way_to_two_reflectors_and_comes_back(cluster: Calico) ->
         until_sessions(cluster, node, *peers(*(n for n in NODES if n != node)))
     for node in NODES:
         wait_for(f"{node} has all blocks", lambda node=node: has_all_blocks(cluster, node))
-    cluster_id = cluster.node("b", "cat", "/etc/calico/confd/config/bird.cfg").out
-    assert cluster_id.count("rr cluster id 244.0.0.1;") == 2, "of a and d, not of the other one"
+    # Of a and d, not of the other reflector.
+    wait_for(
+        "the file says so",
+        lambda: (
+            cluster.node("b", "cat", "/etc/calico/confd/config/bird.cfg").out.count(
+                "rr cluster id 244.0.0.1;"
+            )
+            == 2
+        ),
+    )
     status = cluster.calicoctl("node", "status").out
     assert re.search(rf"{re.escape(ADDRESS['b'])} +\| node specific +\| up ", status), status
     # And back.
@@ -187,8 +195,9 @@ def outside(cluster: Calico, node: str, prefix: str) -> bool:
     return any(line.startswith(f"{prefix} via") for line in cluster.routes(node))
 
 
+@pytest.mark.usefixtures("pods")
 def test_a_router_learns_services_and_what_filters_and_pools_let_out(
-    cluster: Calico, pods: dict[str, str], router: Router
+    cluster: Calico, router: Router
 ) -> None:
     service = {"apiVersion": "v1", "kind": "Service"}
     ports = {"selector": {"app": "web"}, "ports": [{"port": 80}]}
@@ -293,7 +302,8 @@ def test_nodes_each_of_an_as_of_their_own_speak_ebgp(cluster: Calico, pods: dict
     wait_for("a has all blocks", lambda: has_all_blocks(cluster, "a"))
     shown = "".join(ask_bird(paths["a"], f"show route all protocol {mesh('a', 'd')[0]}"))
     assert "BGP.as_path: 65004" in shown
-    wait_for("d answers", lambda: cluster.gets("asks", pods["web-d"]))
+    address = cluster.get("pod", "web-d")["status"]["podIP"]
+    wait_for("d answers", lambda: cluster.gets("asks", address))
     # A session between two whose numbers stay is not touched by others' changes.
     untouched = cluster.protocols("a")[to_b]
     set_bgp(cluster, "d", asNumber=None)

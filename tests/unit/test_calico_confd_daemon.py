@@ -10,21 +10,23 @@ import logging
 import random
 from typing import TYPE_CHECKING, Any
 
-import pytest
-
 from agents.calico.confd import daemon
-from agents.calico.confd.daemon import CONFIG_DIR, ConfdConfig, run_confd
+from agents.calico.confd.daemon import CONFIG_DIR, NAMESPACE, ConfdConfig, run_confd
 from agents.calico.ipam.model import affinity_key, affinity_value, block_key
 from agents.calico.net import Cidr
 from agents.calico.resources import key_of_resource, new_resource
 from agents.calico.testing import MemoryDatastore
-from emulator.kubeclient.errors import ApiError, ApiUnreachableError
+from emulator.kubeclient import RestClient
+from emulator.kubeclient.resource import SECRETS
+from emulator.kubeclient.testing import FakeApi
 from emulator.runtime.clock import real_clock
 from emulator.runtime.role import RoleEnv
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
     from pathlib import Path
+
+    import pytest
 
     from agents.bird.config import SpeakerConfig
 
@@ -38,27 +40,13 @@ async def until(condition: Callable[[], bool], what: str) -> None:
         raise AssertionError(f"never: {what}") from None
 
 
-class Api:
-    """The API server as far as confd asks it: for Secrets."""
-
-    def __init__(self) -> None:
-        self.password: str | Exception = "first"
-        self.asked = 0
-
-    async def get(self, resource: object, namespace: str, name: str) -> dict[str, Any]:
-        self.asked += 1
-        if isinstance(self.password, Exception):
-            raise self.password
-        return {"data": {"key": base64.b64encode(self.password.encode()).decode()}}
-
-
 class Running:
     """One confd on node ``own``."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, api: FakeApi) -> None:
         self.root = root
         self.store = MemoryDatastore()
-        self.api = Api()
+        self.api = api
         self.configs: list[SpeakerConfig] = []
         self.ready = asyncio.Event()
         self.put("Node", "own", {"bgp": {"ipv4Address": "10.0.0.1/24"}})
@@ -73,6 +61,11 @@ class Running:
         """Names and passwords of the sessions that are not disabled."""
         return {bgp.name: bgp.password for bgp in self.configs[-1].bgp if not bgp.disabled}
 
+    def set_password(self, text: str) -> None:
+        """Write the Secret as kubectl does."""
+        data = {"key": base64.b64encode(text.encode()).decode()}
+        self.api.put(SECRETS, {"metadata": {"namespace": NAMESPACE, "name": "s"}, "data": data})
+
     def text(self, name: str) -> str:
         """A file of bird's configuration, "" while there is none."""
         try:
@@ -83,16 +76,21 @@ class Running:
 
 @contextlib.asynccontextmanager
 async def confd(root: Path) -> AsyncIterator[Running]:
-    running = Running(root)
+    async with (
+        FakeApi() as api,
+        RestClient(api.config, rng=random.Random(2)) as client,
+        _confd(Running(root, api), client) as running,
+    ):
+        yield running
+
+
+@contextlib.asynccontextmanager
+async def _confd(running: Running, client: RestClient) -> AsyncIterator[Running]:
     env = RoleEnv(real_clock(), random.Random(1), logging.getLogger("podwire.confd"))
     env = dataclasses.replace(env, on_ready=lambda info: running.ready.set())
     task = asyncio.create_task(
         run_confd(
-            ConfdConfig("own", root),
-            env,
-            running.store,
-            running.api,  # type: ignore[arg-type]
-            running.configs.append,
+            ConfdConfig("own", running.root), env, running.store, client, running.configs.append
         )
     )
     try:
@@ -157,18 +155,29 @@ async def test_a_broken_resource_is_named_and_costs_only_itself(
         assert "Node broken is left out: error with field ASNumber" in caplog.text
 
 
-@pytest.mark.parametrize(
-    ("failure", "kept"),
-    [
-        (ApiUnreachableError("connection refused", sent=False), True),
-        (ApiError(503, "ServiceUnavailable", "starting"), True),
-        (ApiError(404, "NotFound", "no such Secret"), False),
-    ],
-)
-async def test_a_password_is_forgotten_only_with_its_secret(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: Exception, kept: bool
-) -> None:
-    monkeypatch.setattr(daemon, "RETRY_S", 0.02)
+async def test_a_password_changes_and_is_forgotten_only_with_its_secret(tmp_path: Path) -> None:
+    peer = {
+        "peerIP": "10.9.0.1",
+        "asNumber": 65001,
+        "password": {"secretKeyRef": {"name": "s", "key": "key"}},
+    }
+    async with confd(tmp_path) as running:
+        running.set_password("first")
+        running.put("BGPPeer", "tor", peer)
+        await until(lambda: bool(running.sessions()), "the session is made")
+        assert running.sessions() == {"Global_10_9_0_1": "first"}
+        running.set_password("second")
+        await until(
+            lambda: running.sessions().get("Global_10_9_0_1") == "second", "the new one is taken"
+        )
+        # Nobody to ask now: a session must not end for that.
+        await running.api.stop()
+        running.put("Node", "other", {"bgp": {"ipv4Address": "10.0.0.2/24"}})
+        await until(lambda: len(running.configs[-1].bgp) == 2, "the next change is carried out")
+        assert running.sessions()["Global_10_9_0_1"] == "second"
+
+
+async def test_a_session_waits_for_its_secret(tmp_path: Path) -> None:
     peer = {
         "peerIP": "10.9.0.1",
         "asNumber": 65001,
@@ -176,13 +185,9 @@ async def test_a_password_is_forgotten_only_with_its_secret(
     }
     async with confd(tmp_path) as running:
         running.put("BGPPeer", "tor", peer)
-        await until(lambda: bool(running.configs[-1].bgp), "the session is made")
-        assert running.sessions() == {"Global_10_9_0_1": "first"}
-        running.api.password = failure
-        running.put("Node", "other", {"bgp": {"ipv4Address": "10.0.0.2/24"}})
-        await until(lambda: len(running.configs[-1].bgp) == 2, "the next change is carried out")
-        assert ("Global_10_9_0_1" in running.sessions()) == kept
-        running.api.password = "second"
-        await until(
-            lambda: running.sessions().get("Global_10_9_0_1") == "second", "it is asked again"
-        )
+        await until(lambda: bool(running.configs[-1].bgp), "the session is known")
+        assert running.sessions() == {}
+        running.set_password("first")
+        await until(lambda: bool(running.sessions()), "the session is made")
+        running.api.remove(SECRETS, NAMESPACE, "s")
+        await until(lambda: not running.sessions(), "the password is forgotten")
