@@ -35,6 +35,7 @@ _NAMESPACE: Final = re.compile(_LABEL_FORMAT)
 _INTERFACE: Final = re.compile(r"[a-zA-Z0-9_.-]{1,15}")
 _LABEL_KEY: Final = re.compile(r"([a-zA-Z0-9.-]+/)?[a-zA-Z0-9]([a-zA-Z0-9_.-]*[a-zA-Z0-9])?")
 _LABEL_VALUE: Final = re.compile(r"([a-zA-Z0-9]([a-zA-Z0-9_.-]{0,61}[a-zA-Z0-9])?)?")
+_MIN_MTU, _U16 = 68, 0xFFFF
 _LOG_PREFIX: Final = re.compile(r"[a-zA-Z0-9%: /_-]*")
 _LOG_LEVELS: Final = ("Trace", "Debug", "Info", "Warning", "Error", "Fatal")
 
@@ -236,8 +237,14 @@ def _check_felix_configuration(resource: Resource, fields: Fields) -> None:
         fields.tag("LogPrefix", "iptablesLogPrefix", spec["logPrefix"])
     for name in ("ipipEnabled", "vxlanEnabled", "ipv6Support"):
         fields.boolean(f"{name[0].upper()}{name[1:]}", spec.get(name))
-    for name in ("ipipMTU", "vxlanMTU", "vxlanPort", "vxlanVNI"):
-        fields.integer(f"{name[0].upper()}{name[1:]}", spec.get(name), 0, 2**24)
+    for name, least, most in (
+        # 0: felix decides; else what the kernel takes.
+        ("ipipMTU", _MIN_MTU, _U16),
+        ("vxlanMTU", _MIN_MTU, _U16),
+        ("vxlanPort", 0, _U16),
+        ("vxlanVNI", 0, 2**24 - 1),
+    ):
+        fields.integer(f"{name[0].upper()}{name[1:]}", spec.get(name) or None, least, most)
 
 
 _DEFAULTS: Final[dict[str, Callable[[Resource], None]]] = {
