@@ -206,8 +206,11 @@ class CalicoNetwork:
             self._env.log.warning("pod %s/%s is not annotated: %s", pod.namespace, pod.name, error)
 
     def status(self) -> dict[str, Any]:
-        """Where its BGP speaker is."""
-        return {"bgp": {"host": self._config.host, "port": self._settings.bgp_port}}
+        """Where its BGP speaker is and can be asked; the supervisor says it in the same shape."""
+        return {
+            "bgp": {"address": self._config.host, "port": self._settings.bgp_port},
+            "bird_ctl": str(self._settings.bird_ctl),
+        }
 
 
 def node_labels(name: str, labels: Mapping[str, str]) -> dict[str, str]:

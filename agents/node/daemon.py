@@ -258,6 +258,7 @@ class _Node:
             "carrier_port": self._driver.carrier_port,
             "kubelet_port": self._config.kubelet_port,
             "etcd_endpoints": list(self._config.etcd_endpoints),
+            **({} if self._pods is None else self._pods.status()),
             "pid": os.getpid(),
             "ready": self._ready,
             "waiting_for": sorted(self._waiting),
