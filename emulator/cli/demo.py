@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from emulator.errors import PodwireError, UsageError
 
@@ -25,12 +25,13 @@ STEP_TIMEOUT_S: Final = 60.0
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--name", default="demo", help="the cluster's name (default: demo)")
+    parser.add_argument("--network", choices=("flannel", "calico"), default="flannel")
     parser.add_argument("--keep", action="store_true", help="leave the cluster up at the end")
 
 
 def run(args: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory(prefix="podwire-demo-") as scratch:
-        demo = Demo(args.name, find_kubectl(), Path(scratch))
+        demo = _story(args.network)(args.name, find_kubectl(), Path(scratch))
         try:
             demo.play()
         except DemoError as error:
@@ -41,6 +42,14 @@ def run(args: argparse.Namespace) -> int:
                 demo.podwire("down", "--name", args.name, check=False)
         demo.summary()
     return 0
+
+
+def _story(network: str) -> type[Demo]:
+    if network == "flannel":
+        return Demo
+    from emulator.cli.demo_calico import CalicoDemo
+
+    return CalicoDemo
 
 
 def find_kubectl() -> str:
@@ -58,12 +67,15 @@ class DemoError(PodwireError):
 
 
 class Demo:
-    """The story, and what it has learnt so far."""
+    """The story with flannel, and what it has learnt so far."""
+
+    network: ClassVar[str] = "flannel"
+    tunnel: ClassVar[str] = "flannel's VXLAN"
 
     def __init__(self, name: str, kubectl: str, scratch: Path) -> None:
-        self._name = name
+        self.name = name
         self._kubectl = kubectl
-        self._scratch = scratch
+        self.scratch = scratch
         self._started_at = time.monotonic()
         self._steps = 0
         self._environment = dict(os.environ)
@@ -71,7 +83,7 @@ class Demo:
     def play(self) -> None:
         """Every step in order; raises DemoError at the first that does not hold."""
         self._start()
-        status = json.loads(self.podwire("status", "--name", self._name, "-o", "json"))
+        status = json.loads(self.podwire("status", "--name", self.name, "-o", "json"))
         self._environment["KUBECONFIG"] = status["kubeconfig"]
         nodes = status["nodes"]
         self._nodes_ready()
@@ -84,8 +96,7 @@ class Demo:
         )
         self._curl(nodes, pods, cluster_ip, node_port)
         self._ping(nodes, pods, cluster_ip)
-        self._routes(nodes)
-        self._lease(status, nodes)
+        self.show_network(status, nodes, pods)
         self._chains(nodes[0], pods)
         self._log(pods)
 
@@ -93,21 +104,29 @@ class Demo:
         took_s = time.monotonic() - self._started_at
         print(f"\n✓ {self._steps} steps held, {took_s:.1f} s, cluster down.")
 
+    def show_network(
+        self, status: dict[str, Any], nodes: list[dict[str, Any]], pods: list[dict[str, Any]]
+    ) -> None:
+        """What is this network's own."""
+        self._routes(nodes)
+        self._lease(status, nodes)
+
     # -- steps ------------------------------------------------------------------------------------
 
     def _start(self) -> None:
-        self._step("Start a cluster of 3 nodes: etcd, control plane and nodes are processes")
-        out = self.podwire("up", "--name", self._name, "--nodes", "3", "--detach", show=True)
-        self._must("is up: 3 nodes" in out, "the cluster did not come up")
+        self.step("Start a cluster of 3 nodes: etcd, control plane and nodes are processes")
+        what = ("--network", self.network, "--nodes", "3")
+        out = self.podwire("up", "--name", self.name, *what, "--detach", show=True)
+        self.must("is up: 3 nodes" in out, "the cluster did not come up")
 
     def _nodes_ready(self) -> None:
-        self._step("Stock kubectl sees the nodes")
+        self.step("Stock kubectl sees the nodes")
         self.kubectl("wait", "--for=condition=Ready", "node", "--all", "--timeout=30s")
         out = self.kubectl("get", "nodes", "-o", "wide", show=True)
-        self._must(len(re.findall(r" Ready ", out)) == 3, "not all 3 nodes are Ready")
+        self.must(len(re.findall(r" Ready ", out)) == 3, "not all 3 nodes are Ready")
 
     def _deploy(self) -> None:
-        self._step("Deploy nginx with 3 replicas; the scheduler spreads them")
+        self.step("Deploy nginx with 3 replicas; the scheduler spreads them")
         self.kubectl("create", "deployment", "web", "--image=nginx", "--replicas=3", show=True)
         self.kubectl("rollout", "status", "deployment/web", "--timeout=30s", show=True)
         self.kubectl("run", "client", "--image=busybox", "--", "sleep", "3600", show=True)
@@ -119,11 +138,11 @@ class Demo:
             self.kubectl("get", "pods", "-l", "app=web", "-o", "json")
         )["items"]
         hosts = {pod["spec"]["nodeName"] for pod in pods}
-        self._must(len(hosts) == 3, f"3 replicas on {len(hosts)} nodes")
+        self.must(len(hosts) == 3, f"3 replicas on {len(hosts)} nodes")
         return pods
 
     def _expose(self) -> dict[str, Any]:
-        self._step("Expose it: a ClusterIP inside, a NodePort outside")
+        self.step("Expose it: a ClusterIP inside, a NodePort outside")
         self.kubectl("expose", "deployment", "web", "--port=80", "--type=NodePort", show=True)
         self.kubectl("get", "services,endpoints", show=True)
         service: dict[str, Any] = json.loads(self.kubectl("get", "service", "web", "-o", "json"))
@@ -135,17 +154,17 @@ class Demo:
         title = "<title>Welcome to nginx!</title>"
         remote = next(p for p in pods if p["spec"]["nodeName"] != nodes[0]["name"])
         pod_ip = remote["status"]["podIP"]
-        self._step(f"curl a pod of another node from {nodes[0]['name']}: through flannel's VXLAN")
-        self._must(title in self.on_node(nodes[0], "curl", "-s", f"http://{pod_ip}"), "no page")
-        self._step("curl the ClusterIP from a node and from a pod: kube-proxy's DNAT")
-        self._must(title in self._until_served(nodes[0], f"http://{ip}"), "no page on the node")
+        self.step(f"curl a pod of another node from {nodes[0]['name']}: through {self.tunnel}")
+        self.must(title in self.on_node(nodes[0], "curl", "-s", f"http://{pod_ip}"), "no page")
+        self.step("curl the ClusterIP from a node and from a pod: kube-proxy's DNAT")
+        self.must(title in self._until_served(nodes[0], f"http://{ip}"), "no page on the node")
         page = self.kubectl("exec", "client", "--", "wget", "-q", "-O-", f"http://{ip}", say=True)
-        self._must(title in page, "no page in the pod")
-        self._step("curl the NodePort from this host, at every node's loopback address")
+        self.must(title in page, "no page in the pod")
+        self.step("curl the NodePort from this host, at every node's loopback address")
         for node in nodes:
             url = f"http://{node['underlay']}:{port}"
             page = self._run(["curl", "-s", "--max-time", "10", url], say=True)
-            self._must(title in page, f"no page at {url}")
+            self.must(title in page, f"no page at {url}")
 
     def _until_served(self, node: dict[str, Any], url: str) -> str:
         """A service works on a node once its kube-proxy has synced: milliseconds after the API."""
@@ -159,61 +178,61 @@ class Demo:
 
     def _ping(self, nodes: list[dict[str, Any]], pods: list[dict[str, Any]], ip: str) -> None:
         remote = next(p for p in pods if p["spec"]["nodeName"] != nodes[0]["name"])
-        self._step("ping a pod of another node: one router on the way, so ttl=63")
+        self.step("ping a pod of another node: one router on the way, so ttl=63")
         pod_ip = remote["status"]["podIP"]
         out = self.on_node(nodes[0], "ping", "-c", "3", "-i", "0.2", pod_ip, show=True)
-        self._must("ttl=63" in out and " 0% packet loss" in out, "no answer with ttl=63")
-        self._step("ping the ClusterIP: no answer, it is only a rule for tcp port 80")
+        self.must("ttl=63" in out and " 0% packet loss" in out, "no answer with ttl=63")
+        self.step("ping the ClusterIP: no answer, it is only a rule for tcp port 80")
         out = self.on_node(
             nodes[0], "ping", "-c", "2", "-i", "0.2", "-W", "1", ip, check=False, show=True
         )
-        self._must("100% packet loss" in out, "a ClusterIP answered ping")
+        self.must("100% packet loss" in out, "a ClusterIP answered ping")
 
     def _routes(self, nodes: list[dict[str, Any]]) -> None:
-        self._step("Routes the packets really use, written by flannel and the CNI plugin")
+        self.step("Routes the packets really use, written by flannel and the CNI plugin")
         out = self.on_node(nodes[0], "ip", "route", show=True)
         remote = re.findall(r"^\S+ via \S+ dev flannel\.1 onlink", out, re.M)
-        self._must(len(remote) == 2, "no route to each of the other nodes' subnets")
-        self._must(" dev cni0 proto kernel scope link" in out, "no route to the own pods")
+        self.must(len(remote) == 2, "no route to each of the other nodes' subnets")
+        self.must(" dev cni0 proto kernel scope link" in out, "no route to the own pods")
         self.on_node(nodes[0], "bridge", "fdb", "show", "dev", "flannel.1", show=True)
         self.on_node(nodes[0], "cat", "/run/flannel/subnet.env", show=True)
 
     def _lease(self, status: dict[str, Any], nodes: list[dict[str, Any]]) -> None:
-        self._step("The subnet leases in etcd, as flannel writes them")
+        self.step("The subnet leases in etcd, as flannel writes them")
         from emulator.cli.running import run_async
 
         leases = run_async(_read_leases(status["etcd"]["endpoints"]))
         for key, value, ttl_s in leases:
             print(f"  {key}  {value}  (ttl {ttl_s} s)")
         holders = {json.loads(value)["PublicIP"] for _, value, _ in leases}
-        self._must(holders == {node["ip"] for node in nodes}, "not one lease per node")
-        self._must(all(86000 < ttl_s <= 86400 for *_, ttl_s in leases), "not leases of 24 h")
+        self.must(holders == {node["ip"] for node in nodes}, "not one lease per node")
+        self.must(all(86000 < ttl_s <= 86400 for *_, ttl_s in leases), "not leases of 24 h")
 
     def _chains(self, node: dict[str, Any], pods: list[dict[str, Any]]) -> None:
-        self._step("kube-proxy's chains, with the packets that passed")
+        self.step("kube-proxy's chains, with the packets that passed")
         out = self.on_node(node, "iptables", "-t", "nat", "-nvL", say=True)
         shown = [line for line in out.splitlines() if "default/web" in line]
         print("\n".join(f"  {line}" for line in shown))
         targets = {f"to:{pod['status']['podIP']}:80" for pod in pods}
         found = set(re.findall(r"to:[\d.]+:80", "\n".join(shown)))
-        self._must(found == targets, "the DNAT targets are not the pods")
+        self.must(found == targets, "the DNAT targets are not the pods")
         dnat = sum(int(line.split()[0]) for line in shown if " DNAT " in line)
-        self._must(dnat > 0, "no packet was counted in a DNAT rule")
+        self.must(dnat > 0, "no packet was counted in a DNAT rule")
 
     def _log(self, pods: list[dict[str, Any]]) -> None:
-        self._step("nginx's log shows the clients as the network really shows them")
+        self.step("nginx's log shows the clients as the network really shows them")
         names = [pod["metadata"]["name"] for pod in pods]
         out = "".join(self.kubectl("logs", name) for name in names)
         print("\n".join(f"  {line}" for line in out.splitlines() if '"GET / ' in line))
-        self._must(out.count('"GET / HTTP/1.1" 200') >= 5, "fewer requests in the logs than sent")
+        self.must(out.count('"GET / HTTP/1.1" 200') >= 5, "fewer requests in the logs than sent")
 
     # -- tools ------------------------------------------------------------------------------------
 
-    def _step(self, text: str) -> None:
+    def step(self, text: str) -> None:
         self._steps += 1
         print(f"\n[{self._steps}] {text}", flush=True)
 
-    def _must(self, holds: bool, text: str) -> None:
+    def must(self, holds: bool, text: str) -> None:
         if not holds:
             raise DemoError(f"step {self._steps}: {text}")
 
@@ -231,14 +250,14 @@ class Demo:
     ) -> str:
         if say:
             print(f"  {node['name']}$ {' '.join(argv)}", flush=True)
-        command = ["exec", "--name", self._name, node["name"], "--", *argv]
+        command = ["exec", "--name", self.name, node["name"], "--", *argv]
         return self.podwire(*command, check=check, show=show)
 
     def kubectl(self, *argv: str, show: bool = False, say: bool = False) -> str:
         if show or say:
             print(f"  $ kubectl {' '.join(argv)}", flush=True)
         # A cache of its own: addresses come back with other clusters behind them.
-        cache = f"--cache-dir={self._scratch}/cache"
+        cache = f"--cache-dir={self.scratch}/cache"
         return self._run([self._kubectl, cache, *argv], show=show)
 
     def _run(
