@@ -7,6 +7,7 @@ long-lived graceful restart RFC 9494.  The order of ``encode`` is BIRD's.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
@@ -33,6 +34,9 @@ FORWARDING: Final = 0x80
 
 RECEIVE: Final = 1
 SEND: Final = 2
+
+# Sets of capabilities that are remembered with their octets; the nodes of a mesh send one.
+MAX_KNOWN: Final = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +78,7 @@ class Capabilities:
     long_lived: LongLived | None = None
     unknown: tuple[int, ...] = field(default=())
 
+    @functools.lru_cache(maxsize=MAX_KNOWN)  # noqa: B019 -- few and small: peers' are mostly equal
     def encode(self) -> bytes:
         """The capabilities one after the other, without the optional parameter around them."""
         out = b""

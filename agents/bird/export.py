@@ -183,6 +183,8 @@ class BgpExporter:
 
     def _feed_keys(self, keys: list[bytes]) -> None:
         groups: dict[int, tuple[Path | None, list[bytes]]] = {}
+        if self.skips_inside and not self.sent:
+            keys = self._outside(keys)
         for key in keys:
             paths = self._table.paths(key)
             chosen: Sequence[Path | None] = (
@@ -202,6 +204,19 @@ class BgpExporter:
                 self._offer(some, path, head, forced=self._feed_forced)
             else:
                 self._offer(some, path, b"", forced=self._feed_forced)
+
+    def _outside(self, keys: list[bytes]) -> list[bytes]:
+        """Leave out what came from internal peers alone: nearly everything of a full mesh."""
+        routes = self._table.routes
+        left = []
+        for key in keys:
+            entry = routes.get(key)
+            if entry is None or isinstance(entry, tuple) or not entry.channel.is_inside:
+                left.append(key)
+        stats = self.channel.stats
+        stats.exp_updates_received += len(keys) - len(left)
+        stats.exp_updates_rejected += len(keys) - len(left)
+        return left
 
     def _catch_up(self, items: list[tuple[bytes, Channel | None, int]]) -> None:
         for key, channel, path_id in items:

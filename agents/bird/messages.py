@@ -5,9 +5,10 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Final, NamedTuple
 
-from agents.bird.capabilities import Capabilities, CapabilityReader
+from agents.bird.capabilities import MAX_KNOWN, Capabilities, CapabilityReader
 from agents.bird.errors import (
     CEASE,
     HEADER_ERROR,
@@ -151,26 +152,32 @@ class Open(NamedTuple):
         asn = int.from_bytes(body[1:3], "big")
         hold = int.from_bytes(body[3:5], "big")
         router_id = int.from_bytes(body[5:9], "big")
-        size, at, long_form = body[9], 10, False
-        if size and len(body) >= 13 and body[10] == _EXTENDED_PARAMETERS:
-            size, at, long_form = int.from_bytes(body[11:13], "big"), 13, True
-        if at + size != len(body):
+        return cls(asn, hold, router_id, _parameters(body[9:]))
+
+
+@functools.lru_cache(maxsize=MAX_KNOWN)
+def _parameters(data: bytes) -> Capabilities:
+    """The capabilities among an OPEN's optional parameters, which their length leads."""
+    size, at, long_form = data[0], 1, False
+    if size and len(data) >= 4 and data[1] == _EXTENDED_PARAMETERS:
+        size, at, long_form = int.from_bytes(data[2:4], "big"), 4, True
+    if at + size != len(data):
+        raise BgpPeerError(OPEN_ERROR, 0)
+    reader = CapabilityReader()
+    head = 3 if long_form else 2
+    while at < len(data):
+        if at + head > len(data):
             raise BgpPeerError(OPEN_ERROR, 0)
-        reader = CapabilityReader()
-        head = 3 if long_form else 2
-        while at < len(body):
-            if at + head > len(body):
-                raise BgpPeerError(OPEN_ERROR, 0)
-            kind = body[at]
-            length = int.from_bytes(body[at + 1 : at + head], "big")
-            value = body[at + head : at + head + length]
-            at += head + length
-            if at > len(body):
-                raise BgpPeerError(OPEN_ERROR, 0)
-            if kind != _PARAMETER_CAPABILITIES:
-                raise BgpPeerError(OPEN_ERROR, 4)
-            reader.read(value)
-        return cls(asn, hold, router_id, reader.result())
+        kind = data[at]
+        length = int.from_bytes(data[at + 1 : at + head], "big")
+        value = data[at + head : at + head + length]
+        at += head + length
+        if at > len(data):
+            raise BgpPeerError(OPEN_ERROR, 0)
+        if kind != _PARAMETER_CAPABILITIES:
+            raise BgpPeerError(OPEN_ERROR, 4)
+        reader.read(value)
+    return reader.result()
 
 
 class Notification(NamedTuple):

@@ -13,11 +13,11 @@ if TYPE_CHECKING:
 SETTLE_S: Final = 0.01
 # A round waits for a pause of so many times what the last one took: a tenth of the time is work.
 PAUSE_FACTOR: Final = 8
-MAX_PAUSE_S: Final = 0.25
+MAX_PAUSE_S: Final = 0.1
 # In a large cluster changes come without end while it starts, and each node works through all of
 # them: a round comes after so many times what the last one took even without a pause.
-REST_FACTOR: Final = 60
-MAX_REST_S: Final = 1.5
+REST_FACTOR: Final = 200
+MAX_REST_S: Final = 2.0
 
 
 @dataclass(frozen=True, slots=True)

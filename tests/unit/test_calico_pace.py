@@ -49,5 +49,5 @@ def test_a_burst_is_waited_for() -> None:
 
 
 def test_changes_without_end_are_not_waited_for() -> None:
-    assert simulated(rest(0.01, 60.0, 0.02)) <= 0.7
+    assert simulated(rest(0.005, 60.0, 0.02)) <= 1.1
     assert simulated(rest(1.0, 60.0, 0.02)) <= MAX_REST_S + 0.25

@@ -23,7 +23,7 @@ from agents.calico.datastore import Query
 from agents.calico.errors import DatastoreError
 from agents.calico.ipam.model import affinity_prefix, block_key
 from agents.calico.mirror import Mirror
-from agents.calico.pace import Pace
+from agents.calico.pace import MAX_PAUSE_S, Pace
 from agents.calico.resources import resource_prefix
 from emulator.errors import PodwireError, UsageError
 from emulator.kubeclient.informer import Informer, SharedInformers
@@ -140,9 +140,12 @@ class _Confd:
                 began = self._env.clock.monotonic()
                 await self._update(group)
                 took = self._env.clock.monotonic() - began
+                ended = self._env.clock.monotonic()
                 await self._idle()
                 if self._stale.is_set():
-                    await self._pace.rest(took, self._stale)
+                    # What comes after a pause is followed as soon as its burst is over.
+                    paused = self._env.clock.monotonic() - ended >= MAX_PAUSE_S
+                    await self._pace.rest(0.0 if paused else took, self._stale)
 
     async def _idle(self) -> None:
         """Until something changed or is to be tried again."""
