@@ -8,17 +8,23 @@ Source: projectcalico/calico libcalico-go/lib/backend/model/resource.go, lib/nam
 from __future__ import annotations
 
 import copy
+import json
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from agents.calico.errors import ErroredField, ValidationError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from agents.calico.datastore import KVPair
 
 Resource = dict[str, Any]
 
 API_VERSION: Final = "projectcalico.org/v3"
 ROOT: Final = "/calico/resources/v3/projectcalico.org/"
+# On Calico's Node: the labels of Kubernetes' Node it was given last, so that those taken away there
+# can be told from those a person gave it by calicoctl.
+KUBE_LABELS: Final = "projectcalico.org/kube-labels"
 
 
 class Kind(NamedTuple):
@@ -158,6 +164,11 @@ def labels_of(resource: Resource) -> dict[str, str]:
     """``metadata.labels``."""
     labels = resource["metadata"].get("labels")
     return labels if isinstance(labels, dict) else {}
+
+
+def remembered(labels: Mapping[str, str]) -> str:
+    """What ``KUBE_LABELS`` says of a Kubernetes Node's labels."""
+    return json.dumps(labels, sort_keys=True, separators=(",", ":"))
 
 
 def spec_of(resource: Resource) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from agents.calico.cni_conf import NODENAME_FILE
 from agents.calico.errors import AlreadyExistsError, DoesNotExistError, UpdateConflictError
 from agents.calico.ipam.affinity import RETRIES
 from agents.calico.net import Cidr
-from agents.calico.resources import name_of, new_resource, spec_of
+from agents.calico.resources import KUBE_LABELS, name_of, new_resource, remembered, spec_of
 from emulator.errors import UsageError
 
 if TYPE_CHECKING:
@@ -112,9 +112,7 @@ async def _ensure_node(facts: NodeFacts, resources: ResourceClient) -> Resource:
             node = await resources.get("Node", facts.name)
         except DoesNotExistError:
             try:
-                return await resources.create(
-                    _with_facts(new_resource("Node", facts.name, {}), facts)
-                )
+                return await resources.create(_new_node(facts))
             except AlreadyExistsError:
                 continue
         try:
@@ -122,6 +120,18 @@ async def _ensure_node(facts: NodeFacts, resources: ResourceClient) -> Resource:
         except (UpdateConflictError, DoesNotExistError):
             continue
     raise UpdateConflictError(f"Node({facts.name})")
+
+
+def _new_node(facts: NodeFacts) -> Resource:
+    """The resource of a node nobody has seen before.
+
+    kube-controllers' note of the labels is there from the start: written later it would be one more
+    change for every node to look at.
+    """
+    node = _with_facts(new_resource("Node", facts.name, {}), facts)
+    if facts.labels:
+        node["metadata"]["annotations"] = {KUBE_LABELS: remembered(facts.labels)}
+    return node
 
 
 def _with_facts(node: Resource, facts: NodeFacts) -> Resource:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from agents.calico.kubecontrollers.conversion import (
     ACCOUNT_PREFIX,
@@ -15,10 +15,12 @@ from agents.calico.kubecontrollers.conversion import (
     network_policy,
 )
 from agents.calico.resources import (
+    KUBE_LABELS,
     labels_of,
     name_of,
     namespace_of,
     parse_key,
+    remembered,
     resource_key,
     resource_prefix,
     spec_of,
@@ -35,9 +37,6 @@ if TYPE_CHECKING:
 PREFIXES = tuple(
     resource_prefix(kind) for kind in ("Profile", "NetworkPolicy", "WorkloadEndpoint", "Node")
 )
-# On Calico's Node: the labels of Kubernetes' Node it was given last, so that those taken away there
-# can be told from those a person gave it by calicoctl.
-KUBE_LABELS: Final = "projectcalico.org/kube-labels"
 _PROFILES = (NAMESPACE_PREFIX, ACCOUNT_PREFIX)
 
 
@@ -167,7 +166,7 @@ def _relabelled_nodes(nodes: Iterable[Object], items: Mapping[str, KVPair]) -> l
         earlier = _labels_in(annotations.get(KUBE_LABELS))
         labels = {k: v for k, v in labels_of(kvp.value).items() if k in given or k not in earlier}
         labels |= given
-        text = json.dumps(given, sort_keys=True, separators=(",", ":"))
+        text = remembered(given)
         if labels == labels_of(kvp.value) and annotations.get(KUBE_LABELS) == text:
             continue
         metadata = {
