@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from agents.calico.confd.plan import make_plan
 from agents.calico.confd.render import render
 from agents.calico.confd.speaker import speaker_config
-from agents.calico.confd.state import StateReader
+from agents.calico.confd.state import read_state as read_bgp
 from agents.calico.datastore import KVPair
 from agents.calico.felix.compute import compute
 from agents.calico.felix.reading import read_state
@@ -202,7 +202,7 @@ def test_felix_enforces_the_rest(items: dict[str, KVPair]) -> None:
 @settings(max_examples=300, deadline=None)
 @given(broken(CONFD))
 def test_confd_configures_the_rest(items: dict[str, KVPair]) -> None:
-    state = StateReader().read(items.values(), {})
+    state = read_bgp(items.values(), {})
     for name in ("own", "other"):
         plan = make_plan(state, name)
         if plan is not None:

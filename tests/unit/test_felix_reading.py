@@ -62,12 +62,33 @@ def test_service_accounts_are_labels_too() -> None:
 def test_a_profile_gives_its_labels_and_only_what_changed_is_read_anew() -> None:
     reader = StateReader("kube-0")
     items = {**kvp(endpoint("web", "kube-0")), **kvp(space(team="a"))}
+    assert reader.note(items, items)
     (first,) = reader.read(items).endpoints
     assert first.labels["pcns.team"] == "a"
     assert first.nats == ((parse_ip("172.18.1.1"), parse_ip("192.168.0.2")),)
     assert reader.read(items).endpoints[0] is first
-    items |= kvp(space(team="b"), revision=2)
+    changed = kvp(space(team="b"), revision=2)
+    items |= changed
+    assert reader.note(items, changed)
     assert reader.read(items).endpoints[0].labels["pcns.team"] == "b"
+
+
+def test_what_felix_makes_nothing_of_is_no_news() -> None:
+    node = new_resource("Node", "kube-1", {"bgp": {"ipv4Address": "10.10.95.205/20"}})
+    changed = kvp(node)
+    items = {**changed, **kvp(space())}
+    reader = StateReader("kube-0")
+    assert reader.note(items, items)
+    assert not reader.note(items, items)
+    labelled = {**node, "metadata": {**node["metadata"], "labels": {"rack": "1"}}}
+    items |= kvp(labelled, revision=2)
+    assert not reader.note(items, changed)
+    assert [each.name for each in reader.read(items).nodes] == ["kube-1"]
+    for key in changed:
+        del items[key]
+    assert reader.note(items, changed)
+    assert reader.read(items).nodes == ()
+    assert not reader.note(items, changed)
 
 
 def test_what_happens_elsewhere_matters_only_to_rules_that_ask() -> None:
@@ -109,7 +130,10 @@ def test_blocks_say_who_owns_them_and_what_was_borrowed() -> None:
             {"handle_id": "b", "secondary": {"node": "kube-1"}},
         ],
     }
-    (found,) = read_state({key: KVPair(key, block, 1)}, "kube-0").blocks
+    blocks = {key: KVPair(key, block, 1)}
+    assert read_state(blocks, "kube-0").blocks == ()
+    pool = new_resource("IPPool", "all", {"cidr": "192.168.0.0/16", "vxlanMode": "Always"})
+    (found,) = read_state({**blocks, **kvp(pool)}, "kube-0").blocks
     assert (found.cidr, found.node) == (Prefix.parse("192.168.0.0/26"), "kube-0")
     assert found.borrowed == ((parse_ip("192.168.0.2"), "kube-1"),)
 

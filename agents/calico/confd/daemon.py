@@ -113,7 +113,7 @@ class _Confd:
         prefixes = prefixes_of(config.node_name)
         self._runs_mirror = mirror is None
         self._mirror = mirror or Mirror(datastore, prefixes, None, env.log)
-        self._mirror.subscribe(prefixes, self._changed)
+        self._mirror.subscribe(prefixes, self._note)
         self._configs = SpeakerConfigs(config.timers, config.recovery_wait_s)
         self._reader = StateReader()
         self._told: SpeakerConfig | None = None
@@ -124,10 +124,33 @@ class _Confd:
         self._complaint = ""
         self._passwords: dict[Secret, str] = {}
         self._retry = False
-        # Claims whose block was seen to be ours, by the revision of the claim.
+        # This node's claims that may be announced, by key.
+        self._confirmed: dict[str, Affinity] = {}
+        # Those whose block was seen to be ours, by the revision of the claim.
         self._borne_out: dict[int, Affinity] = {}
 
-    def _changed(self, _: object = None, old: object = None, new: object = None) -> None:
+    def _note(self, keys: tuple[str, ...]) -> None:
+        """Few changes of the datastore mean anything to BGP: a node's address, not its tunnel's."""
+        news = self._reader.note(self._mirror.items, keys)
+        if self._note_claims(keys) or news:
+            self._stale.set()
+
+    def _note_claims(self, keys: tuple[str, ...]) -> bool:
+        """Take in this node's claims; True if one that may be announced came, changed or went."""
+        items, news = self._mirror.items, False
+        for key in keys:
+            if not key.startswith(self._claims):
+                continue
+            kvp = items.get(key)
+            claims = () if kvp is None else confirmed_claims((kvp,))
+            if claims:
+                self._confirmed[key] = claims[0]
+            elif self._confirmed.pop(key, None) is None:
+                continue
+            news = True
+        return news
+
+    def _changed(self, event: object, old: object, new: object) -> None:
         self._stale.set()
 
     async def run(self) -> None:
@@ -217,9 +240,7 @@ class _Confd:
 
     async def _read(self) -> State:
         """What is known now; whether a claimed block is really ours, the block says."""
-        claims = confirmed_claims(
-            kvp for key, kvp in self._mirror.items.items() if key.startswith(self._claims)
-        )
+        claims = tuple(self._confirmed.values())
         unseen = [claim.cidr for claim in claims if claim.kvp.revision not in self._borne_out]
         if unseen:
             found = await self._datastore.read(*(Query(block_key(cidr)) for cidr in unseen))
@@ -241,7 +262,7 @@ class _Confd:
         self._retry = self._retry or len(self._borne_out) < len(claims)
         own = tuple(claim.cidr for claim in self._borne_out.values())
         blocks_of = {self._config.node_name: tuple(sorted(own))} if own else {}
-        return self._reader.read(self._mirror.items.values(), blocks_of)
+        return self._reader.read(blocks_of)
 
     def _services(self) -> tuple[Service, ...]:
         informers = self._informers

@@ -8,6 +8,7 @@ libcalico-go/lib/backend/syncersv1/bgpsyncer.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from agents.calico.ipam.model import CONFIRMED, Affinity
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 DEFAULT_AS: Final = 64512
 DEFAULT_PORT: Final = 179
+_name_of: Final = attrgetter("name")
 _KINDS: Final = ("Node", "BGPConfiguration", "BGPPeer", "BGPFilter", "IPPool")
 
 
@@ -89,41 +91,55 @@ class State:
 
 
 class _Known(NamedTuple):
-    """One resource as it was at a revision: its name and what counts of it, or what is wrong."""
+    """What counts of one resource, or what is wrong with it."""
 
-    revision: int
     kind: str
     name: str
     record: Any
     problem: str
 
 
+_NOTHING: Final = _Known("", "", None, "")
+
+
 def read_state(items: Iterable[KVPair], owned: Mapping[str, tuple[Cidr, ...]]) -> State:
     """Sort what the datastore holds; ``owned`` are the blocks of hosts (``owned_blocks``)."""
-    return StateReader().read(items, owned)
+    found = {kvp.key: kvp for kvp in items}
+    reader = StateReader()
+    reader.note(found, found)
+    return reader.read(owned)
 
 
 class StateReader:
-    """Reads a mirror's items again and again: what has not changed is not looked at anew."""
+    """Reads a mirror's items again and again: only what changed is looked at."""
 
     def __init__(self) -> None:
         self._known: dict[str, _Known] = {}
 
-    def read(self, items: Iterable[KVPair], owned: Mapping[str, tuple[Cidr, ...]]) -> State:
-        """``read_state``."""
-        known: dict[str, _Known] = {}
+    def note(self, items: Mapping[str, KVPair], changed: Iterable[str]) -> bool:
+        """Take in keys that changed; True if what they say of BGP is news."""
+        news = False
+        for key in changed:
+            kvp = items.get(key)
+            now = _NOTHING if kvp is None else _read_one(kvp)
+            if now == self._known.get(key, _NOTHING):
+                continue
+            news = True
+            if now == _NOTHING:
+                del self._known[key]
+            else:
+                self._known[key] = now
+        return news
+
+    def read(self, owned: Mapping[str, tuple[Cidr, ...]]) -> State:
+        """What was noted as a State; ``owned`` are the blocks of hosts."""
         of: dict[str, dict[str, Any]] = {kind: {} for kind in _KINDS}
-        for kvp in items:
-            each = self._known.get(kvp.key)
-            if each is None or each.revision != kvp.revision:
-                each = _read_one(kvp)
-            known[kvp.key] = each
+        for each in self._known.values():
             if each.record is not None:
                 of[each.kind][each.name] = each.record
-        self._known = known
         configs = of["BGPConfiguration"]
         return State(
-            nodes=tuple(sorted(of["Node"].values(), key=lambda node: node.name)),
+            nodes=tuple(sorted(of["Node"].values(), key=_name_of)),
             config=configs.get("default", {}),
             node_configs={
                 name.removeprefix("node."): spec
@@ -134,7 +150,7 @@ class StateReader:
             filters=of["BGPFilter"],
             pools=tuple(sorted(of["IPPool"].values(), key=lambda pool: pool.cidr)),
             blocks=owned,
-            problems=tuple(each.problem for each in known.values() if each.problem),
+            problems=tuple(each.problem for each in self._known.values() if each.problem),
         )
 
 
@@ -142,7 +158,7 @@ def _read_one(kvp: KVPair) -> _Known:
     """One item; what nobody understands is a problem of its own, not of the rest."""
     identity = parse_key(kvp.key)
     if identity is None or identity.kind not in _KINDS:
-        return _Known(kvp.revision, "", "", None, "")
+        return _NOTHING
     record: Any = None
     problem = ""
     try:
@@ -158,7 +174,7 @@ def _read_one(kvp: KVPair) -> _Known:
                 record = spec_of(resource)
     except (UsageError, KeyError, TypeError, ValueError, AttributeError) as error:
         problem = f"{identity.kind} {identity.name} is left out: {error}"
-    return _Known(kvp.revision, identity.kind, identity.name, record, problem)
+    return _Known(identity.kind, identity.name, record, problem)
 
 
 def _node(resource: Resource) -> BgpNode | None:

@@ -90,9 +90,12 @@ class _Felix:
             group.create_task(self._sync_for_ever(), name="felix.sync")
 
     def _note(self, keys: tuple[str, ...]) -> None:
-        # Where BGP carries the routes, blocks are none of felix's business.
+        news = self._reader.note(self._mirror.items, keys)
         known = self._applied
-        if known is None or known.vxlan_enabled or not all(k.startswith(BLOCKS) for k in keys):
+        if news or known is None:
+            self._dirty.set()
+        elif known.vxlan_enabled and any(key.startswith(BLOCKS) for key in keys):
+            # Where BGP carries the routes, blocks are none of felix's business.
             self._dirty.set()
 
     async def _sync_for_ever(self) -> None:

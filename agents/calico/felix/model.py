@@ -182,12 +182,7 @@ class State:
         return sorted(mine, key=lambda each: each.interface)
 
     def relevant(self) -> State:
-        """The state without what cannot matter here.
-
-        That is other nodes' workloads no rule asks for, and blocks where BGP carries the routes.
-        """
-        if self.blocks and not self.vxlan_enabled:
-            return replace(self, blocks=()).relevant()
+        """The state without other nodes' workloads, unless some rule asks for them."""
         rules = [rule for each in self.policies for rule in (*each.ingress, *each.egress)]
         rules += [rule for each in self.profiles for rule in (*each.ingress, *each.egress)]
         if any(_asks(side) for rule in rules for side in (rule.source, rule.destination)):

@@ -80,46 +80,71 @@ class _Configuration(NamedTuple):
 
 
 class _Parsed(NamedTuple):
-    """One item as it was at a revision; ``refused`` says what of it is not enforced."""
+    """What felix makes of one item; ``refused`` says what of it is not enforced."""
 
-    revision: int
     record: Any
     refused: tuple[str, ...]
 
 
+_NOTHING: Final = _Parsed(None, ())
+
+
 def read_state(items: Mapping[str, KVPair], node: str, host: Host | None = None) -> State:
     """Everything under PREFIXES as a State; what does not parse is named in ``refused``."""
-    return StateReader(node).read(items, host)
+    reader = StateReader(node)
+    reader.note(items, items)
+    return reader.read(items, host)
 
 
 class StateReader:
-    """Reads a mirror's items again and again: what has not changed is not parsed anew."""
+    """Reads a mirror's items again and again: only what changed is parsed.
+
+    Every node of a cluster looks at every change, and few changes mean anything to a felix.
+    """
 
     def __init__(self, node: str) -> None:
         self._node = node
         self._parsed: dict[str, _Parsed] = {}
+        self._sorted = True
+        # Read where VXLAN needs them: elsewhere BGP carries their routes.
+        self._blocks: dict[str, tuple[int, _Parsed]] = {}
         # An endpoint with its profiles' labels, by what it was made of.
         self._labelled: dict[int, tuple[Endpoint, tuple[Profile | None, ...], Endpoint]] = {}
 
+    def note(self, items: Mapping[str, KVPair], changed: Iterable[str]) -> bool:
+        """Take in keys that changed; True if what they say, blocks apart, is news."""
+        news = False
+        for key in changed:
+            if key.startswith(BLOCKS):
+                continue
+            kvp, known = items.get(key), self._parsed.get(key, _NOTHING)
+            parsed = _NOTHING if kvp is None else _parse(key, kvp)
+            if parsed == known:
+                continue
+            news = True
+            if parsed == _NOTHING:
+                del self._parsed[key]
+            else:
+                self._sorted = self._sorted and key in self._parsed
+                self._parsed[key] = parsed
+        return news
+
     def read(self, items: Mapping[str, KVPair], host: Host | None = None) -> State:
-        """Everything under PREFIXES as a State; what does not parse is named in ``refused``."""
-        parsed = {}
-        for key in sorted(items):
-            kvp = items[key]
-            known = self._parsed.get(key)
-            if known is None or known.revision != kvp.revision:
-                known = _parse(key, kvp)
-            parsed[key] = known
-        self._parsed = parsed
-        records = [each.record for each in parsed.values() if each.record is not None]
-        refused = tuple(text for each in parsed.values() for text in each.refused)
+        """What was noted as a State; what does not parse is named in ``refused``.
+
+        ``items`` are for blocks, which are read where VXLAN is in use.
+        """
+        if not self._sorted:
+            self._parsed = dict(sorted(self._parsed.items()))
+            self._sorted = True
+        records = [each.record for each in self._parsed.values()]
 
         def of(kind: type[_T]) -> tuple[_T, ...]:
             return tuple(record for record in records if type(record) is kind)
 
         configurations = {each.name: each.spec for each in of(_Configuration)}
         profiles = of(Profile)
-        return State(
+        state = State(
             self._node,
             host or Host(),
             _settings(
@@ -133,9 +158,24 @@ class StateReader:
             profiles,
             of(Pool),
             of(NodeInfo),
-            of(Block),
+            (),
             of(NetworkSet),
-            refused,
+            tuple(text for each in self._parsed.values() for text in each.refused),
+        )
+        return self._with_blocks(state, items) if state.vxlan_enabled else state
+
+    def _with_blocks(self, state: State, items: Mapping[str, KVPair]) -> State:
+        blocks: dict[str, tuple[int, _Parsed]] = {}
+        for key in sorted(key for key in items if key.startswith(BLOCKS)):
+            kvp, known = items[key], self._blocks.get(key)
+            if known is None or known[0] != kvp.revision:
+                known = (kvp.revision, _parse(key, kvp))
+            blocks[key] = known
+        self._blocks = blocks
+        return replace(
+            state,
+            blocks=tuple(each.record for _, each in blocks.values() if each.record is not None),
+            refused=(*state.refused, *(t for _, each in blocks.values() for t in each.refused)),
         )
 
     def _inherit(
@@ -167,7 +207,7 @@ def _same(one: tuple[object, ...], other: tuple[object, ...]) -> bool:
 def _parse(key: str, kvp: KVPair) -> _Parsed:
     """One item; what nobody understands is refused, not raised."""
     if not isinstance(kvp.value, dict):
-        return _Parsed(kvp.revision, None, ())
+        return _NOTHING
     refused: list[str] = []
     record: Any = None
     try:
@@ -179,7 +219,7 @@ def _parse(key: str, kvp: KVPair) -> _Parsed:
             record = _resource(identity.kind, checked(kvp.value), refused)
     except (UsageError, KeyError, TypeError, ValueError, AttributeError) as error:
         refused.append(f"{key} is not understood: {error}")
-    return _Parsed(kvp.revision, record, tuple(refused))
+    return _Parsed(record, tuple(refused))
 
 
 def _resource(kind: str, value: Resource, refused: list[str]) -> Any:
