@@ -106,6 +106,8 @@ class BirdDaemon:
         self._local_host = local_host
         self._on_event = on_event
         self._server: asyncio.Server | None = None
+        # At the port of the configuration, where that is not the one of ``listen``.
+        self._second: asyncio.Server | None = None
         self._wires: dict[int, _Wire] = {}
         self._dials: dict[int, asyncio.Task[None]] = {}
         self._keyed: dict[str, str] = {}
@@ -154,6 +156,23 @@ class BirdDaemon:
             )
         self._update_keys()
 
+    async def listen_also(self, where: socket.socket | None) -> None:
+        """Take connections at a second listening socket, instead of the last such one."""
+        if self._second is not None:
+            self._second.close()
+            self._second = None
+        if where is not None:
+            self._second = await self.loop.create_server(
+                lambda: _Wire(self, None), sock=where, backlog=BACKLOG
+            )
+            self._keyed = {}
+            self._update_keys()
+
+    def _listeners(self) -> list[socket.socket]:
+        """The real listening sockets; none in a simulated world."""
+        servers = (self._server, self._second)
+        return [sock for server in servers for sock in getattr(server, "sockets", ())]
+
     @property
     def port(self) -> int:
         """The port that was bound."""
@@ -185,8 +204,9 @@ class BirdDaemon:
         for task in self._dials.values():
             task.cancel()
         await asyncio.gather(*self._dials.values(), return_exceptions=True)
-        if self._server is not None:
-            self._server.close()
+        for server in (self._server, self._second):
+            if server is not None:
+                server.close()
         wires = [*self._wires.values(), *self._strangers]
         self._strangers.clear()
         for wire in wires:
@@ -409,11 +429,11 @@ class BirdDaemon:
 
     def _update_keys(self) -> None:
         """What neighbours want of the listening socket: a key for each password, TTL security."""
-        if self._server is None or not hasattr(self._server, "sockets"):
+        if not self._listeners():
             return
         if any(peer.config.ttl_security for peer in self.speaker.peers.values()):
             # A peer with TTL security ignores a handshake that does not come with 255.
-            for listener in self._server.sockets:
+            for listener in self._listeners():
                 listener.setsockopt(socket.IPPROTO_IP, socket.IP_TTL, 255)
         wanted: dict[str, str] = {}
         for peer in self.speaker.peers.values():
@@ -422,7 +442,7 @@ class BirdDaemon:
                 wanted[address[0]] = peer.config.password
         if wanted == self._keyed:
             return
-        for listener in self._server.sockets:
+        for listener in self._listeners():
             for host in self._keyed:
                 if host not in wanted:
                     set_md5(listener, host, "")

@@ -9,7 +9,7 @@ import asyncio
 import dataclasses
 from typing import TYPE_CHECKING, Final
 
-from agents.bird.config import BfdOptions
+from agents.bird.config import BGP_PORT, BfdOptions
 from agents.bird.ctl.server import BirdControl
 from agents.bird.daemon import BirdDaemon
 from agents.bird.events import SessionUp
@@ -56,6 +56,8 @@ class NodeBird:
         self._kernel = kernel
         self._wanted: SpeakerConfig | None = None
         self._configured = asyncio.Event()
+        # Set with every configuration, for whoever listens at its port.
+        self._reconfigured = asyncio.Event()
         self._established = asyncio.Event()
         # Taken before this node is published, and given to bird's first life.
         self._listener: socket.socket | None = self._listen()
@@ -85,6 +87,7 @@ class NodeBird:
         """What confd computed."""
         self._wanted = self._with_bfd(config)
         self._configured.set()
+        self._reconfigured.set()
         if self._control is not None:
             self._control.configure(self._wanted)
 
@@ -153,6 +156,7 @@ class NodeBird:
             beside = [
                 group.create_task(control.run(), name="bird.ctl"),
                 group.create_task(self._wait_for_peers(env, daemon), name="calico.bgp.ready"),
+                group.create_task(self._follow_port(env, daemon), name="bird.listen"),
             ]
             if self._bmp is not None:
                 self._bmp.attach(speaker, daemon.ports)
@@ -160,6 +164,26 @@ class NodeBird:
             await daemon.run()
             for task in beside:
                 task.cancel()
+
+    async def _follow_port(self, env: RoleEnv, daemon: BirdDaemon) -> None:
+        """Listen at the configured port, too: 179 is where this node is known to listen anyway."""
+        known = (BGP_PORT, self._settings.bgp_port)
+        port = BGP_PORT
+        while True:
+            assert self._wanted is not None
+            wanted = self._wanted.listen_port
+            if wanted != port:
+                port = wanted
+                try:
+                    listener = None if port in known else listen_tcp(self._config.host, port)
+                except OSError as error:
+                    listener = None
+                    env.log.warning(
+                        "bird cannot listen on %s:%s: %s", self._config.host, port, error
+                    )
+                await daemon.listen_also(listener)
+            self._reconfigured.clear()
+            await self._reconfigured.wait()
 
     def _observe(self, env: RoleEnv) -> None:
         """Make what was asked for; the code is imported only then."""

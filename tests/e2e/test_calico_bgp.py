@@ -135,6 +135,24 @@ def test_the_mesh_gives_way_to_two_reflectors_and_comes_back(cluster: Calico) ->
         wait_for(f"{node} has all blocks", lambda node=node: has_all_blocks(cluster, node))
 
 
+def test_every_node_may_listen_at_another_port(cluster: Calico) -> None:
+    def established(node: str, at: str) -> bool:
+        named = sessions(cluster, node)
+        files = cluster.node(node, "cat", "/etc/calico/confd/config/bird.cfg").out
+        all_up = named == dict.fromkeys(mesh(node, *NODES), "Established")
+        return all_up and f"neighbor {ADDRESS['b']} {at}as" in files
+
+    configure(cluster, listenPort=1179)
+    cluster.apply(crd("BGPConfiguration", "node.b", {"listenPort": 1279}))
+    for node in "ad":
+        wait_for(f"{node} peers", lambda node=node: established(node, "port 1279 "), 30.0)
+        wait_for(f"{node} has all blocks", lambda node=node: has_all_blocks(cluster, node))
+    cluster.kubectl("delete", "bgpconfigurations.crd.projectcalico.org", "node.b")
+    configure(cluster)
+    wait_for("the old ports are in use", lambda: established("a", ""), 30.0)
+    until_sessions(cluster, "a", *mesh("a", *NODES))
+
+
 class Router:
     """A real BIRD 2 above the cluster."""
 

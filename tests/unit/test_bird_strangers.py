@@ -9,6 +9,8 @@ import random
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import pytest
+
 from agents.bird.config import SpeakerConfig
 from agents.bird.daemon import BirdDaemon
 from agents.bird.messages import OPEN
@@ -47,6 +49,24 @@ async def connection(found: BirdDaemon) -> AsyncIterator[asyncio.StreamReader]:
         writer.close()
         with contextlib.suppress(ConnectionResetError):
             await writer.wait_closed()
+
+
+async def test_who_comes_by_a_second_port_is_heard_as_who_comes_by_the_first() -> None:
+    async with asyncio.timeout(8), daemon(0.0) as found:
+        found.configure(replace(CONFIG, bgp=(bgp("peer", THEIRS, passive=True),)))
+        second = listen_tcp(OURS, 0)
+        port = second.getsockname()[1]
+        await found.listen_also(second)
+        for wanted in (port, found.port):
+            reader, writer = await asyncio.open_connection(OURS, wanted, local_addr=(THEIRS, 0))
+            assert (await reader.readexactly(19))[18] == OPEN
+            writer.close()
+            await writer.wait_closed()
+            while found.speaker.peers["peer"].incoming is not None:
+                await asyncio.sleep(0.01)
+        await found.listen_also(None)
+        with pytest.raises(ConnectionRefusedError):
+            await asyncio.open_connection(OURS, port)
 
 
 async def nothing(reader: asyncio.StreamReader) -> bool:

@@ -170,6 +170,27 @@ def test_a_peer_of_all_nodes_wins_over_a_node_s_own() -> None:
     assert "Global_10_192_0_100_port_1179" in peers(ONE, port)
 
 
+def test_nodes_are_dialled_where_each_listens_and_named_without_it() -> None:
+    ports = [
+        stored("BGPConfiguration", "default", {"listenPort": 1179}),
+        stored("BGPConfiguration", f"node.{TWO}", {"listenPort": 1279}),
+    ]
+    made = plan(MASTER, *ports)
+    assert (made.listen_port, plan(TWO, *ports).listen_port) == (1179, 1279)
+    assert {each.name: each.neighbor_port for each in speaker_config(made).bgp} == {
+        "Mesh_10_192_0_3": 1179,
+        "Mesh_10_192_0_4": 1279,
+    }
+    assert "protocol bgp Mesh_10_192_0_4 from" in render(made)["bird.cfg"]
+    assert "neighbor 10.192.0.4 port 1279 as 64512;" in render(made)["bird.cfg"]
+    # A peer that turns out to be a node is dialled where that listens, unless a port is said.
+    to_node = stored("BGPPeer", "two", {"peerIP": "10.192.0.4", "node": MASTER})
+    assert peers(MASTER, *ports, to_node)["Node_10_192_0_4_port_1279"].port == 1279
+    said = stored("BGPPeer", "two", {"peerIP": "10.192.0.4:179", "node": MASTER})
+    session = speaker_config(plan(MASTER, *ports, said)).bgp[-1]
+    assert (session.name, session.neighbor_port) == ("Node_10_192_0_4_port_179", None)
+
+
 def test_a_broken_peer_costs_only_itself() -> None:
     broken = stored("BGPPeer", "broken", {"peerIP": "10.192.0.100"})
     made = plan(MASTER, broken)

@@ -70,7 +70,8 @@ class Peer:
     def name(self) -> str:
         """The protocol's name, by which people and calicoctl know it."""
         base = f"{self.kind}_{format_ip(self.ip).replace('.', '_')}"
-        return base if self.port is None else f"{base}_port_{self.port}"
+        # A node has one session in the mesh, whatever port it listens at.
+        return base if self.port is None or self.kind == MESH else f"{base}_port_{self.port}"
 
 
 def peers_of(state: State, own: BgpNode) -> tuple[tuple[Peer, ...], tuple[str, ...]]:
@@ -94,13 +95,13 @@ def peers_of(state: State, own: BgpNode) -> tuple[tuple[Peer, ...], tuple[str, .
 def _mesh(state: State, own: BgpNode) -> tuple[Peer, ...]:
     password = secret_of(state.config.get("nodeMeshPassword"))
     restart = seconds(state.config.get("nodeMeshMaxRestartTime"))
-    default_as, port = state.as_number, _port(state)
+    default_as = state.as_number
     return tuple(
         _mesh_peer(
             own.ip,
             node.ip,
             default_as if node.as_number is None else node.as_number,
-            port,
+            state.port_of(node),
             password,
             restart,
         )
@@ -129,10 +130,6 @@ def _mesh_peer(
         password=password,
         restart_s=restart,
     )
-
-
-def _port(state: State) -> int | None:
-    return None if state.listen_port == 179 else state.listen_port
 
 
 def _is_passive(own: int, peer: int) -> bool:
@@ -198,7 +195,7 @@ def _to_node(state: State, own: BgpNode, node: BgpNode, spec: Mapping[str, Any],
         kind,
         node.ip,
         state.as_of(node),
-        port=_port(state),
+        port=state.port_of(node),
         is_calico_node=True,
         passive=kind == GLOBAL and _is_passive(own.ip, node.ip),
         cluster_id=node.cluster_id,
@@ -220,7 +217,7 @@ def _to_address(state: State, own: BgpNode, spec: Mapping[str, Any], kind: str) 
         kind,
         ip.value,
         as_number,
-        port=port or None,
+        port=port or (None if node is None else state.port_of(node)),
         is_calico_node=node is not None,
         passive=kind == GLOBAL and node is not None and _is_passive(own.ip, ip.value),
         cluster_id="" if node is None else node.cluster_id,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from agents.calico.confd.peering import Peer, peers_of
 from agents.calico.confd.services import announced
+from agents.calico.confd.state import DEFAULT_PORT
 from agents.calico.net import Cidr
 from emulator.addr import parse_ip
 from emulator.errors import UsageError
@@ -90,7 +91,7 @@ def make_plan(
         node=own,
         router_id=_router_id(own, router_id),
         as_number=state.as_of(own),
-        listen_port=int(config.get("listenPort") or state.listen_port),
+        listen_port=state.port_of(own) or DEFAULT_PORT,
         bind_to_node=config.get("bindMode") == "NodeIP",
         ignored_interfaces=tuple(config.get("ignoredInterfaces") or ()),
         mesh_enabled=state.mesh_enabled,

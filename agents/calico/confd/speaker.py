@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from agents.bird.config import (
+    BGP_PORT,
     CALICO_TIMERS,
     DEFAULT_ECMP_LIMIT,
     AddPaths,
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from agents.calico.confd.plan import BgpPlan
 
 SCAN_S: Final = 2.0
+LOOPBACK: Final = 127
 DESCRIPTION: Final = "Connection to BGP peer"
 # Interfaces whose addresses are nobody's routes: pods' and IPVS's.
 NOT_DIRECT: Final = ("-cali*", "-kube-ipvs*", "*")
@@ -130,6 +132,11 @@ def cluster_id(text: str) -> int:
         raise UsageError(f"routeReflectorClusterID: {text!r} is not an IPv4 address") from None
 
 
+def _neighbor_port(peer: Peer) -> int | None:
+    """BGP's own port is wherever the neighbour is said to listen; loopback is dialled as it is."""
+    return None if peer.port == BGP_PORT and peer.ip >> 24 != LOOPBACK else peer.port
+
+
 def _session(
     plan: BgpPlan,
     peer: Peer,
@@ -150,7 +157,7 @@ def _session(
         peer_as=peer.as_number,
         local_as=plan.as_number if peer.local_as is None else peer.local_as,
         source_address=plan.node.ip if peer.use_source else 0,
-        neighbor_port=peer.port,
+        neighbor_port=_neighbor_port(peer),
         description=DESCRIPTION,
         passive=peer.passive,
         multihop=64 if peer.ttl_hops is None else peer.ttl_hops,

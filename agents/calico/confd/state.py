@@ -71,10 +71,11 @@ class State:
         """The AS of nodes that have none of their own."""
         return parse_as(self.config.get("asNumber")) or DEFAULT_AS
 
-    @property
-    def listen_port(self) -> int:
-        """The port nodes listen at, as peers outside see it."""
-        return int(self.config.get("listenPort") or DEFAULT_PORT)
+    def port_of(self, node: BgpNode) -> int | None:
+        """The port a node listens at, its own before everybody's; None for BGP's own."""
+        own = self.node_configs.get(node.name, {})
+        port = int(own.get("listenPort") or self.config.get("listenPort") or DEFAULT_PORT)
+        return None if port == DEFAULT_PORT else port
 
     @property
     def mesh_enabled(self) -> bool:
