@@ -12,9 +12,9 @@ from agents.calico.ipam.ipam import Ipam
 from agents.calico.ipam.model import block_key
 from agents.calico.net import Cidr, Ip
 from agents.calico.resources import new_resource, resource_key, to_stored
-from agents.calico.testing import MemoryDatastore
 from emulator.runtime.clock import Clock
 from etcd.client import EtcdClient
+from tests.calico_memory import MemoryDatastore
 from tests.etcd_servers import memory_etcd
 
 if TYPE_CHECKING:

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from agents.apiserver.testing import KUBECTLS, api_server
+from tests.api_servers import KUBECTLS, api_server
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
-    from agents.apiserver.testing import World
+    from tests.api_servers import World
 
 pytestmark = [
     pytest.mark.e2e,

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from agents.apiserver.testing import KUBECTLS, api_server
+from tests.api_servers import KUBECTLS, api_server
 
 if TYPE_CHECKING:
     from pathlib import Path

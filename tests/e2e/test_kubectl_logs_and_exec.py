@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from agents.apiserver.testing import KUBECTLS, api_server, kubelet
+from tests.api_servers import KUBECTLS, api_server, kubelet
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from agents.apiserver.testing import World
+    from tests.api_servers import World
 
 pytestmark = [
     pytest.mark.e2e,

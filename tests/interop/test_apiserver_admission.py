@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import aiohttp
 import pytest
 
-from agents.apiserver.testing import TOKEN, api_server
+from tests.api_servers import TOKEN, api_server
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

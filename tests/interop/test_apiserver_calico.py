@@ -13,7 +13,6 @@ import pytest
 
 from agents.apiserver.config import StorageRoot
 from agents.apiserver.etcd_store import EtcdStore
-from agents.apiserver.testing import World, api_server
 from agents.calico import crds, resources
 from agents.calico.client import ResourceClient
 from agents.calico.datastore import EtcdDatastore
@@ -22,6 +21,7 @@ from emulator.runtime.role import RoleEnv
 from etcd.client import EtcdClient
 from etcd.server.config import EtcdConfig
 from etcd.server.daemon import EtcdServer
+from tests.api_servers import World, api_server
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

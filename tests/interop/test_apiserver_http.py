@@ -15,13 +15,13 @@ import pytest
 
 from agents.apiserver import bootstrap
 from agents.apiserver.config import MAX_BODY_BYTES
-from agents.apiserver.testing import TOKEN, api_server, kubelet
+from tests.api_servers import TOKEN, api_server, kubelet
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
-    from agents.apiserver.testing import World
+    from tests.api_servers import World
 
 PODS = "/api/v1/namespaces/default/pods"
 MAPS = "/api/v1/namespaces/default/configmaps"

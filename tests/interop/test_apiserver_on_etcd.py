@@ -14,12 +14,12 @@ import aiohttp
 import pytest
 
 from agents.apiserver.etcd_store import EtcdStore
-from agents.apiserver.testing import TOKEN, World, api_server
 from emulator.runtime.clock import real_clock
 from emulator.runtime.role import RoleEnv
 from etcd.client import EtcdClient
 from etcd.server.config import EtcdConfig
 from etcd.server.daemon import EtcdServer
+from tests.api_servers import TOKEN, World, api_server
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -14,12 +14,12 @@ from agents.apiserver.cache import Cache, Entry, Event, object_key
 from agents.apiserver.config import MAX_WATCH_BACKLOG
 from agents.apiserver.objects import Objects
 from agents.apiserver.services import ServiceAddresses
-from agents.apiserver.testing import MemoryStore
 from agents.apiserver.watching import Watcher, WatchRequest
 from emulator.apimachinery.lifecycle import DeleteOptions
 from emulator.apimachinery.resources import Registry
 from emulator.apimachinery.status import StatusError, unavailable
 from emulator.runtime.rng import seeded_rng
+from tests.api_servers import MemoryStore
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

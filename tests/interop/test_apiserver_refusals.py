@@ -9,8 +9,8 @@ import aiohttp
 import pytest
 
 from agents.apiserver.lists import ListPages
-from agents.apiserver.testing import TOKEN, World, api_server
 from emulator.runtime.rng import seeded_rng
+from tests.api_servers import TOKEN, World, api_server
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from agents.apiserver.testing import TOKEN, api_server
 from agents.controllers import ControllersConfig, NodeTimings, run_controllers
 from agents.scheduler import SchedulerConfig, run_scheduler
 from emulator.kubeclient import KubeConfig, RestClient
@@ -33,18 +32,20 @@ from emulator.kubeclient.resource import (
     SERVICES,
     Resource,
 )
-from emulator.kubeclient.testing import FakeKubelet
-from emulator.runtime.clock import real_clock
+from emulator.runtime.clock import Clock, real_clock
 from emulator.runtime.role import RoleEnv
+from tests.api_servers import TOKEN, api_server
+from tests.kube_fakes import FakeKubelet
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
     from pathlib import Path
 
-    from agents.apiserver.testing import World as ApiServer
+    from tests.api_servers import World as ApiServer
 
 Object = dict[str, Any]
 NODE_NAMES = ("node-0", "node-1", "node-2")
+READY = {"type": "Ready", "status": "True", "reason": "KubeletReady"}
 
 
 async def until(condition: Callable[[], Awaitable[bool]], what: str, within_s: float = 10) -> None:
@@ -61,7 +62,11 @@ class World:
 
     def __init__(self, server: ApiServer, client: RestClient, kubelet: FakeKubelet) -> None:
         self.server, self.client, self.kubelet = server, client, kubelet
-        self.silent: dict[str, None] = kubelet.silent
+        self.skipped_s = 0.0
+        real = real_clock()
+        self.clock = Clock(
+            lambda: real.monotonic() + self.skipped_s, real.time() - real.monotonic()
+        )
 
     async def all(self, resource: Resource, namespace: str = "default") -> list[Object]:
         return (await self.client.list(resource, namespace)).items
@@ -79,25 +84,36 @@ class World:
     async def events(self, reason: str) -> list[str]:
         return [e["message"] for e in await self.all(EVENTS, "") if e["reason"] == reason]
 
-    async def beat(self) -> None:
-        """Register the nodes, then renew the leases of those that are not silent."""
+    async def register(self) -> None:
+        """The nodes, ready and with their leases."""
         for name in NODE_NAMES:
             labels = {"kubernetes.io/hostname": name}
             await self.client.create(NODES, {"metadata": {"name": name, "labels": labels}})
-            status = {
-                "allocatable": {"cpu": "2", "memory": "4Gi", "pods": "110"},
-                "conditions": [{"type": "Ready", "status": "True", "reason": "KubeletReady"}],
-            }
-            await self.client.patch(NODES, "", name, {"status": status}, subresource="status")
+            allocatable = {"cpu": "2", "memory": "4Gi", "pods": "110"}
+            await self.post(name, allocatable=allocatable, conditions=[READY])
             meta = {"name": name, "namespace": "kube-node-lease"}
             lease = {"apiVersion": LEASES.api_version, "kind": "Lease", "metadata": meta}
             await self.client.create(LEASES, lease)
-        while True:
-            for name in NODE_NAMES:
-                if name not in self.silent:
-                    renew = {"spec": {"renewTime": real_clock().rfc3339_micro()}}
-                    await self.client.patch(LEASES, "kube-node-lease", name, renew)
-            await asyncio.sleep(0.2)
+
+    async def post(self, name: str, **status: Any) -> None:
+        """What a kubelet says of its node."""
+        await self.client.patch(NODES, "", name, {"status": status}, subresource="status")
+
+    async def beat(self, *names: str) -> None:
+        """Heartbeats of nodes."""
+        for name in names:
+            renew = {"spec": {"renewTime": self.clock.rfc3339_micro()}}
+            await self.client.patch(LEASES, "kube-node-lease", name, renew)
+
+    async def lose(self, lost: str) -> None:
+        """Let the grace of all nodes pass, of which all but one are heard of again at once.
+
+        Each node is looked at when its grace ends by the real clock; a change brings that forward.
+        """
+        self.kubelet.silent[lost] = None
+        self.skipped_s += NodeTimings().monitor_grace_s + 1
+        await self.beat(*(name for name in NODE_NAMES if name != lost))
+        await self.client.patch(NODES, "", lost, {"metadata": {"labels": {"looked-at": "yes"}}})
 
 
 @pytest.fixture
@@ -107,10 +123,10 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
         config = KubeConfig(server.url, ca_pem=ca_pem, token=TOKEN)
         async with RestClient(config, rng=random.Random(3)) as client:
             world = World(server, client, FakeKubelet(client))
-            env = RoleEnv(real_clock(), random.Random(7))
+            env = RoleEnv(world.clock, random.Random(7))
             controllers = ControllersConfig(
                 config,
-                nodes=NodeTimings(monitor_grace_s=1.5, eviction_rate=100),
+                nodes=NodeTimings(eviction_rate=100),
                 pod_gc_quarantine_s=0.1,
             )
             with contextlib.suppress(asyncio.CancelledError):
@@ -119,8 +135,8 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
                         group.create_task(run_controllers(controllers, env)),
                         group.create_task(run_scheduler(SchedulerConfig(config), env)),
                         group.create_task(world.kubelet.run()),
-                        group.create_task(world.beat()),
                     ]
+                    await world.register()
                     yield world
                     for task in tasks:
                         task.cancel()
@@ -226,7 +242,7 @@ async def test_silent_node(world: World) -> None:
     tolerations = [{**toleration, "key": "node.kubernetes.io/unreachable"}]
     await world.client.create(DEPLOYMENTS, deployment("web", 3, tolerations=tolerations))
     await until(lambda: world.available("web", 3), "3 available")
-    world.silent["node-1"] = None
+    await world.lose("node-1")
 
     async def lost() -> bool:
         node = await world.client.get(NODES, "", "node-1")
@@ -242,13 +258,11 @@ async def test_silent_node(world: World) -> None:
 
     await until(leaving, "old pod Terminating")
     assert "Node node-1 status is now: NodeNotReady" in await world.events("NodeNotReady")
-    del world.silent["node-1"]
-    ready = {"type": "Ready", "status": "True", "reason": "KubeletReady"}
-    await world.client.patch(
-        NODES, "", "node-1", {"status": {"conditions": [ready]}}, "strategic", subresource="status"
-    )
+    del world.kubelet.silent["node-1"]
 
     async def back() -> bool:
+        await world.beat("node-1")
+        await world.post("node-1", conditions=[READY])
         return not (await world.client.get(NODES, "", "node-1"))["spec"].get("taints")
 
     await until(back, "taints removed")

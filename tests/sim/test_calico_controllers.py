@@ -12,9 +12,9 @@ from agents.calico.ipam.assign import AssignRequest
 from agents.calico.ipam.ipam import Ipam
 from agents.calico.kubecontrollers.node import NodeController
 from agents.calico.resources import new_resource
-from agents.calico.testing import MemoryDatastore
 from agents.calico.tunnel import TunnelAddresses
 from emulator.sim.world import World, simulate
+from tests.calico_memory import MemoryDatastore
 
 if TYPE_CHECKING:
     from collections.abc import Callable

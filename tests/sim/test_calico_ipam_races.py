@@ -25,12 +25,12 @@ from agents.calico.ipam.model import CONFIRMED, Affinity, Handle, IpamConfig, bl
 from agents.calico.kubecontrollers.node import NodeController
 from agents.calico.net import Cidr, Ip
 from agents.calico.resources import endpoint_name, new_resource, resource_key, to_stored
-from agents.calico.testing import MemoryDatastore
 from emulator.runtime.clock import loop_clock
 from emulator.runtime.role import RoleEnv
 from emulator.sim.world import EPOCH_S, World, simulate
 from etcd.client import EtcdClient, EtcdError
 from etcd.server import EtcdConfig, run_etcd
+from tests.calico_memory import MemoryDatastore
 
 if TYPE_CHECKING:
     from collections.abc import Callable

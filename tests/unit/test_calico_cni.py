@@ -18,7 +18,6 @@ from agents.calico.ipam.model import IpamConfig
 from agents.calico.net import Ip
 from agents.calico.resources import endpoint_name, labels_of, new_resource, spec_of
 from agents.calico.startup import NodeFacts, start_node
-from agents.calico.testing import MemoryDatastore
 from agents.calico.tunnel import IPIP, TunnelAddresses
 from emulator.addr import Prefix, format_mac, parse_ip
 from emulator.errors import UsageError
@@ -26,6 +25,7 @@ from emulator.netstack.fib import Route
 from emulator.netstack.kernel import Kernel
 from emulator.netstack.show.route import render_ip_route
 from tests.calico_cluster import Cluster
+from tests.calico_memory import MemoryDatastore
 
 if TYPE_CHECKING:
     from pathlib import Path

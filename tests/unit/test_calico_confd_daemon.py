@@ -15,12 +15,12 @@ from agents.calico.confd.daemon import CONFIG_DIR, NAMESPACE, ConfdConfig, run_c
 from agents.calico.ipam.model import affinity_key, affinity_value, block_key
 from agents.calico.net import Cidr
 from agents.calico.resources import key_of_resource, new_resource
-from agents.calico.testing import MemoryDatastore
 from emulator.kubeclient import RestClient
 from emulator.kubeclient.resource import SECRETS
-from emulator.kubeclient.testing import FakeApi
 from emulator.runtime.clock import real_clock
 from emulator.runtime.role import RoleEnv
+from tests.calico_memory import MemoryDatastore
+from tests.kube_fakes import FakeApi
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable

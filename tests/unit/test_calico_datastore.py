@@ -37,9 +37,9 @@ from agents.calico.errors import (
 )
 from agents.calico.mirror import Mirror
 from agents.calico.resources import kind_named, new_resource, parse_key, resource_key
-from agents.calico.testing import MemoryDatastore
 from emulator.runtime.clock import Clock
 from etcd.client import CompactedError, EtcdClient
+from tests.calico_memory import MemoryDatastore
 from tests.etcd_servers import memory_etcd
 
 if TYPE_CHECKING:

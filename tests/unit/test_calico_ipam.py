@@ -16,8 +16,8 @@ from agents.calico.ipam.model import IpamConfig
 from agents.calico.ipam.pools import NoPoolError
 from agents.calico.net import Cidr, Ip
 from agents.calico.resources import new_resource
-from agents.calico.testing import MemoryDatastore
 from tests.calico_cluster import Cluster, cluster
+from tests.calico_memory import MemoryDatastore
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -20,14 +20,14 @@ from agents.calico.kubecontrollers.conversion import (
 from agents.calico.kubecontrollers.mirroring import Cluster, plan
 from agents.calico.kubecontrollers.policy import PolicyController
 from agents.calico.resources import new_resource, resource_key, to_stored
-from agents.calico.testing import MemoryDatastore
 from agents.calico.validation import prepare
 from emulator.apimachinery.validate_network import network_policy as validate
 from emulator.kubeclient import RestClient
 from emulator.kubeclient.informer import SharedInformers
 from emulator.kubeclient.resource import NAMESPACES, NETWORKPOLICIES, NODES, PODS
-from emulator.kubeclient.testing import FakeApi
 from emulator.runtime.clock import real_clock
+from tests.calico_memory import MemoryDatastore
+from tests.kube_fakes import FakeApi
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -20,9 +20,9 @@ from agents.calico.ipam.ipam import Ipam
 from agents.calico.ipam.model import handle_key
 from agents.calico.net import Cidr, Ip
 from agents.calico.resources import new_resource
-from agents.calico.testing import MemoryDatastore
 from emulator.errors import PodwireError
 from emulator.runtime.clock import real_clock
+from tests.calico_memory import MemoryDatastore
 
 if TYPE_CHECKING:
     from agents.calico.resources import Resource

@@ -29,9 +29,9 @@ from emulator.kubeclient.resource import (
     SERVICEACCOUNTS,
     SERVICES,
 )
-from emulator.kubeclient.testing import FakeApi, FakeKubelet
-from emulator.runtime.clock import real_clock
+from emulator.runtime.clock import Clock, real_clock
 from emulator.runtime.role import RoleEnv
+from tests.kube_fakes import FakeApi, FakeKubelet
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -84,22 +84,45 @@ def deployment(name: str, replicas: int, image: str = "nginx", **spec: Any) -> O
     }
 
 
-async def beat(api: FakeApi, client: RestClient) -> None:
-    """The heartbeats of every node that is not labelled silent."""
-    number = 0
-    while True:
-        number += 1
-        for obj in api.objects(NODES):
-            name = obj["metadata"]["name"]
-            if "silent" not in obj["metadata"]["labels"]:
-                meta = {"name": name, "namespace": "kube-node-lease"}
-                api.put(LEASES, {"metadata": meta, "spec": {"renewTime": f"{number}"}})
-        await asyncio.sleep(0.1)
+class SkippingClock(Clock):
+    """The real clock, which a test may move ahead."""
+
+    def __init__(self) -> None:
+        self._real = real_clock()
+        self._skipped_s = 0.0
+        super().__init__(
+            lambda: self._real.monotonic() + self._skipped_s,
+            self._real.time() - self._real.monotonic(),
+        )
+
+    def skip(self, seconds: float) -> None:
+        """Let time pass at once."""
+        self._skipped_s += seconds
 
 
 class World:
-    def __init__(self, api: FakeApi, client: RestClient, kubelet: FakeKubelet) -> None:
-        self.api, self.client, self.kubelet = api, client, kubelet
+    def __init__(
+        self, api: FakeApi, client: RestClient, kubelet: FakeKubelet, clock: SkippingClock
+    ) -> None:
+        self.api, self.client, self.kubelet, self.clock = api, client, kubelet, clock
+
+    def beat(self, *names: str) -> None:
+        """Heartbeats of nodes."""
+        for name in names:
+            meta = {"name": name, "namespace": "kube-node-lease"}
+            self.api.put(
+                LEASES, {"metadata": meta, "spec": {"renewTime": self.clock.rfc3339_micro()}}
+            )
+
+    async def lose(self, lost: str) -> None:
+        """Let the grace of all nodes pass, of which all but one are heard of again at once.
+
+        Each node is looked at when its grace ends by the real clock; a change brings that forward.
+        """
+        self.clock.skip(NodeTimings().monitor_grace_s + 1)
+        names = [obj["metadata"]["name"] for obj in self.api.objects(NODES)]
+        self.beat(*(name for name in names if name != lost))
+        await self.client.patch(NODES, "", lost, {"metadata": {"labels": {"looked-at": "yes"}}})
 
     def running(self, app: str) -> list[Object]:
         return [
@@ -116,17 +139,14 @@ class World:
                 return status
         return {}
 
-    def renewals(self, name: str) -> int:
-        leases = [o for o in self.api.objects(LEASES) if o["metadata"]["name"] == name]
-        return int(leases[0]["metadata"]["resourceVersion"]) if leases else 0
-
     def messages(self, reason: str) -> list[str]:
         return [e["message"] for e in self.api.objects(EVENTS) if e["reason"] == reason]
 
 
 @pytest.fixture
 async def world() -> AsyncIterator[World]:
-    env = RoleEnv(real_clock(), random.Random(7))
+    clock = SkippingClock()
+    env = RoleEnv(clock, random.Random(7))
     async with FakeApi() as api, RestClient(api.config, rng=random.Random(3)) as client:
         for number in range(3):
             api.put(NODES, node(f"node-{number}"))
@@ -138,18 +158,17 @@ async def world() -> AsyncIterator[World]:
                         run_controllers(
                             ControllersConfig(
                                 api.config,
-                                nodes=NodeTimings(monitor_grace_s=0.6, eviction_rate=100),
+                                nodes=NodeTimings(eviction_rate=100),
                                 pod_gc_quarantine_s=0.1,
                                 root_ca_pem="CA",
                             ),
                             env,
                         )
                     ),
-                    group.create_task(beat(api, client)),
                     group.create_task(run_scheduler(SchedulerConfig(api.config), env)),
                     group.create_task(kubelet.run()),
                 ]
-                yield World(api, client, kubelet)
+                yield World(api, client, kubelet, clock)
                 for task in tasks:
                     task.cancel()
 
@@ -313,7 +332,7 @@ async def test_pods_leave_a_silent_node_after_their_toleration(world: World) -> 
     await until(lambda: world.status("web").get("availableReplicas") == 3, "3 available")
     (lost,) = [p for p in world.running("web") if p["spec"]["nodeName"] == "node-1"]
     world.kubelet.silent["node-1"] = None
-    await world.client.patch(NODES, "", "node-1", {"metadata": {"labels": {"silent": "yes"}}})
+    await world.lose("node-1")
     await until(
         lambda: "Node node-1 status is now: NodeNotReady" in world.messages("NodeNotReady"),
         "NodeNotReady",
@@ -350,12 +369,9 @@ async def test_a_kubelet_that_is_back_speaks_for_its_pods_before_its_node_is_rea
     web["spec"]["template"]["spec"]["tolerations"] = [{"operator": "Exists"}]
     await world.client.create(DEPLOYMENTS, web)
     await until(lambda: world.status("web").get("availableReplicas") == 3, "3 available")
-    await world.client.patch(NODES, "", "node-1", {"metadata": {"labels": {"silent": "yes"}}})
+    await world.lose("node-1")
     await until(lambda: world.status("web").get("availableReplicas") == 2, "pod counted out")
-    await world.client.patch(NODES, "", "node-1", {"metadata": {"labels": {"silent": None}}})
-    for _ in range(2):
-        before = world.renewals("node-1")
-        await until(lambda seen=before: world.renewals("node-1") > seen, "a heartbeat")  # type: ignore[misc]
+    world.beat("node-1")
     (pod,) = [p for p in world.running("web") if p["spec"]["nodeName"] == "node-1"]
     name = pod["metadata"]["name"]
     ready = {"status": {"conditions": [{"type": "Ready", "status": "True"}]}}

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 from agents.calico.felix.apply import Dataplane
 from agents.calico.felix.daemon import FelixConfig, run_felix
 from agents.calico.resources import new_resource, resource_key, to_stored
-from agents.calico.testing import MemoryDatastore
 from emulator.errors import UsageError
 from emulator.runtime.clock import real_clock
 from emulator.runtime.role import RoleEnv
+from tests.calico_memory import MemoryDatastore
 from tests.calico_policy_world import World
 
 if TYPE_CHECKING:
@@ -42,6 +42,13 @@ class Running:
         self.ready = asyncio.Event()
         for resource in self.world.base:
             self.put(resource)
+
+    async def resync(self) -> None:
+        """Open the way to web that a policy closed, and wait until felix has closed it again."""
+        world = self.world
+        world.root.netfilter.restore("*filter\n-F FORWARD\nCOMMIT\n")
+        assert world.passes("api", "web", "UDP", 53)
+        await until(lambda: not world.passes("api", "web", "UDP", 53), "the jump is back")
 
     def put(self, resource: dict[str, Any]) -> str:
         meta = resource["metadata"]
@@ -88,8 +95,7 @@ async def test_what_somebody_flushed_comes_back() -> None:
         running.put(CLOSED)
         world = running.world
         await until(lambda: not world.passes("api", "web", "UDP", 53), "the policy is in force")
-        world.root.netfilter.restore("*filter\n-F FORWARD\nCOMMIT\n")
-        await until(lambda: not world.passes("api", "web", "UDP", 53), "the jump is back")
+        await running.resync()
 
 
 async def test_what_is_not_enforced_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
@@ -97,7 +103,10 @@ async def test_what_is_not_enforced_is_said_once(caplog: pytest.LogCaptureFixtur
         spec = {"selector": "all()", "types": ["Ingress"], "preDNAT": True, "applyOnForward": True}
         running.put(new_resource("GlobalNetworkPolicy", "default.early", spec))
         await until(lambda: "preDNAT policies act on host endpoints" in caplog.text, "it is said")
-        await asyncio.sleep(0.25)
+        running.put(CLOSED)
+        world = running.world
+        await until(lambda: not world.passes("api", "web", "UDP", 53), "the policy is in force")
+        await running.resync()
         assert caplog.text.count("preDNAT") == 1
 
 

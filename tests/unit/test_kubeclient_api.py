@@ -23,8 +23,8 @@ from emulator.kubeclient import (
     RestClient,
 )
 from emulator.kubeclient.resource import DEPLOYMENTS, EVENTS, NODES, PODS, SERVICES
-from emulator.kubeclient.testing import FakeApi
 from emulator.runtime.clock import real_clock
+from tests.kube_fakes import FakeApi
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable

@@ -13,11 +13,11 @@ from agents.kubeproxy.daemon import KubeProxyConfig, run_kubeproxy
 from agents.kubeproxy.ruleset import NodeConfig, NodePort
 from emulator.addr import Prefix
 from emulator.kubeclient.resource import ENDPOINTSLICES, SERVICES
-from emulator.kubeclient.testing import FakeApi
 from emulator.netstack.netfilter import Netfilter, run_iptables
 from emulator.netstack.packet import AddressType
 from emulator.runtime.clock import real_clock
 from emulator.runtime.role import RoleEnv
+from tests.kube_fakes import FakeApi
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
