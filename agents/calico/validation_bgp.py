@@ -9,6 +9,7 @@ import re
 from typing import TYPE_CHECKING, Any, Final
 
 from agents.calico.net import Ip
+from agents.calico.validation_fields import parse_as
 from emulator.errors import UsageError
 
 if TYPE_CHECKING:
@@ -22,6 +23,10 @@ _DURATION: Final = re.compile(r"(\d+(\.\d+)?(h|ms|us|µs|ns|m|s))+")
 _INTERFACE: Final = re.compile(r"[a-zA-Z0-9_.*-]{1,15}")
 _LOG_LEVELS: Final = ("Trace", "Debug", "Info", "Warning", "Error", "Fatal")
 _OPERATORS: Final = ("Equal", "In", "NotEqual", "NotIn")
+_OPERATIONS: Final = ("addCommunity", "prependASPath", "setPriority")
+# bgpfilter.go's MaxItems and Maximum.
+_MAX_OPERATIONS: Final = 10
+_MAX_PRIORITY: Final = 2**31 - 2
 _U16: Final = 0xFFFF
 _U32: Final = 0xFFFFFFFF
 
@@ -155,6 +160,60 @@ def _check_filter_rule(rule: dict[str, Any], version: int, fields: Fields) -> No
     interface = rule.get("interface")
     if interface and not _INTERFACE.fullmatch(str(interface)):
         fields.tag("Interface", "omitempty,bgpFilterInterface", interface)
+    fields.choice("PeerType", rule.get("peerType"), ("eBGP", "iBGP"))
+    if rule.get("communities") is not None:
+        _one_community("Communities.Values", rule["communities"], "values", fields)
+    _as_numbers("ASPathPrefix", rule.get("asPathPrefix"), fields)
+    fields.integer("Priority", rule.get("priority"), 1, _MAX_PRIORITY)
+    operations = fields.mappings("Operations", rule.get("operations"))
+    if operations and rule.get("action") != "Accept":
+        fields.bad("Operations", "operations may only be used with action Accept", operations)
+    if len(operations) > _MAX_OPERATIONS:
+        fields.bad("Operations", f"must have at most {_MAX_OPERATIONS} items", len(operations))
+    for operation in operations:
+        _check_operation(operation, fields)
+
+
+def _check_operation(operation: dict[str, Any], fields: Fields) -> None:
+    said = [name for name in _OPERATIONS if operation.get(name) is not None]
+    if len(said) != 1:
+        fields.bad("Operations[]", "exactly one operation must be set", operation)
+        return
+    (name,) = said
+    field, value = f"Operations[].{name[0].upper()}{name[1:]}", operation[name]
+    if not isinstance(value, dict):
+        fields.bad(field, "must be an object", value)
+    elif name == "addCommunity":
+        _community(f"{field}.Value", value.get("value"), fields)
+    elif name == "setPriority":
+        priority = value.get("value")
+        fields.integer(f"{field}.Value", 0 if priority is None else priority, 1, _MAX_PRIORITY)
+    elif not value.get("prefix") or not isinstance(value["prefix"], list):
+        fields.bad(f"{field}.Prefix", "must have at least 1 item", value)
+    else:
+        _as_numbers(f"{field}.Prefix", value["prefix"], fields)
+        if len(value["prefix"]) > _MAX_OPERATIONS:
+            fields.bad(f"{field}.Prefix", f"must have at most {_MAX_OPERATIONS} items", value)
+
+
+def _one_community(name: str, value: object, key: str, fields: Fields) -> None:
+    """A match by communities takes one of them."""
+    values = value.get(key) if isinstance(value, dict) else None
+    if not isinstance(values, list) or len(values) != 1:
+        fields.bad(name, "must have exactly 1 item", value)
+        return
+    _community(name, values[0], fields)
+
+
+def _as_numbers(name: str, value: object, fields: Fields) -> None:
+    if value is None:
+        return
+    if not isinstance(value, list):
+        fields.bad(name, "must be a list of AS numbers", value)
+        return
+    for number in value:
+        if parse_as(number) is None:
+            fields.bad(name, f"'{number}' is not a valid AS number", number)
 
 
 def _community(name: str, value: object, fields: Fields) -> None:

@@ -93,6 +93,19 @@ RICH = (
             "exportV4": [
                 {"action": "Reject", "matchOperator": "NotIn", "cidr": "192.168.0.0/16"},
                 {"action": "Reject", "interface": "eth*"},
+                {
+                    "action": "Accept",
+                    "peerType": "eBGP",
+                    "communities": {"values": ["65000:42"]},
+                    "operations": [
+                        {"addCommunity": {"value": "64512:1:2"}},
+                        {"addCommunity": {"value": "64512:3"}},
+                        {"prependASPath": {"prefix": [65000, "1.1"]}},
+                        {"setPriority": {"value": 256}},
+                    ],
+                },
+                {"action": "Reject", "asPathPrefix": [65000, 65001], "priority": 100},
+                {"action": "Reject", "communities": {"values": ["64512:1:2"]}},
                 {"action": "Accept"},
             ],
         },

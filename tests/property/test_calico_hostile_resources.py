@@ -146,6 +146,15 @@ CONFD = [
                     "prefixLength": {"min": 9, "max": 24},
                     "source": "RemotePeers",
                     "interface": "eth*",
+                    "peerType": "eBGP",
+                    "communities": {"values": ["65000:42"]},
+                    "asPathPrefix": [65000, "1.1"],
+                    "priority": 100,
+                    "operations": [
+                        {"addCommunity": {"value": "64512:1:2"}},
+                        {"prependASPath": {"prefix": [65000]}},
+                        {"setPriority": {"value": 256}},
+                    ],
                 }
             ]
         },

@@ -7,7 +7,18 @@ from typing import Any
 
 import pytest
 
+from agents.bird.attributes import (
+    AS_SEQUENCE,
+    Attrs,
+    build_path,
+    community_pairs,
+    format_path,
+    large_triples,
+)
 from agents.bird.config import GracefulRestart, NextHopRule
+from agents.bird.filter_eval import Facts, Leaf, evaluate
+from agents.bird.filters import Source
+from agents.bird.net import Net
 from agents.calico.confd.peering import Peer, Secret, peers_of, seconds
 from agents.calico.confd.plan import BgpPlan, make_plan
 from agents.calico.confd.render import render
@@ -15,9 +26,11 @@ from agents.calico.confd.services import Service, announced, read_services
 from agents.calico.confd.speaker import SpeakerConfigs, speaker_config
 from agents.calico.confd.state import State, confirmed_claims, owned_blocks, read_state
 from agents.calico.datastore import KVPair
+from agents.calico.errors import ValidationError
 from agents.calico.ipam.model import affinity_key, affinity_value, block_key, block_of_key
 from agents.calico.net import Cidr
 from agents.calico.resources import key_of_resource, new_resource
+from agents.calico.validation import checked
 from emulator.addr import format_ip, parse_ip
 from emulator.errors import UsageError
 
@@ -230,6 +243,86 @@ def test_what_a_peer_is_told_reaches_the_speaker() -> None:
     assert [(str(route.net), route.via) for route in static.routes] == [
         ("10.192.0.100/32", bytes((10, 192, 0, 1)))
     ]
+
+
+TAGGED: dict[str, Any] = {
+    "importV4": [
+        {
+            "action": "Accept",
+            "communities": {"values": ["65000:100"]},
+            "operations": [{"setPriority": {"value": 256}}],
+        },
+        {"action": "Reject", "asPathPrefix": [65000, 65001]},
+        {"action": "Reject", "peerType": "iBGP"},
+    ],
+    "exportV4": [
+        {"action": "Reject", "priority": 100},
+        {
+            "action": "Accept",
+            "cidr": "10.0.0.0/8",
+            "matchOperator": "In",
+            "operations": [
+                {"addCommunity": {"value": "64512:7"}},
+                {"addCommunity": {"value": "64512:7:8"}},
+                {"prependASPath": {"prefix": [65000, 65001]}},
+            ],
+        },
+    ],
+}
+
+
+@pytest.mark.parametrize("asn", [64512, 65010])
+def test_rules_of_a_filter_match_and_change_what_routes_carry(asn: int) -> None:
+    tor = {"peerIP": "10.192.0.100", "asNumber": asn, "filters": ["tagged"]}
+    made = plan(MASTER, stored("BGPFilter", "tagged", TAGGED), stored("BGPPeer", "tor", tor), OFF)
+    (session,) = speaker_config(made).bgp
+    assert session.ipv4 is not None
+    facts = Facts(Source.BGP)
+
+    def comes_in(attrs: Attrs) -> Leaf:
+        return evaluate(session.ipv4.import_filter, Net.parse("10.9.0.0/16"), attrs, facts)
+
+    def goes_out(net: str, attrs: Attrs) -> Leaf:
+        return evaluate(session.ipv4.export_filter, Net.parse(net), attrs, facts)
+
+    marked = Attrs(communities=bytes.fromhex("fde80064"))
+    assert comes_in(marked) == Leaf(True, marked._replace(local_pref=2147483391))
+    path = build_path([(AS_SEQUENCE, (65000, 65001, 7))])
+    assert not comes_in(Attrs(as_path=path)).accept
+    # What is left is refused from internal peers only.
+    other = build_path([(AS_SEQUENCE, (65000, 7))])
+    assert comes_in(Attrs(as_path=other)).accept is (asn != 64512)
+    assert not goes_out("10.1.0.0/16", Attrs(local_pref=2**31 - 1 - 100)).accept
+    assert not goes_out("11.1.0.0/16", Attrs()).accept
+    out = goes_out("10.1.0.0/16", Attrs(as_path=build_path([(AS_SEQUENCE, (7,))])))
+    assert out.accept
+    assert format_path(out.attrs.as_path) == "65000 65001 7"
+    assert community_pairs(out.attrs.communities) == ((64512, 7),)
+    assert large_triples(out.attrs.large_communities) == ((64512, 7, 8),)
+    text = render(made)["bird.cfg"]
+    assert "function 'bgp_tagged_importFilterV4' (bool is_same_as)" not in text
+    internal = "true" if asn == 64512 else "false"
+    assert f"    bgp_tagged_importFilterV4({internal});\n    accept;" in text
+    assert "    bgp_tagged_exportFilterV4();\n" in text
+    assert "  if ( (65000,100) ~ bgp_community ) then {\n    bgp_local_pref = 2147483391;\n" in text
+
+
+@pytest.mark.parametrize(
+    ("rule", "error"),
+    [
+        ({"action": "Reject", "operations": [{"setPriority": {"value": 1}}]}, "only be used with"),
+        ({"action": "Accept", "operations": [{}]}, "exactly one operation"),
+        ({"action": "Accept", "operations": [{"setPriority": {"value": 0}}]}, "a number from 1"),
+        ({"action": "Accept", "operations": [{"addCommunity": {"value": "1"}}]}, "community"),
+        ({"action": "Accept", "operations": [{"prependASPath": {"prefix": []}}]}, "at least 1"),
+        ({"action": "Accept", "communities": {"values": ["1:2", "3:4"]}}, "exactly 1 item"),
+        ({"action": "Accept", "asPathPrefix": ["x"]}, "not a valid AS number"),
+        ({"action": "Accept", "peerType": "both"}, "PeerType"),
+    ],
+)
+def test_a_rule_that_makes_no_sense_is_refused(rule: dict[str, Any], error: str) -> None:
+    with pytest.raises(ValidationError, match=error):
+        checked(new_resource("BGPFilter", "f", {"importV4": [rule]}))
 
 
 @pytest.mark.parametrize(

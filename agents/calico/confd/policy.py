@@ -7,8 +7,7 @@ bird_aggr}.cfg.template.
 
 from __future__ import annotations
 
-import hashlib
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from agents.bird.filters import (
     Accept,
@@ -25,22 +24,16 @@ from agents.bird.filters import (
     NetIn,
     NetPattern,
     NextHopIn,
-    Not,
     Reject,
     Set,
-    Source,
-    SourceIn,
 )
-from agents.bird.net import Afi, Net
-from agents.calico.net import Cidr
-from emulator.errors import UsageError
+from agents.calico.confd.route_filters import filter_rules, function_name, net
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from agents.bird.filters import Condition, Statement
     from agents.calico.confd.peering import Peer
     from agents.calico.confd.plan import BgpPlan
+    from agents.calico.net import Cidr
 
 TUNNEL: Final = "tunl0"
 NEVER: Final = "Never"
@@ -50,13 +43,6 @@ AGGREGATION_FUNCTION: Final = "calico_aggr"
 COMMUNITIES_FUNCTION: Final = "apply_communities"
 # The devices of encapsulations that felix routes itself, and their block routes with them.
 _OVERLAY_DEVICES: Final = ("*.cali", "*.calico")
-# BIRD's limit of a symbol's length (SYM_MAX_LEN).
-_MAX_NAME: Final = 64
-
-
-def net(cidr: Cidr) -> Net:
-    """The same network in the speaker's terms."""
-    return Net(Afi.IPV4 if cidr.version == 4 else Afi.IPV6, cidr.network, cidr.length)
 
 
 def inside(cidr: Cidr) -> NetIn:
@@ -133,13 +119,17 @@ def kernel_filter(plan: BgpPlan) -> Filter:
     return Filter(kernel_export(plan), KERNEL_FILTER)
 
 
+def is_internal(plan: BgpPlan, peer: Peer) -> Const:
+    """What Calico's functions are told of a peer: whether it is of the node's own AS."""
+    return Const(peer.as_number == plan.as_number)
+
+
 def export_filter(plan: BgpPlan, peer: Peer) -> Filter:
     """A peer's export filter: its own filters first, then everybody's."""
-    internal = Const(peer.as_number == plan.as_number)
     return Filter(
         (
             *_calls(plan, peer, "export"),
-            Call(EXPORT_FUNCTION, export_to_peers(plan, internal)),
+            Call(EXPORT_FUNCTION, export_to_peers(plan, is_internal(plan, peer))),
             Reject(),
         )
     )
@@ -151,60 +141,14 @@ def import_filter(plan: BgpPlan, peer: Peer) -> Filter:
     return Filter((*calls, Accept()), "" if calls else "ACCEPT")
 
 
+def filters_of(plan: BgpPlan, peer: Peer, direction: str) -> tuple[str, ...]:
+    """The names of a peer's BGPFilters with rules of a direction."""
+    return tuple(name for name in peer.filters if plan.filters.get(name, {}).get(f"{direction}V4"))
+
+
 def _calls(plan: BgpPlan, peer: Peer, direction: str) -> tuple[Statement, ...]:
+    internal = is_internal(plan, peer)
     return tuple(
-        Call(function_name(name, direction), filter_rules(plan.filters[name], direction))
-        for name in peer.filters
-        if name in plan.filters and plan.filters[name].get(f"{direction}V4")
+        Call(function_name(name, direction), filter_rules(plan.filters[name], direction, internal))
+        for name in filters_of(plan, peer, direction)
     )
-
-
-def function_name(name: str, direction: str) -> str:
-    """The function of a BGPFilter and a direction; a long name is cut and told apart by a hash."""
-    if len(name) > _MAX_NAME:
-        digest = hashlib.sha256(name.encode()).hexdigest()[:16].upper()
-        name = f"{name[: _MAX_NAME - 17]}_{digest}"
-    return f"bgp_{name}_{direction}FilterV4"
-
-
-def filter_rules(spec: Mapping[str, Any], direction: str) -> tuple[Statement, ...]:
-    """The rules of a BGPFilter in order; one that cannot be read is left out."""
-    statements: list[Statement] = []
-    for rule in spec.get(f"{direction}V4") or ():
-        try:
-            condition = _condition(rule)
-        except (UsageError, ValueError):
-            continue
-        action: Statement = Accept() if rule.get("action") == "Accept" else Reject()
-        statements.append(action if condition is None else If(condition, (action,)))
-    return tuple(statements)
-
-
-def _condition(rule: Mapping[str, Any]) -> Condition | None:
-    conditions: list[Condition] = []
-    if rule.get("cidr"):
-        conditions.append(_net_condition(rule))
-    if rule.get("source") == "RemotePeers":
-        conditions += [Defined(Attr.SOURCE), SourceIn((Source.BGP,))]
-    if rule.get("interface"):
-        conditions += [Defined(Attr.IFNAME), IfnameMatches((str(rule["interface"]),))]
-    if not conditions:
-        return None
-    return conditions[0] if len(conditions) == 1 else All(tuple(conditions))
-
-
-def _net_condition(rule: Mapping[str, Any]) -> Condition:
-    cidr = net(Cidr.parse(str(rule["cidr"])))
-    operator = rule.get("matchOperator") or "In"
-    if operator in ("Equal", "NotEqual"):
-        pattern = NetPattern.exactly(cidr)
-    else:
-        lengths = rule.get("prefixLength") or {}
-        low, high = lengths.get("min"), lengths.get("max")
-        pattern = NetPattern(
-            cidr,
-            cidr.length if low is None else max(int(low), cidr.length),
-            cidr.afi.bits if high is None else int(high),
-        )
-    found = NetIn((pattern,))
-    return Not(found) if operator.startswith("Not") else found

@@ -15,13 +15,16 @@ from agents.bird.filters import (
     AnyOf,
     Attr,
     Call,
+    Compare,
     Const,
     Defined,
+    HasCommunity,
     If,
     IfnameMatches,
     NetIn,
     NextHopIn,
     Not,
+    PathStartsWith,
     PrependAs,
     Reject,
     Return,
@@ -30,6 +33,7 @@ from agents.bird.filters import (
 )
 from agents.calico.confd import policy
 from agents.calico.confd.peering import GLOBAL, MESH, NODE
+from agents.calico.confd.route_filters import asks_peer_type, filter_rules, function_name
 from agents.calico.confd.speaker import DESCRIPTION, direct_interfaces, static_blackholes
 from emulator.addr import format_ip
 from emulator.errors import UsageError
@@ -100,6 +104,12 @@ def _condition(condition: Condition, parameter: str) -> str:
             return _nets(patterns)
         case NextHopIn(nets):
             return " || ".join(f"( bgp_next_hop ~ {each} )" for each in nets)
+        case HasCommunity(kind, value):
+            return f"({','.join(map(str, value))}) ~ {kind}"
+        case PathStartsWith(asns):
+            return f"bgp_path ~ [= {' '.join(map(str, asns))} * =]"
+        case Compare(attr, op, value):
+            return f"{attr} {op} {_value(attr, value)}"
         case SourceIn(sources):
             return f"source ~ [ {', '.join(sources)} ]"
         case IfnameMatches(globs):
@@ -195,11 +205,24 @@ def _debug(plan: BgpPlan) -> str:
 
 def _filter_functions(plan: BgpPlan) -> list[str]:
     return [
-        _function(policy.function_name(name, direction), policy.filter_rules(spec, direction))
+        _function(
+            function_name(name, direction),
+            filter_rules(spec, direction, Const(True)),
+            "is_same_as" if asks_peer_type(spec, direction) else "",
+        )
         for name, spec in plan.filters.items()
         for direction in ("import", "export")
         if spec.get(f"{direction}V4")
     ]
+
+
+def _calls(plan: BgpPlan, peer: Peer, direction: str, internal: str) -> str:
+    """Calls of a peer's BGPFilters, with the argument of those that ask for it."""
+    return "".join(
+        f"    {_symbol(function_name(name, direction))}"
+        f"({internal if asks_peer_type(plan.filters[name], direction) else ''});\n"
+        for name in policy.filters_of(plan, peer, direction)
+    )
 
 
 def _peer(plan: BgpPlan, peer: Peer, passwords: Mapping[Secret, str]) -> str:
@@ -215,14 +238,10 @@ def _peer(plan: BgpPlan, peer: Peer, passwords: Mapping[Secret, str]) -> str:
     lines.append(f"neighbor {format_ip(peer.ip)}{port} as {peer.as_number};")
     if peer.use_source:
         lines.append(f"source address {format_ip(plan.node.ip)};")
-    calls = policy.import_filter(plan, peer)
-    if calls.name == "ACCEPT":
-        lines.append("import all;")
-    else:
-        lines.append("import filter {\n" + statements(calls.body, 2) + "  };")
-    internal = "true" if peer.as_number == plan.as_number else "false"
-    # The last two statements are everybody's, written here as a call with its argument.
-    body = statements(policy.export_filter(plan, peer).body[:-2], 2)
+    internal = "true" if policy.is_internal(plan, peer).value else "false"
+    body = _calls(plan, peer, "import", internal)
+    lines.append(f"import filter {{\n{body}    accept;\n  }};" if body else "import all;")
+    body = _calls(plan, peer, "export", internal)
     body += f"    {policy.EXPORT_FUNCTION}({internal});\n    reject;\n"
     lines.append("export filter {\n" + body + "  };")
     if peer.passive:

@@ -22,7 +22,8 @@ from agents.bird.config import (
     StaticConfig,
     StaticRoute,
 )
-from agents.calico.confd.policy import export_filter, import_filter, kernel_filter, net
+from agents.calico.confd.policy import export_filter, import_filter, kernel_filter
+from agents.calico.confd.route_filters import net
 from agents.calico.net import Cidr
 from emulator.errors import UsageError
 
