@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from agents.bird.channel import Channel
+    from agents.bird.connection import Connection
     from agents.bird.events import Event
-    from agents.bird.fsm import Connection
     from agents.bird.peer import Peer
     from agents.bird.rib import Path
     from agents.bird.speaker import Speaker
@@ -116,7 +116,7 @@ class BmpFeed:
             if peer is None or peer.session is None or name in self._up:
                 continue
             yield self._peer_up(peer)
-            for channel in list(peer.channels.values()):
+            for channel in list(peer.exchange.channels.values()):
                 yield from self._routes(peer, channel)
 
     def message(self, name: str, kind: int, body: bytes, now: float) -> bytes:
@@ -148,7 +148,7 @@ class BmpFeed:
             peer = self._speaker.peers.get(name)
             if peer is None:
                 continue
-            channels = peer.channels.values()
+            channels = peer.exchange.channels.values()
             filtered = sum(channel.stats.imp_updates_filtered for channel in channels)
             values = (
                 tlv(REJECTED_BY_POLICY, struct.pack(">I", filtered & 0xFFFFFFFF)),
@@ -181,7 +181,7 @@ class BmpFeed:
         local_port, remote_port = self._ports_of(session.number)
         body = struct.pack(">12xIHH", peer.source_address, local_port, remote_port)
         body += message(OPEN, session.local_open.body()) + message(OPEN, session.peer_open.body())
-        return frame(PEER_UP, self._header(config.name, peer.established_at) + body)
+        return frame(PEER_UP, self._header(config.name, peer.connections.established_at) + body)
 
     def _monitored(self, name: str, update: bytes, now: float) -> bytes:
         return frame(ROUTE_MONITORING, self._header(name, now) + update)

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import os
 import socket
-import struct
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, cast
 
 from agents.bird.events import Dial, Event, HangUp, PeerListChanged, ProtocolLogged
+from agents.bird.strangers import Strangers
+from agents.bird.tcp import dial_tcp, protect_accepted, reason_of, set_md5
+from agents.bird.wire import Wire
 from emulator.addr import format_ip, parse_ip
 from emulator.errors import UsageError
 from emulator.runtime.listener import BACKLOG
@@ -25,49 +26,7 @@ if TYPE_CHECKING:
     from agents.bird.config import SpeakerConfig
     from agents.bird.speaker import Speaker
 
-# linux/tcp.h and linux/in.h; Python's socket module has no names for these.
-TCP_MD5SIG: Final = 14
-IP_MINTTL: Final = 21
-# DSCP class selector 6, what routers mark BGP with (RFC 4271 says nothing, BIRD sets it).
-TOS_CONTROL: Final = 0xC0
-# A peer that does not take the last message does not hold the socket longer.
-CLOSE_S: Final = 5.0
-# The send buffer beyond which routes wait as names, not as bytes; BIRD has 64 KiB per socket.
-HIGH_WATER: Final = 1 << 20
-# Connections that wait for their peer's configuration: as many as a route reflector has clients
-# that all start at once.
-MAX_STRANGERS: Final = 1024
-# Received at once: about 50,000 prefixes, 10 ms of thinking.
-READ_SIZE: Final = 256 * 1024
-
 Address = tuple[str, int]
-
-
-def _reason(error: OSError | None) -> str:
-    """strerror's words, "" for a plain end."""
-    if error is None:
-        return ""
-    if isinstance(error, TimeoutError):
-        return "Connection timed out"
-    inner = getattr(error, "errno", None)
-    if inner is not None:
-        return os.strerror(inner)
-    return str(error)
-
-
-def set_md5(sock: socket.socket, peer: str, key: str) -> None:
-    """Sign and check TCP segments to and from one address (RFC 2385); "" takes the key away."""
-    octets = key.encode()
-    address = struct.pack("=HH4s120x", socket.AF_INET, 0, socket.inet_aton(peer))
-    value = address + struct.pack("=BBHi80s", 0, 0, len(octets), 0, octets)
-    sock.setsockopt(socket.IPPROTO_TCP, TCP_MD5SIG, value)
-
-
-def set_ttl(sock: socket.socket, ttl: int, min_ttl: int) -> None:
-    """The TTL to send with and the least one to accept (RFC 5082)."""
-    sock.setsockopt(socket.IPPROTO_IP, socket.IP_TTL, ttl)
-    if min_ttl:
-        sock.setsockopt(socket.IPPROTO_IP, IP_MINTTL, min_ttl)
 
 
 class BirdDaemon:
@@ -98,8 +57,7 @@ class BirdDaemon:
         """
         self.speaker = speaker
         self.listen_address = listen
-        self._patience_s = patience_s
-        self._strangers: dict[_Wire, str] = {}
+        self._strangers = Strangers(patience_s, log)
         self._log = log
         self._resolve = resolve or self._as_it_is
         self._name_of = name_of or parse_ip
@@ -108,7 +66,7 @@ class BirdDaemon:
         self._server: asyncio.Server | None = None
         # At the port of the configuration, where that is not the one of ``listen``.
         self._second: asyncio.Server | None = None
-        self._wires: dict[int, _Wire] = {}
+        self._wires: dict[int, Wire] = {}
         self._dials: dict[int, asyncio.Task[None]] = {}
         self._keyed: dict[str, str] = {}
         self._timer: asyncio.TimerHandle | None = None
@@ -148,11 +106,11 @@ class BirdDaemon:
     async def _start_server(self, where: Address | socket.socket) -> None:
         if isinstance(where, socket.socket):
             self._server = await self.loop.create_server(
-                lambda: _Wire(self, None), sock=where, backlog=BACKLOG
+                lambda: Wire(self, None), sock=where, backlog=BACKLOG
             )
         else:
             self._server = await self.loop.create_server(
-                lambda: _Wire(self, None), *where, reuse_address=True, backlog=BACKLOG
+                lambda: Wire(self, None), *where, reuse_address=True, backlog=BACKLOG
             )
         self._update_keys()
 
@@ -163,7 +121,7 @@ class BirdDaemon:
             self._second = None
         if where is not None:
             self._second = await self.loop.create_server(
-                lambda: _Wire(self, None), sock=where, backlog=BACKLOG
+                lambda: Wire(self, None), sock=where, backlog=BACKLOG
             )
             self._keyed = {}
             self._update_keys()
@@ -207,8 +165,7 @@ class BirdDaemon:
         for server in (self._server, self._second):
             if server is not None:
                 server.close()
-        wires = [*self._wires.values(), *self._strangers]
-        self._strangers.clear()
+        wires = [*self._wires.values(), *self._strangers.release_all()]
         for wire in wires:
             wire.hang_up()
         if wires:
@@ -310,7 +267,7 @@ class BirdDaemon:
         try:
             wire = await self._open(dial)
         except OSError as error:
-            reason = _reason(error) or "Connection refused"
+            reason = reason_of(error) or "Connection refused"
             self.do(lambda: self.speaker.connection_lost(number, reason, now=self.loop.time()))
             return
         finally:
@@ -342,29 +299,20 @@ class BirdDaemon:
         self._update_keys()
         self._ask_strangers()
 
-    async def _open(self, dial: Dial) -> _Wire:
+    async def _open(self, dial: Dial) -> Wire:
         loop = self.loop
         host, port = await self._address_of(dial.neighbor)
         if dial.port is not None:
             port = dial.port
         if not isinstance(loop, asyncio.SelectorEventLoop) or getattr(loop, "fabric", None):
-            _, wire = await loop.create_connection(lambda: _Wire(self, dial.connection), host, port)
+            _, wire = await loop.create_connection(lambda: Wire(self, dial.connection), host, port)
             return wire
-        sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        local = self._local_host
+        if local is None and self._resolve == self._as_it_is:
+            local = format_ip(dial.source_address)
+        sock = await dial_tcp(dial, (host, port), local)
         try:
-            sock.setblocking(False)
-            set_ttl(sock, dial.ttl, dial.min_ttl)
-            sock.setsockopt(socket.IPPROTO_IP, socket.IP_TOS, TOS_CONTROL)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            if dial.password:
-                set_md5(sock, host, dial.password)
-            local = self._local_host
-            if local is None and self._resolve == self._as_it_is:
-                local = format_ip(dial.source_address)
-            if local is not None:
-                sock.bind((local, 0))
-            await loop.sock_connect(sock, (host, port))
-            _, wire = await loop.create_connection(lambda: _Wire(self, dial.connection), sock=sock)
+            _, wire = await loop.create_connection(lambda: Wire(self, dial.connection), sock=sock)
         except BaseException:
             sock.close()
             raise
@@ -378,7 +326,10 @@ class BirdDaemon:
         if wire is not None:
             wire.hang_up()
 
-    def _accepted(self, wire: _Wire, host: str) -> int | None:
+    # WireOwner
+
+    def accepted(self, wire: Wire, host: str) -> int | None:
+        """Somebody connected: the connection's number; None to let it wait or go."""
         try:
             neighbor = self._name_of(host)
         except UsageError:
@@ -386,8 +337,8 @@ class BirdDaemon:
         if neighbor is None:
             self._log.info("Unexpected connect from unknown address %s", host)
             return None
-        if self._patience_s and not self.speaker.has_neighbor(neighbor):
-            self._let_wait(wire, host)
+        if self._strangers.are_welcome and not self.speaker.has_neighbor(neighbor):
+            self._strangers.take(wire, host, self.loop)
             return None
         number = self.speaker.accepted(neighbor, now=self.loop.time())
         if number is not None:
@@ -395,36 +346,31 @@ class BirdDaemon:
             self._protect(wire, neighbor)
         return number
 
-    def _let_wait(self, wire: _Wire, host: str) -> None:
-        """Keep a connection nobody knows until somebody does, or for as long as patience lasts."""
-        if len(self._strangers) >= MAX_STRANGERS or wire in self._strangers:
-            return
-        self._strangers[wire] = host
-        self.loop.call_later(self._patience_s, self._send_away, wire)
+    def is_stranger(self, wire: Wire) -> bool:
+        """True while the connection waits for its peer to become known."""
+        return wire in self._strangers
 
-    def _send_away(self, wire: _Wire) -> None:
-        host = self._strangers.pop(wire, None)
-        if host is not None:
-            self._log.info("Unexpected connect from unknown address %s", host)
-            wire.abort()
+    def gone(self, wire: Wire, number: int | None) -> None:
+        """The connection is over."""
+        self._strangers.release(wire)
+        if number is not None:
+            self._wires.pop(number, None)
 
     def _ask_strangers(self) -> None:
         """Take in those whose peer is known by now."""
-        for wire, host in list(self._strangers.items()):
+        for wire, host in self._strangers.waiting():
             neighbor = self._name_of(host)
             if neighbor is not None and self.speaker.has_neighbor(neighbor):
-                del self._strangers[wire]
+                self._strangers.release(wire)
                 self.do(functools.partial(wire.accept, host))
 
-    def _protect(self, wire: _Wire, neighbor: int) -> None:
+    def _protect(self, wire: Wire, neighbor: int) -> None:
         """Give an accepted connection its TTL rules."""
         sock = wire.socket
         if sock is None:
             return
         for peer in self.speaker.peers_at(neighbor):
-            ttl, min_ttl = peer.ttl
-            set_ttl(sock, ttl, min_ttl)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            protect_accepted(sock, *peer.ttl)
             return
 
     def _update_keys(self) -> None:
@@ -449,100 +395,3 @@ class BirdDaemon:
             for host, key in wanted.items():
                 set_md5(listener, host, key)
         self._keyed = wanted
-
-
-class _Wire(asyncio.Protocol):
-    """One TCP connection."""
-
-    def __init__(self, daemon: BirdDaemon, number: int | None) -> None:
-        self._daemon = daemon
-        self._number = number
-        self._transport: asyncio.Transport | None = None
-        self._closing: asyncio.TimerHandle | None = None
-        self._dialled = number is not None
-
-    @property
-    def socket(self) -> socket.socket | None:
-        """The real socket, None in a simulated world."""
-        assert self._transport is not None
-        found = self._transport.get_extra_info("socket")
-        return found if hasattr(found, "setsockopt") else None
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast("asyncio.Transport", transport)
-        self._transport.set_write_buffer_limits(HIGH_WATER)
-        if hasattr(self._transport, "max_size"):
-            self._transport.max_size = READ_SIZE
-        if self._dialled:
-            return
-        host = transport.get_extra_info("peername")[0]
-        self._daemon.do(lambda: self.accept(host))
-
-    def accept(self, host: str) -> None:
-        """Become a peer's connection, or wait to, or end."""
-        assert self._transport is not None
-        self._number = self._daemon._accepted(self, host)
-        if self._number is not None:
-            if not self._transport.is_reading():
-                self._transport.resume_reading()
-        elif self in self._daemon._strangers:
-            self._transport.pause_reading()
-        else:
-            self._transport.abort()
-
-    def abort(self) -> None:
-        """End at once."""
-        if self._transport is not None:
-            self._transport.abort()
-
-    def data_received(self, data: bytes) -> None:
-        if self._number is not None and self._closing is None:
-            daemon, number = self._daemon, self._number
-            daemon.do(lambda: daemon.speaker.receive_data(number, data, now=daemon.loop.time()))
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        if self._closing is not None:
-            self._closing.cancel()
-        number, self._number = self._number, None
-        if number is None:
-            self._daemon._strangers.pop(self, None)
-            return
-        daemon = self._daemon
-        daemon._wires.pop(number, None)
-        reason = _reason(exc if isinstance(exc, OSError) else None)
-        daemon.do(lambda: daemon.speaker.connection_lost(number, reason, now=daemon.loop.time()))
-
-    def pause_writing(self) -> None:
-        self._congested(True)
-
-    def resume_writing(self) -> None:
-        self._congested(False)
-
-    def _congested(self, congested: bool) -> None:
-        daemon, number = self._daemon, self._number
-        if number is None:
-            return
-        if congested:
-            # The transport says so in the middle of a write: what follows is under way already.
-            daemon.speaker.set_congested(number, True, now=daemon.loop.time())
-        else:
-            daemon.do(lambda: daemon.speaker.set_congested(number, False, now=daemon.loop.time()))
-
-    def write(self, data: bytes) -> None:
-        """Send; nothing if it is closing."""
-        if self._transport is not None and not self._transport.is_closing():
-            self._transport.write(data)
-
-    def hang_up(self) -> None:
-        """Close after what was written is sent, but do not wait for ever."""
-        self._number = None
-        if self._transport is not None and self._closing is None:
-            self._closing = self._daemon.loop.call_later(CLOSE_S, self._transport.abort)
-            self._transport.close()
-
-    def abort_if_open(self) -> None:
-        """Close at once what is still there."""
-        if self._closing is not None:
-            self._closing.cancel()
-        if self._transport is not None and self._transport.get_write_buffer_size():
-            self._transport.abort()

@@ -155,7 +155,7 @@ def snapshot(speaker: Speaker, *, now: float) -> Snapshot:
         now=now,
         status=status(speaker, now=now),
         protocols=protocols(speaker, now=now),
-        interfaces=tuple(speaker.interfaces),
+        interfaces=tuple(speaker.local.interfaces),
         networks=tuple((afi, len(table.routes)) for afi, table in speaker.tables.items()),
     )
 
@@ -183,16 +183,16 @@ def protocols(speaker: Speaker, *, now: float, count: bool = True) -> tuple[Prot
     """
     preferred = _preferred(speaker) if count else {}
     found = []
-    for static in speaker.statics.values():
+    for static in speaker.local.statics.values():
         state = _up(static.config.disabled)
         channels = tuple(
             _channel(channel, state, static.config.preference, preferred)
             for channel in static.channels.values()
             if channel.received or channel.afi is Afi.IPV4
         )
-        since = speaker.since.get(static.config.name, speaker.started_at)
+        since = speaker.local.since.get(static.config.name, speaker.started_at)
         found.append(ProtocolInfo(static.config.name, "Static", state, since, channels=channels))
-    kernel = speaker.kernel
+    kernel = speaker.local.kernel
     if kernel is not None:
         state = _up(kernel.config.disabled)
         info = _channel(kernel.channel, state, kernel.config.preference, preferred)
@@ -208,12 +208,12 @@ def protocols(speaker: Speaker, *, now: float, count: bool = True) -> tuple[Prot
             info.preferred,
             info.stats,
         )
-        since = speaker.since.get(kernel.config.name, speaker.started_at)
+        since = speaker.local.since.get(kernel.config.name, speaker.started_at)
         found.append(ProtocolInfo(kernel.config.name, "Kernel", state, since, channels=(channel,)))
     device = speaker.config.device
-    since = speaker.since.get(device.name, speaker.started_at)
+    since = speaker.local.since.get(device.name, speaker.started_at)
     found.append(ProtocolInfo(device.name, "Device", _up(device.disabled), since))
-    direct = speaker.direct
+    direct = speaker.local.direct
     if direct is not None:
         state = _up(direct.config.disabled)
         channels = tuple(
@@ -221,7 +221,7 @@ def protocols(speaker: Speaker, *, now: float, count: bool = True) -> tuple[Prot
             for channel in direct.channels.values()
             if channel.received or channel.afi is Afi.IPV4
         )
-        since = speaker.since.get(direct.config.name, speaker.started_at)
+        since = speaker.local.since.get(direct.config.name, speaker.started_at)
         found.append(ProtocolInfo(direct.config.name, "Direct", state, since, channels=channels))
     found.extend(_bgp(speaker, peer, preferred, now) for peer in speaker.peers.values())
     return tuple(found)
@@ -266,7 +266,7 @@ def peer_state(peer: Peer) -> str:
     if (
         state is State.IDLE
         and peer.config.passive
-        and peer.wait_until is None
+        and peer.penalty.until is None
         and peer.life is Life.START
     ):
         return "Passive"
@@ -285,24 +285,28 @@ def _bgp(speaker: Speaker, peer: Peer, preferred: dict[int, int], now: float) ->
     session, timers = peer.session, config.timers
     terms = session.terms if session is not None else None
     opened = session.peer_open if session is not None else None
-    connecting = next((c for c in (peer.outgoing, peer.incoming) if c is not None), None)
+    connecting = next(
+        (c for c in (peer.connections.outgoing, peer.connections.incoming) if c is not None), None
+    )
     hold = keepalive = delay = None
     if session is not None and terms is not None and terms.hold_s:
-        hold = (_left(session.hold_at, now), float(terms.hold_s))
-        keepalive = (_left(session.keepalive_at, now), float(terms.keepalive_s))
-    if session is None and connecting is not None and connecting.delay_at is not None:
-        delay = (_left(connecting.delay_at, now), timers.connect_delay_s)
+        hold = (_left(session.timers.hold_at, now), float(terms.hold_s))
+        keepalive = (_left(session.timers.keepalive_at, now), float(terms.keepalive_s))
+    if session is None and connecting is not None and connecting.timers.delay_at is not None:
+        delay = (_left(connecting.timers.delay_at, now), timers.connect_delay_s)
     life = "wait" if peer.life is Life.UP and speaker.recovering else str(peer.life)
     channels = []
-    for afi, channel in peer.channels.items():
+    for afi, channel in peer.exchange.channels.items():
         channel_config = config.channel(afi)
         assert channel_config is not None
-        exporter = peer.exporters.get(afi)
+        exporter = peer.exchange.exporters.get(afi)
         if exporter is not None:
             exporter.count_skipped()
         plain = _channel(channel, str(peer.life), channel_config.preference, preferred)
         restart_left = (
-            None if peer.neighbor_restart.until is None else _left(peer.neighbor_restart.until, now)
+            None
+            if peer.exchange.neighbor_restart.until is None
+            else _left(peer.exchange.neighbor_restart.until, now)
         )
         channels.append(
             ChannelInfo(
@@ -349,15 +353,15 @@ def _bgp(speaker: Speaker, peer: Peer, preferred: dict[int, int], now: float) ->
         keepalive_timer=keepalive,
         connect_delay=delay,
         error_wait=(
-            (_left(peer.wait_until, now), peer.startup_delay_s)
-            if peer.wait_until is not None
+            (_left(peer.penalty.until, now), peer.penalty.delay_s)
+            if peer.penalty.until is not None
             else None
         ),
-        restart_timer=_left(peer.neighbor_restart.until, now)
-        if peer.neighbor_restart.until is not None
+        restart_timer=_left(peer.exchange.neighbor_restart.until, now)
+        if peer.exchange.neighbor_restart.until is not None
         else None,
         last_error=peer.last_error,
-        established_at=peer.established_at if session is not None else None,
+        established_at=peer.connections.established_at if session is not None else None,
         outgoing=session.outgoing if session is not None else None,
     )
     return ProtocolInfo(
@@ -422,7 +426,7 @@ def routes_for(speaker: Speaker, address: bytes) -> tuple[RouteInfo, ...]:
 
 def exported(speaker: Speaker, name: str, afi: Afi = Afi.IPV4) -> tuple[tuple[Net, Attrs], ...]:
     """What a BGP protocol was told (Adj-RIB-Out); KeyError for an unknown name."""
-    exporter = speaker.peers[name].exporters.get(afi)
+    exporter = speaker.peers[name].exchange.exporters.get(afi)
     if exporter is None:
         return ()
     skip = 4 if exporter.wants_all_paths else 0
@@ -432,7 +436,7 @@ def exported(speaker: Speaker, name: str, afi: Afi = Afi.IPV4) -> tuple[tuple[Ne
 
 def filtered(speaker: Speaker, name: str, afi: Afi = Afi.IPV4) -> tuple[RouteInfo, ...]:
     """What a BGP protocol received and its import filter refused; KeyError for an unknown name."""
-    channel = speaker.peers[name].channels[afi]
+    channel = speaker.peers[name].exchange.channels[afi]
     found = [(Net.from_key(afi, key), path) for key, path in channel.filtered()]
     found.sort(key=lambda item: item[0])
     return tuple(route_info(net, path, selected=False) for net, path in found)

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 from agents.bird.attribute_codec import DecodeContext
 from agents.bird.channel import Channel
 from agents.bird.config import BgpConfig
-from agents.bird.export import Terms
 from agents.bird.filters import Source
 from agents.bird.intake import LoopChecks
 from agents.bird.net import Afi
+from agents.bird.outgoing import Terms
 
 if TYPE_CHECKING:
     from agents.bird.config import ChannelConfig
-    from agents.bird.fsm import Connection
+    from agents.bird.connection import Connection
     from agents.bird.peer_host import PeerHost
 
 

@@ -159,13 +159,13 @@ async def test_route_refresh_both_ways(bird: Bird) -> None:
     bird.start()
     async with running(config()) as daemon:
         await learned(daemon, "192.168.2.0/26")
-        channel_ = daemon.speaker.peers["bird"].channels[Afi.IPV4]
+        channel_ = daemon.speaker.peers["bird"].exchange.channels[Afi.IPV4]
         before = channel_.stats.imp_updates_received
         assert daemon.speaker.reload("bird", now=daemon.loop.time(), outgoing=False)
         daemon.after_input()
         await until(lambda: channel_.stats.imp_updates_received > before, "a repeated route")
         await learned(daemon, "192.168.2.0/26")
-        exporter = daemon.speaker.peers["bird"].exporters[Afi.IPV4]
+        exporter = daemon.speaker.peers["bird"].exchange.exporters[Afi.IPV4]
         sent = exporter.channel.stats.exp_updates_accepted
         assert "reloading" in bird.ask("reload in ours")
         await until(lambda: exporter.channel.stats.exp_updates_accepted > sent, "a repetition")
@@ -247,7 +247,7 @@ async def test_add_path_carries_every_route_both_ways(tmp_path: Path, bird: Bird
             ),
             "two routes with BIRD",
         )
-        assert daemon.speaker.peers["bird"].exporters[Afi.IPV4].wants_all_paths
+        assert daemon.speaker.peers["bird"].exchange.exporters[Afi.IPV4].wants_all_paths
 
 
 @needs_bird2
@@ -352,7 +352,7 @@ async def test_a_changed_filter_needs_no_new_session(bird: Bird) -> None:
     async with running(config()) as daemon:
         await learned(daemon, "192.168.2.0/26")
         await shown(bird, "show route", "192.168.1.0/26")
-        since = daemon.speaker.peers["bird"].established_at
+        since = daemon.speaker.peers["bird"].connections.established_at
         refuse = Filter((If(net_in("192.168.0.0/16+"), (Reject(),)), Accept()))
         strict = channel(next_hop_address=OUR_HOP, export_filter=refuse, import_filter=refuse)
         daemon.configure(config(peer(ipv4=strict)))
@@ -361,7 +361,7 @@ async def test_a_changed_filter_needs_no_new_session(bird: Bird) -> None:
         daemon.configure(config())
         await shown(bird, "show route", "192.168.1.0/26")
         assert "192.168.2.0/26" in nets(daemon)
-        assert daemon.speaker.peers["bird"].established_at == since
+        assert daemon.speaker.peers["bird"].connections.established_at == since
 
 
 @needs_bird1

@@ -206,4 +206,4 @@ async def test_routes_of_both_families_go_both_ways_and_away(
         daemon.configure(speaker_config(OUR_ID, [kept], listen_port=PORT))
         await until(lambda: world.withdrawn(v4, "192.168.1.0/26"), "our withdrawal, read by ExaBGP")
         await until(lambda: world.withdrawn(v6, "fd00:1::/64"), "the other one")
-        assert world.peer.bad_updates == 0
+        assert world.peer.exchange.bad_updates == 0

@@ -147,7 +147,7 @@ async def test_routes_go_both_ways_are_repeated_and_go_away(tmp_path: Path) -> N
         assert best is not None
         assert format_address(best.attrs.next_hop) == THEIR_ID
 
-        session, stats = world.peer.session, world.peer.channels[Afi.IPV4].stats
+        session, stats = world.peer.session, world.peer.exchange.channels[Afi.IPV4].stats
         before = stats.imp_updates_received
         assert world.speaker.reload("frr", now=asyncio.get_running_loop().time())
         world.daemon.after_input()

@@ -64,8 +64,8 @@ class Cluster:
         """No route outlives its session unless its peer may be restarting."""
         for speaker in self.world.speakers.values():
             for peer in speaker.peers.values():
-                if peer.session is None and not peer.neighbor_restart.is_active:
-                    for chan in peer.channels.values():
+                if peer.session is None and not peer.exchange.neighbor_restart.is_active:
+                    for chan in peer.exchange.channels.values():
                         assert chan.routes == 0 or peer.life == "flush"
             for table in speaker.tables.values():
                 by_channel: dict[int, int] = {}
@@ -73,7 +73,7 @@ class Cluster:
                     for path in entry if isinstance(entry, tuple) else (entry,):
                         by_channel[id(path.channel)] = by_channel.get(id(path.channel), 0) + 1
                 for peer in speaker.peers.values():
-                    chan = peer.channels[Afi.IPV4]
+                    chan = peer.exchange.channels[Afi.IPV4]
                     if chan.table is table:
                         assert by_channel.get(id(chan), 0) == chan.routes
 

@@ -266,7 +266,7 @@ def test_filters_of_both_sides_act_on_networks_and_attributes() -> None:
     assert format_path(one.attrs.as_path) == "64512 64512 64512"
     assert (one.attrs.med, one.attrs.local_pref) == (7, 100)
     assert (three.attrs.med, three.attrs.local_pref) == (None, 300)
-    stats = world.speakers[a].peers["b"].channels[Afi.IPV4].stats
+    stats = world.speakers[a].peers["b"].exchange.channels[Afi.IPV4].stats
     assert (stats.exp_updates_received, stats.exp_updates_filtered) == (3, 1)
 
 

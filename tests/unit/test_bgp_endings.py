@@ -57,7 +57,7 @@ def test_a_connection_waiting_beside_a_session_ends_with_it() -> None:
 def test_a_dialled_connection_hears_of_the_collision_it_lost() -> None:
     peer = HandPeer(speaker_config("10.0.0.1", [bgp("x", "10.0.0.9")]))
     peer.pass_time(5)
-    dialled = peer.speaker.peers["x"].outgoing
+    dialled = peer.speaker.peers["x"].connections.outgoing
     assert dialled is not None
     peer.speaker.connected(dialled.number, now=peer.now)
     assert dict(peer.speaker.data_to_send())[dialled.number][18] == OPEN
@@ -137,7 +137,7 @@ def test_paths_of_one_network_count_for_the_limit() -> None:
     peer.establish(WITH_IDS)
     for path_id in range(20):
         peer.send(UPDATE, update(INSIDE, path_id.to_bytes(4, "big") + keys("192.168.9.0/24")))
-    assert len(peer.speaker.peers["x"].channels[Afi.IPV4].received) == 5
+    assert len(peer.speaker.peers["x"].exchange.channels[Afi.IPV4].received) == 5
 
 
 def test_a_repeated_route_is_not_a_new_one_because_a_filter_refused_it() -> None:
@@ -194,7 +194,7 @@ def test_a_next_hop_lives_as_long_as_a_route_that_was_received_with_it() -> None
     peer.send(UPDATE, update(INSIDE, keys(BOTH[0])))
     gc.collect()
     resolver = peer.speaker.resolvers[Afi.IPV4]
-    kept = next(iter(peer.speaker.peers["x"].channels[Afi.IPV4].received.values()))
+    kept = next(iter(peer.speaker.peers["x"].exchange.channels[Afi.IPV4].received.values()))
     assert resolver.entry(bytes((10, 0, 0, 9))) is kept.hop
 
 
@@ -224,12 +224,12 @@ def test_of_two_connections_that_of_the_larger_identifier_stays(
     peer = HandPeer(speaker_config(ours, [bgp("x", "10.0.0.9")]))
     speaker = peer.speaker
     peer.pass_time(5)
-    dialled = speaker.peers["x"].outgoing
+    dialled = speaker.peers["x"].connections.outgoing
     assert dialled is not None
     speaker.connected(dialled.number, now=peer.now)
     for number in (dialled.number, peer.number):
         speaker.receive_data(number, message(OPEN, opened()), now=peer.now)
-    left = speaker.peers["x"]
+    left = speaker.peers["x"].connections
     assert (left.outgoing is not None, left.incoming is not None) == (
         dialled_stays,
         not dialled_stays,
@@ -239,11 +239,11 @@ def test_of_two_connections_that_of_the_larger_identifier_stays(
 def test_a_peer_that_says_goodbye_is_dialled_without_a_penalty() -> None:
     peer = with_routes(PLAIN)
     peer.send(NOTIFICATION, b"\x06\x04")
-    assert peer.speaker.peers["x"].startup_delay_s == 0
+    assert peer.speaker.peers["x"].penalty.delay_s == 0
     peer.connect()
     peer.establish(PLAIN)
     peer.send(NOTIFICATION, b"\x03\x01")
-    assert peer.speaker.peers["x"].startup_delay_s > 0
+    assert peer.speaker.peers["x"].penalty.delay_s > 0
 
 
 def two_peers(inside: str) -> tuple[HandPeer, Speaker]:

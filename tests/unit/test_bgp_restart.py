@@ -269,7 +269,7 @@ def test_every_path_leaves_with_an_identifier_of_its_own() -> None:
     peer.connect()
     peer.establish(capable(), router_id="10.0.0.8")
     peer.send(UPDATE, update(INSIDE, keys("192.168.1.0/24")))
-    sent = peer.speaker.peers["x"].exporters[Afi.IPV4].sent
+    sent = peer.speaker.peers["x"].exchange.exporters[Afi.IPV4].sent
     assert sorted(key.hex() for key in sent) == [
         "0000000118c0a801",
         "0000000218c0a801",

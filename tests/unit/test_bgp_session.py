@@ -130,8 +130,8 @@ def test_the_error_wait_doubles_up_to_its_maximum() -> None:
         peer.send_bytes(b"\0" * 19)
         x = peer.speaker.peers["x"]
         assert peer.speaker.accepted(0x0A000009, now=peer.now) is None
-        waits.append(x.startup_delay_s)
-        peer.pass_time(x.startup_delay_s)
+        waits.append(x.penalty.delay_s)
+        peer.pass_time(x.penalty.delay_s)
         peer.connect()
     assert waits == [5, 10, 20, 30, 30]
 

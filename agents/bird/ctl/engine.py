@@ -279,9 +279,11 @@ class Engine:
                 yield from show_daemon.show_status(info, self.version, times)
                 return
             case "interfaces" if command.detail:
-                yield from show_daemon.show_interfaces_summary(speaker.interfaces, self.dialect)
+                yield from show_daemon.show_interfaces_summary(
+                    speaker.local.interfaces, self.dialect
+                )
             case "interfaces":
-                yield from show_daemon.show_interfaces(speaker.interfaces, self.dialect)
+                yield from show_daemon.show_interfaces(speaker.local.interfaces, self.dialect)
             case "memory":
                 yield from show_daemon.show_memory(memory_use(speaker, self.dialect), self.dialect)
             case "static":
@@ -296,7 +298,7 @@ class Engine:
         yield DONE
 
     def _show_static(self, name: str) -> Iterator[Line]:
-        statics = self._host.speaker.statics
+        statics = self._host.speaker.local.statics
         if name and name not in statics:
             raise CommandError(reply.WRONG_SYMBOL, f"{name} is not a static protocol")
         for static in statics.values():
@@ -304,7 +306,7 @@ class Engine:
                 yield from show_daemon.show_static(self._static_routes(static.config), self.dialect)
 
     def _static_routes(self, config: StaticConfig) -> Iterator[tuple[StaticRoute, bool]]:
-        static = self._host.speaker.statics[config.name]
+        static = self._host.speaker.local.statics[config.name]
         for route in config.routes:
             if self.dialect is Dialect.BIRD2 or route.net.afi is Afi.IPV4:
                 yield route, route.net.key not in static.channels[route.net.afi].received
@@ -378,7 +380,7 @@ class Engine:
                 self._switch(name, off=False)
                 return Line(reply.RESTARTED, f"{name}: restarted")
         speaker = self._host.speaker
-        kernel = speaker.kernel
+        kernel = speaker.local.kernel
         if kernel is not None and kernel.config.name == name:
             if command.direction != "in":
                 kernel.refresh()
@@ -400,7 +402,7 @@ class Engine:
         reconfigured_at = speaker.configured_at
         speaker.configure(self._switches.apply(self._applied), now=now)
         speaker.configured_at = reconfigured_at
-        speaker.since[name] = now
+        speaker.local.since[name] = now
 
     # -- configure ---------------------------------------------------------------------------------
 

@@ -13,6 +13,7 @@ from agents.bird.ctl.show_routes import show_route
 from agents.bird.filter_eval import Facts, evaluate
 from agents.bird.filters import Source
 from agents.bird.net import Afi, Net
+from agents.bird.outgoing import may_export
 from agents.bird.peer_host import Life
 from agents.bird.snapshot import route_info
 
@@ -58,7 +59,9 @@ class Listing:
         self._times = times
         self._refused: dict[bytes, list[Path]] = {}
         self._sources = (
-            speaker.kernel.sources() if command.all and speaker.kernel is not None else {}
+            speaker.local.kernel.sources()
+            if command.all and speaker.local.kernel is not None
+            else {}
         )
 
     def lines(self) -> Iterator[Part]:
@@ -111,7 +114,7 @@ class Listing:
         name = command.channel or command.protocol
         peer = self._speaker.peers.get(name)
         if peer is not None:
-            return list(peer.channels)
+            return list(peer.exchange.channels)
         return [Afi.IPV4] if name else [Afi.IPV4, Afi.IPV6]
 
     def _check_export(self) -> None:
@@ -196,7 +199,7 @@ class Listing:
         """What the import filters of all sessions refused, by network."""
         found: dict[bytes, list[Path]] = {}
         for peer in self._speaker.peers.values():
-            channel = peer.channels.get(afi)
+            channel = peer.exchange.channels.get(afi)
             for key, path in channel.filtered() if channel is not None else ():
                 found.setdefault(key, []).append(path)
         return found
@@ -244,11 +247,11 @@ class Listing:
         speaker, name = self._speaker, self._command.channel
         peer = speaker.peers.get(name)
         if peer is not None:
-            exporter = peer.exporters.get(afi)
+            exporter = peer.exchange.exporters.get(afi)
             if exporter is None:
                 return []
             return self._offered(net, paths, exporter)
-        kernel = speaker.kernel
+        kernel = speaker.local.kernel
         if kernel is None or kernel.config.name != name or afi is not Afi.IPV4:
             return []
         some = paths[:1]
@@ -258,7 +261,7 @@ class Listing:
 
     def _offered(self, net: Net, paths: Sequence[Path], exporter: BgpExporter) -> list[RouteInfo]:
         some = paths if exporter.wants_all_paths else paths[:1]
-        offered = [path for path in some if exporter.may_export(path)]
+        offered = [path for path in some if may_export(path, exporter.channel, exporter.terms)]
         return self._judged(net, paths, offered, exporter.config.export_filter)
 
     def _judged(

@@ -31,8 +31,12 @@ def memory_use(speaker: Speaker, dialect: Dialect) -> list[MemoryUse]:
         attributes += distinct * PATH_OCTETS * max(1, networks // SAMPLE)
     protocols = len(speaker.peers) * PEER_OCTETS
     for peer in speaker.peers.values():
-        protocols += sum(sys.getsizeof(channel.received) for channel in peer.channels.values())
-        protocols += sum(sys.getsizeof(exporter.sent) for exporter in peer.exporters.values())
+        protocols += sum(
+            sys.getsizeof(channel.received) for channel in peer.exchange.channels.values()
+        )
+        protocols += sum(
+            sys.getsizeof(exporter.sent) for exporter in peer.exchange.exporters.values()
+        )
     parts = [MemoryUse("Routing tables", tables), MemoryUse("Route attributes", attributes)]
     if dialect is Dialect.BIRD1:
         parts.append(MemoryUse("ROA tables", 0))

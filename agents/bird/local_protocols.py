@@ -1,0 +1,125 @@
+"""The protocols that speak with this machine and not with a peer: static, direct, kernel, device.
+
+They follow the configuration and what a scan of the kernel shows; ``kernel.py`` has each of them.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from agents.bird.kernel import DirectProtocol, KernelProtocol, StaticProtocol
+from agents.bird.net import Afi
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from agents.bird.config import SpeakerConfig
+    from agents.bird.kernel import Interface, KernelPort
+    from agents.bird.nexthop import Resolver
+    from agents.bird.rib import Table
+
+
+class LocalProtocols:
+    """Those of one speaker; without a ``port`` there are only static routes."""
+
+    def __init__(
+        self,
+        port: KernelPort | None,
+        tables: Mapping[Afi, Table],
+        resolvers: Mapping[Afi, Resolver],
+        now: float,
+    ) -> None:
+        self.statics: dict[str, StaticProtocol] = {}
+        self.direct: DirectProtocol | None = None
+        self.kernel: KernelProtocol | None = None
+        self.interfaces: Sequence[Interface] = ()
+        # When each last began, by name.
+        self.since: dict[str, float] = {}
+        # When ``scan`` is due; None without a kernel.
+        self.scan_at: float | None = now if port is not None else None
+        self._port = port
+        self._tables = tables
+        self._resolvers = resolvers
+        self._interval_s = 0.0
+
+    def configure(self, config: SpeakerConfig, now: float, *, held: bool) -> None:
+        """Follow the configuration, then look at the kernel; ``held`` keeps it from being written.
+
+        A protocol that stays keeps its routes as far as they are still wanted.
+        """
+        intervals = [config.device.scan_s]
+        if config.kernel is not None:
+            intervals.append(config.kernel.scan_s)
+        self._interval_s = min(intervals)
+        self._configure_static(config, now)
+        self._configure_direct(config, now)
+        self._configure_kernel(config, now, held)
+        self.scan(now)
+
+    def _configure_static(self, config: SpeakerConfig, now: float) -> None:
+        wanted = {static.name: static for static in config.static}
+        for name in [name for name in self.statics if name not in wanted]:
+            _withdraw_all(self.statics.pop(name))
+        for name, static in wanted.items():
+            have = self.statics.get(name)
+            if have is None:
+                self.statics[name] = StaticProtocol(static, self._tables, self._resolvers)
+                self.since[name] = now
+            elif have.config.preference != static.preference:
+                _withdraw_all(have)
+            self.statics[name].config = static
+
+    def _configure_direct(self, config: SpeakerConfig, now: float) -> None:
+        if config.direct is None:
+            if self.direct is not None:
+                _withdraw_all(self.direct)
+            self.direct = None
+        elif self.direct is None:
+            self.direct = DirectProtocol(config.direct, self._tables, self._resolvers)
+            self.since[config.direct.name] = now
+        else:
+            self.direct.config = config.direct
+
+    def _configure_kernel(self, config: SpeakerConfig, now: float, held: bool) -> None:
+        table = self._tables[Afi.IPV4]
+        if config.kernel is None or self._port is None:
+            if self.kernel is not None:
+                table.exporters.remove(self.kernel)
+                self.kernel.shut_down()
+                self.kernel.channel.withdraw(0, list(self.kernel.channel.received))
+            self.kernel = None
+        elif self.kernel is None:
+            resolver = self._resolvers[Afi.IPV4]
+            self.kernel = KernelProtocol(config.kernel, table, resolver, self._port)
+            self.kernel.held = held
+            self.since[config.kernel.name] = now
+            table.exporters.append(self.kernel)
+        else:
+            self.kernel.reconfigure(config.kernel)
+
+    def scan(self, now: float) -> None:
+        """Look at the kernel: interfaces, others' routes, whether ours are still there."""
+        if self._port is not None:
+            self.interfaces = self._port.interfaces()
+            self.scan_at = now + self._interval_s
+            local = frozenset(address.address for i in self.interfaces for address in i.addresses)
+            for afi, resolver in self._resolvers.items():
+                if resolver.local != local:
+                    resolver.local = local
+                    self._tables[afi].igp_changed = True
+        if self.direct is not None:
+            self.direct.update(self.interfaces, now)
+        for static in self.statics.values():
+            static.update(self.interfaces, now)
+        if self.kernel is not None:
+            self.kernel.scan(self.interfaces, now)
+
+    def scan_soon(self, now: float) -> None:
+        """Look again at once instead of after the interval."""
+        if self._port is not None:
+            self.scan_at = now
+
+
+def _withdraw_all(protocol: StaticProtocol | DirectProtocol) -> None:
+    for channel in protocol.channels.values():
+        channel.withdraw(0, list(channel.received))
