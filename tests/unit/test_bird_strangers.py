@@ -62,7 +62,7 @@ async def test_who_comes_by_a_second_port_is_heard_as_who_comes_by_the_first() -
             assert (await reader.readexactly(19))[18] == OPEN
             writer.close()
             await writer.wait_closed()
-            while found.speaker.peers["peer"].incoming is not None:
+            while found.speaker.peers["peer"].connections.incoming is not None:
                 await asyncio.sleep(0.01)
         await found.listen_also(None)
         with pytest.raises(ConnectionRefusedError):
