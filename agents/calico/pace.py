@@ -18,6 +18,9 @@ MAX_PAUSE_S: Final = 0.1
 # them: a round comes after so many times what the last one took even without a pause.
 REST_FACTOR: Final = 200
 MAX_REST_S: Final = 2.0
+# A change that wakes one node wakes all: after a round each leaves the processors to the others for
+# as long as theirs take, within limits.
+MAX_TURN_S: Final = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,10 +30,14 @@ class Pace:
     monotonic: Callable[[], float]
     settle_s: float = SETTLE_S
 
-    async def rest(self, took_s: float, changed: asyncio.Event) -> None:
-        """Wait until changes pause, or for long enough; ``changed`` is as true after as before."""
+    async def rest(self, took_s: float, changed: asyncio.Event, nodes: int = 1) -> None:
+        """Wait until changes pause, or for long enough; ``changed`` is as true after as before.
+
+        ``nodes`` is how many do the same at the same time.
+        """
         pause_s = min(max(self.settle_s, PAUSE_FACTOR * took_s), MAX_PAUSE_S)
         until = self.monotonic() + min(REST_FACTOR * took_s, MAX_REST_S)
+        await asyncio.sleep(min(took_s * nodes, MAX_TURN_S) - pause_s)
         was_set = changed.is_set()
         changed.clear()
         try:

@@ -249,12 +249,17 @@ class NodeBird:
         speaker = daemon.speaker
         try:
             async with asyncio.timeout(PEERS_S):
-                while any(map(_is_awaited, speaker.peers.values())):
-                    self._established.clear()
-                    await self._established.wait()
+                # All peers are looked at twice, not at every session that comes up.
+                while waiting := [*filter(_is_awaited, speaker.peers.values())]:
+                    while waiting:
+                        if not _is_awaited(waiting[-1]):
+                            waiting.pop()
+                            continue
+                        self._established.clear()
+                        await self._established.wait()
         except TimeoutError:
-            waiting = filter(_is_awaited, speaker.peers.values())
-            names = ", ".join(peer.config.name for peer in waiting)
+            late = filter(_is_awaited, speaker.peers.values())
+            names = ", ".join(peer.config.name for peer in late)
             env.log.warning("BGP not established with %s", names)
         env.ready("bird speaks BGP")
 

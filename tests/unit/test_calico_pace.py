@@ -20,7 +20,7 @@ def simulated(story: Coroutine[object, object, float]) -> float:
         return loop.run_until_complete(story)
 
 
-async def rest(took_s: float, changes_s: float, every_s: float) -> float:
+async def rest(took_s: float, changes_s: float, every_s: float, nodes: int = 1) -> float:
     """Seconds a round of ``took_s`` is rested after while changes come so long, so often."""
     loop = asyncio.get_running_loop()
     changed = asyncio.Event()
@@ -33,7 +33,7 @@ async def rest(took_s: float, changes_s: float, every_s: float) -> float:
 
     async with asyncio.TaskGroup() as group:
         group.create_task(change(), name="changes")
-        await Pace(loop.time).rest(took_s, changed)
+        await Pace(loop.time).rest(took_s, changed, nodes)
         waited = loop.time() - began
         # What was heard while resting is not forgotten.
         assert changed.is_set() == (changes_s > 0)
@@ -51,3 +51,8 @@ def test_a_burst_is_waited_for() -> None:
 def test_changes_without_end_are_not_waited_for() -> None:
     assert simulated(rest(0.005, 60.0, 0.02)) <= 1.1
     assert simulated(rest(1.0, 60.0, 0.02)) <= MAX_REST_S + 0.25
+
+
+def test_a_round_gives_way_to_those_of_the_other_nodes() -> None:
+    assert 0.1 <= simulated(rest(0.001, 0.0, 1.0, nodes=100)) <= 0.12
+    assert simulated(rest(1.0, 0.0, 1.0, nodes=100)) <= 0.61

@@ -117,6 +117,7 @@ class _Confd:
         self._configs = SpeakerConfigs(config.timers, config.recovery_wait_s)
         self._reader = StateReader()
         self._told: SpeakerConfig | None = None
+        self._nodes = 1
         # What the files do not say yet, and since when.
         self._unwritten: BgpPlan | None = None
         self._unwritten_since = 0.0
@@ -168,7 +169,7 @@ class _Confd:
                 if self._stale.is_set():
                     # What comes after a pause is followed as soon as its burst is over.
                     paused = self._env.clock.monotonic() - ended >= MAX_PAUSE_S
-                    await self._pace.rest(0.0 if paused else took, self._stale)
+                    await self._pace.rest(0.0 if paused else took, self._stale, self._nodes)
 
     async def _idle(self) -> None:
         """Until something changed or is to be tried again."""
@@ -206,6 +207,7 @@ class _Confd:
             self._retry = True
             self._tell((str(error),))
             return
+        self._nodes = len(state.nodes)
         if self._informers is None and wants_services(state.config):
             await self._follow_services(group)
         plan = self._plan(state)

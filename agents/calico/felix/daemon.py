@@ -80,6 +80,7 @@ class _Felix:
         self._reader = StateReader(config.node_name)
         self._refused: tuple[str, ...] = ()
         self._complaint = ""
+        self._nodes = 1
         # What the kernel was last brought to, completely.
         self._applied: State | None = None
 
@@ -114,7 +115,7 @@ class _Felix:
                     first = False
                     self._env.ready(f"felix programs {self._config.node_name}")
             took = self._env.clock.monotonic() - began
-            await self._pace.rest(took, self._dirty)
+            await self._pace.rest(took, self._dirty, self._nodes)
             try:
                 async with asyncio.timeout(self._config.resync_s if complete else RETRY_S):
                     await self._dirty.wait()
@@ -126,6 +127,7 @@ class _Felix:
         """Apply what is known; unless ``anew`` only if it is not what was applied last."""
         state = self._reader.read(self._mirror.items, self._host()).relevant()
         self._say(state)
+        self._nodes = len(state.nodes)
         if not anew and state == self._applied:
             return True
         self._applied = None
