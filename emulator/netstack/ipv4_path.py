@@ -26,7 +26,7 @@ IP_FORWARD: Final = "net.ipv4.ip_forward"
 _MULTICAST_FIRST: Final = 0xE0000000
 _MULTICAST_LAST: Final = 0xEFFFFFFF
 # Drops for routes that say no: (reason, ICMP error owed when forwarding).
-_REFUSALS: Final = {
+REFUSALS: Final = {
     RouteType.BLACKHOLE: (DropReason.BLACKHOLE, None),
     RouteType.UNREACHABLE: (DropReason.UNREACHABLE, (3, 1)),
     RouteType.PROHIBIT: (DropReason.PROHIBITED, (3, 13)),
@@ -229,7 +229,7 @@ class Ipv4Path:
     def _forward(self, dev: Device, packet: Packet, route: Route) -> Drop | None:
         """ip_forward."""
         ns = self._ns
-        refusal = _REFUSALS.get(route.type)
+        refusal = REFUSALS.get(route.type)
         if refusal is not None:
             return Drop(refusal[0], f"{route.type} {route.dst}", icmp=refusal[1])
         if packet.trace is not None:
@@ -347,7 +347,7 @@ class Ipv4Path:
     def _refused(self, packet: Packet, route: Route | None) -> Drop | None:
         if route is None:
             return Drop(DropReason.NO_ROUTE, f"no route to {format_ip(packet.dst)}", icmp=(3, 0))
-        refusal = _REFUSALS.get(route.type)
+        refusal = REFUSALS.get(route.type)
         if refusal is not None:
             return Drop(refusal[0], f"{route.type} {route.dst}", icmp=refusal[1])
         return None

@@ -10,7 +10,7 @@ from emulator.errors import UsageError
 from emulator.netstack.addressing import Addressing
 from emulator.netstack.fib import Fib, Route, RouteType, path_hash
 from emulator.netstack.icmp import IcmpLayer
-from emulator.netstack.ipv4_path import IP_FORWARD, Ipv4Path
+from emulator.netstack.ipv4_path import IP_FORWARD, REFUSALS, Ipv4Path
 from emulator.netstack.links import Links
 from emulator.netstack.neigh import ArpLayer, NeighbourTable
 from emulator.netstack.packet import AddressType, Counter, Drop, DropReason, Packet
@@ -257,13 +257,19 @@ class NetNs:
         return path_hash(packet.src, packet.dst)
 
     def source_address(self, dst: int) -> int | None:
-        """The address a packet to ``dst`` would carry; None if there is no route."""
+        """The address a packet to ``dst`` would carry; None if no route lets it out."""
         route = self.route_output(dst)
-        if route is None or route.type in (
-            *(RouteType.BLACKHOLE, RouteType.UNREACHABLE, RouteType.PROHIBIT),
-        ):
+        if route is None or route.type in REFUSALS:
             return None
         return self.preferred_source(route, dst)
+
+    def route_refusal(self, dst: int) -> DropReason | None:
+        """Why nothing made here gets out to ``dst``; None if a route takes it."""
+        route = self.route_output(dst)
+        if route is None:
+            return DropReason.NO_ROUTE
+        refusal = REFUSALS.get(route.type)
+        return refusal[0] if refusal is not None else None
 
     def preferred_source(self, route: Route, dst: int) -> int | None:
         """The source a route gives to packets for ``dst``."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 LAST_ANSWER_WAIT_S = 10.0
 MIN_INTERVAL_S = 0.002
 MAX_PAYLOAD = 65507
+# What the probe for a source address, a connect(2), ends with where no route leads there.
+_OF_CONNECT = (errno.ENETUNREACH, errno.EINVAL, errno.EHOSTUNREACH)
 
 USAGE = """
 Usage
@@ -327,7 +330,7 @@ class _Session:
             self._header()
             self._ctx.err(f"ping: sendto: {text}\n")
             return 1
-        if text == "Network is unreachable":
+        if error.errno in _OF_CONNECT:
             self._ctx.err(f"ping: connect: {text}\n")
             return 2
         self._header()

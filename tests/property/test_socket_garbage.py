@@ -26,6 +26,9 @@ class Namespace:
     def source_address(self, dst: int) -> int:
         return US
 
+    def route_refusal(self, dst: int) -> None:
+        return None
+
     def route_mtu(self, dst: int) -> int:
         return 1450
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import random
 
 import pytest
 
 from emulator.addr import Prefix, parse_ip
 from emulator.errors import UsageError
-from emulator.netstack.fib import Route
+from emulator.netstack.fib import Route, RouteType
 from emulator.netstack.kernel import Kernel
 from emulator.netstack.show.link import render_ip_link
 from emulator.netstack.show.route import render_ip_route
+from emulator.netstack.sock.tcp import Endpoint
 
 
 @pytest.fixture
@@ -155,3 +157,36 @@ def test_the_preferred_source_follows_route_then_device(kernel: Kernel) -> None:
     assert root.source_address(parse_ip("10.1.0.1")) == parse_ip("10.1.0.1")
     assert root.source_address(parse_ip("7.7.7.7")) is None
     assert root.primary_address("d1", parse_ip("8.1.1.1")) == parse_ip("10.1.0.1")
+
+
+@pytest.mark.parametrize(
+    ("kind", "number"),
+    [
+        (RouteType.BLACKHOLE, errno.EINVAL),
+        (RouteType.UNREACHABLE, errno.EHOSTUNREACH),
+        (RouteType.PROHIBIT, errno.EACCES),
+        (None, errno.ENETUNREACH),
+    ],
+)
+def test_sockets_are_refused_as_the_route_says(
+    kernel: Kernel, kind: RouteType | None, number: int
+) -> None:
+    root, own = kernel.root, parse_ip("10.0.0.1")
+    root.link_add("eth0", "dummy")
+    root.link_set("eth0", up=True)
+    root.addr_add("eth0", own, 24)
+    if kind is not None:
+        root.route_replace(Route(Prefix.parse("10.9.0.0/16"), type=kind))
+    sockets, far = root.sockets, Endpoint(parse_ip("10.9.0.1"), 80)
+    for attempt in (
+        lambda: sockets.tcp_connect(far),
+        lambda: sockets.tcp_connect(far, Endpoint(own, 0)),
+        lambda: sockets.udp_bind(remote=far),
+        lambda: sockets.udp_bind().send(b"x", far),
+        lambda: sockets.udp_bind(own).send(b"x", far),
+        lambda: sockets.ping_open().send(far.ip, 1, b""),
+        lambda: sockets.ping_open(own).send(far.ip, 1, b""),
+    ):
+        with pytest.raises(OSError, match=r".") as caught:
+            attempt()
+        assert caught.value.errno == number

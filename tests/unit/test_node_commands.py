@@ -250,6 +250,15 @@ async def test_ping_reaches_a_pod_and_counts(tmp_path: Path) -> None:
         assert "1 packets transmitted, 1 packets received, 0% packet loss\n" in out
 
 
+async def test_ping_into_a_blackhole_is_refused_at_once(tmp_path: Path) -> None:
+    with a_node(tmp_path) as node:
+        await node.out("ip route add blackhole 10.9.0.0/16")
+        status, out, err = await node.run("ping -c 1 10.9.0.1")
+        assert (status, out, err) == (2, "", "ping: connect: Invalid argument\n")
+        status, _, err = await node.run("ping -c 1 10.9.0.1", style="busybox")
+        assert (status, err) == (1, "ping: sendto: Invalid argument\n")
+
+
 async def test_ping_without_an_answer(tmp_path: Path) -> None:
     with a_node(tmp_path) as node:
         status, out, _ = await node.run("ping -c 1 -W 0.1 10.2.59.77")

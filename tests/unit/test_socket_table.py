@@ -39,6 +39,9 @@ class Namespace:
     def source_address(self, dst: int) -> int | None:
         return US if dst >> 24 == 10 else None
 
+    def route_refusal(self, dst: int) -> DropReason | None:
+        return None if self.source_address(dst) else DropReason.NO_ROUTE
+
     def route_mtu(self, dst: int) -> int:
         return self.mtu
 

@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from cryptography.x509.oid import NameOID
 
 from emulator.addr import format_ip, parse_ip
-from emulator.netstack.packet import Drop, Packet
+from emulator.netstack.packet import Drop, DropReason, Packet
 from emulator.netstack.sock.table import SocketTable
 from emulator.netstack.sock.tcp import Endpoint
 from emulator.netstack.sock.tcp_state import State
@@ -70,6 +70,9 @@ class Host:
 
     def source_address(self, dst: int) -> int | None:
         return dst if dst >> 24 == 127 else self.ip if dst >> 24 == 10 else None
+
+    def route_refusal(self, dst: int) -> DropReason | None:
+        return None if self.source_address(dst) else DropReason.NO_ROUTE
 
     def route_mtu(self, dst: int) -> int:
         return 65536 if dst >> 24 == 127 else self.mtu

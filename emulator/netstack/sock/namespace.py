@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from emulator.netstack.packet import Drop
+    from emulator.netstack.packet import Drop, DropReason
 
 
 class SocketNamespace(Protocol):
@@ -17,7 +17,10 @@ class SocketNamespace(Protocol):
         """Send a whole IPv4 packet made here; a Drop says why it did not get out."""
 
     def source_address(self, dst: int) -> int | None:
-        """The address a packet to ``dst`` would carry; None if there is no route."""
+        """The address a packet to ``dst`` would carry; None if no route lets it out."""
+
+    def route_refusal(self, dst: int) -> DropReason | None:
+        """Why nothing made here gets out to ``dst``; None if a route takes it."""
 
     def route_mtu(self, dst: int) -> int:
         """The MTU of the route to ``dst``, in bytes."""

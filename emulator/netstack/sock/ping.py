@@ -7,7 +7,7 @@ import struct
 from collections import deque
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from emulator.netstack.sock.udp import raise_drop
+from emulator.netstack.sock.udp import no_way, raise_drop
 from emulator.wire.checksum import checksum
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ class PingSockets:
             raise OSError(errno.EMSGSIZE, "Message too long")
         source = sock.source or self._ns.source_address(dst)
         if source is None:
-            raise OSError(errno.ENETUNREACH, "Network is unreachable")
+            raise no_way(self._ns, dst)
         message = struct.pack("!BBHHH", ECHO_REQUEST, 0, 0, sock.ident, seq & 0xFFFF) + data
         message = message[:2] + checksum(message).to_bytes(2, "big") + message[4:]
         total = 20 + len(message)

@@ -19,7 +19,7 @@ from emulator.netstack.sock.ports import pick_port
 from emulator.netstack.sock.segment import SEQ_MASK, Segment, emit_packet, parse_segment
 from emulator.netstack.sock.tcp import MIN_MSS, Endpoint, TcpConnection, TcpInfo
 from emulator.netstack.sock.tcp_state import State
-from emulator.netstack.sock.udp import IcmpReport, UdpSocket, UdpSockets
+from emulator.netstack.sock.udp import IcmpReport, UdpSocket, UdpSockets, no_way
 from emulator.wire.tcp import ACK, FIN, RST, SYN
 
 if TYPE_CHECKING:
@@ -143,14 +143,14 @@ class SocketTable:
 
         ``iss`` chooses the first sequence number, by which a trace recognizes its probe.
 
-        Raises OSError: ENETUNREACH, EADDRNOTAVAIL (address not ours, no port left), EADDRINUSE,
-        ENOBUFS.
+        Raises OSError: ENETUNREACH or what its route refuses with, EADDRNOTAVAIL (address not
+        ours, no port left), EADDRINUSE, ENOBUFS.
         """
         if local.ip and not self._ns.is_local(local.ip):
             raise OSError(errno.EADDRNOTAVAIL, "Cannot assign requested address")
         source = local.ip or self._ns.source_address(remote.ip)
-        if source is None:
-            raise OSError(errno.ENETUNREACH, "Network is unreachable")
+        if source is None or (local.ip and self._ns.route_refusal(remote.ip) is not None):
+            raise no_way(self._ns, remote.ip)
         if len(self._connections) >= MAX_CONNECTIONS:
             raise OSError(errno.ENOBUFS, "No buffer space available")
         port = local.port

@@ -26,6 +26,16 @@ RECEIVE_BUFFER: Final = 212992
 DATAGRAM_OVERHEAD: Final = 512
 # Reports waiting for a socket that asked for them (IP_RECVERR); older ones are dropped.
 MAX_REPORTS: Final = 64
+# What sendto(2) and connect(2) make of a drop (net/ipv4/fib_semantics.c fib_props for routes).
+_REFUSED: Final = {
+    DropReason.NO_ROUTE: (errno.ENETUNREACH, "Network is unreachable"),
+    DropReason.BLACKHOLE: (errno.EINVAL, "Invalid argument"),
+    DropReason.UNREACHABLE: (errno.EHOSTUNREACH, "No route to host"),
+    DropReason.PROHIBITED: (errno.EACCES, "Permission denied"),
+    DropReason.TOO_BIG: (errno.EMSGSIZE, "Message too long"),
+    DropReason.NETFILTER_DROP: (errno.EPERM, "Operation not permitted"),
+    DropReason.NETFILTER_REJECT: (errno.EPERM, "Operation not permitted"),
+}
 
 
 class Datagram(NamedTuple):
@@ -147,7 +157,7 @@ class UdpSockets:
         if remote is not None and not ip:
             source = self._ns.source_address(remote.ip)
             if source is None:
-                raise OSError(errno.ENETUNREACH, "Network is unreachable")
+                raise no_way(self._ns, remote.ip)
             ip = source
         if not port:
             free = pick_port(self._rng, lambda candidate: self._taken(ip, candidate))
@@ -234,7 +244,7 @@ class UdpSockets:
             raise OSError(errno.EMSGSIZE, "Message too long")
         src = local.ip or self._ns.source_address(remote.ip)
         if src is None:
-            raise OSError(errno.ENETUNREACH, "Network is unreachable")
+            raise no_way(self._ns, remote.ip)
         length = 8 + len(data)
         words = local.port + remote.port + length
         pseudo = pseudo_header_sum(src, remote.ip, UDP_PROTO, length)
@@ -261,20 +271,10 @@ class UdpSockets:
 
 def raise_drop(drop: Drop | None) -> None:
     """Turn the drop of a packet just made here into the OSError of sendto(2); most are silent."""
-    if drop is None:
-        return
-    match drop.reason:
-        case DropReason.NO_ROUTE:
-            raise OSError(errno.ENETUNREACH, "Network is unreachable")
-        case DropReason.BLACKHOLE:
-            raise OSError(errno.EINVAL, "Invalid argument")
-        case DropReason.UNREACHABLE:
-            raise OSError(errno.EHOSTUNREACH, "No route to host")
-        case DropReason.PROHIBITED:
-            raise OSError(errno.EACCES, "Permission denied")
-        case DropReason.TOO_BIG:
-            raise OSError(errno.EMSGSIZE, "Message too long")
-        case DropReason.NETFILTER_DROP | DropReason.NETFILTER_REJECT:
-            raise OSError(errno.EPERM, "Operation not permitted")
-        case _:
-            return
+    if drop is not None and drop.reason in _REFUSED:
+        raise OSError(*_REFUSED[drop.reason])
+
+
+def no_way(ns: SocketNamespace, dst: int) -> OSError:
+    """The OSError of connect(2) where no route lets anything out to ``dst``."""
+    return OSError(*_REFUSED[ns.route_refusal(dst) or DropReason.NO_ROUTE])
