@@ -12,9 +12,19 @@ BACKOFF_MAX_S = 300.0
 # The volume manager's own backoff (pkg/util/goroutinemap/exponentialbackoff).
 MOUNT_BACKOFF_START_S = 0.5
 MOUNT_BACKOFF_MAX_S = 122.0
+# pod_workers.go: when a sync failed the next comes after backOffPeriod, or, while only the network
+# is not ready, after backOffOnTransientErrorPeriod; each is longer by up to
+# workerBackOffPeriodJitterFactor.
+SYNC_BACKOFF_S = 10.0
+TRANSIENT_BACKOFF_S = 1.0
+SYNC_JITTER = 0.5
 # After a pull failed the next look at the pod finds it backing off; the real kubelet's next look
 # comes with its sync loop.
 PULL_BACKOFF_SHOWN_AFTER_S = 1.0
+
+
+# Reasons a container waits for that end a sync with an error.
+_SYNC_ERRORS = ("CreateContainerConfigError", "ErrImageNeverPull", "InvalidImageName")
 
 
 class State(enum.Enum):
@@ -92,6 +102,11 @@ class ContainerRecord:
         self.reason, self.message = reason, message
         self.ready = self.started = False
 
+    def sync_failed(self, reason: str, message: str, now: float, share: float) -> None:
+        """Something outside the container keeps it from starting; ``share`` as in ``PodRecord``."""
+        self.wait(reason, message)
+        self.next_try_at = now + _sync_backoff_s(share)
+
     def pull_failed(self, message: str, now: float) -> None:
         """The image could not be had; the next pull waits longer each time."""
         self.wait("ErrImagePull", message)
@@ -105,7 +120,8 @@ class PodRecord:
     """One pod as it runs here.
 
     ``ip`` is empty until the sandbox is wired and stays when ``sandbox_gone`` is set;
-    ``mount_try_at`` is when its volumes may be filled again.
+    ``sync_try_at`` is when its sandbox may be made or taken away again, ``mount_try_at`` when its
+    volumes may be filled again.
     """
 
     uid: str
@@ -116,8 +132,20 @@ class PodRecord:
     terminating: bool = False
     sandbox_gone: bool = False
     condition_times: dict[str, tuple[str, float]] = field(default_factory=dict)
+    sync_try_at: float = 0.0
     mount_try_at: float = 0.0
     mount_backoff_s: float = 0.0
+
+    def sync_failed(self, now: float, share: float, *, transient: bool = False) -> None:
+        """Something outside the pod failed; ``share`` (0 to 1) of the jitter is added."""
+        self.sync_try_at = now + _sync_backoff_s(share, transient=transient)
+
+    def try_again(self) -> None:
+        """Somebody changed the pod: what failed is tried at once, but for pulls and crashes."""
+        self.sync_try_at = 0.0
+        for each in self.containers.values():
+            if each.reason in _SYNC_ERRORS:
+                each.next_try_at = 0.0
 
     def mount_failed(self, now: float) -> None:
         """A volume could not be filled; the next try waits longer each time."""
@@ -130,3 +158,8 @@ class PodRecord:
         if name not in self.containers:
             self.containers[name] = ContainerRecord(name)
         return self.containers[name]
+
+
+def _sync_backoff_s(share: float, *, transient: bool = False) -> float:
+    base_s = TRANSIENT_BACKOFF_S if transient else SYNC_BACKOFF_S
+    return base_s * (1 + SYNC_JITTER * share)

@@ -19,11 +19,10 @@ from agents.kubelet.probe_state import ProbeTracker
 from agents.kubelet.probes import run_probe
 from agents.kubelet.record import PodRecord, State
 from agents.kubelet.sandbox import create_sandbox, delete_sandbox
-from agents.kubelet.status import build_status, own_status
+from agents.kubelet.status_sender import API_RETRY_S, StatusSender
 from agents.kubelet.volumes import VolumeError
 from emulator.errors import PodwireError, UsageError
 from emulator.kubeclient.errors import ApiError, ApiUnreachableError
-from emulator.kubeclient.meta import resource_version
 from emulator.kubeclient.resource import PODS
 from emulator.workloads.context import EXIT_SIGKILL
 from emulator.workloads.registry import ImageNotFoundError
@@ -34,6 +33,7 @@ if TYPE_CHECKING:
     from agents.kubelet.actions import BackOff
     from agents.kubelet.config import KubeletConfig
     from agents.kubelet.content import PodContent
+    from agents.kubelet.record import ContainerRecord
     from agents.kubelet.sandbox import PodNetwork, Sandbox
     from agents.kubelet.spec import ContainerSpec, PodSpec, ProbeSpec
     from emulator.kubeclient.events import EventRecorder
@@ -43,9 +43,6 @@ if TYPE_CHECKING:
     from emulator.runtime.stack import StackNetwork
     from emulator.workloads.registry import Image, ImageRegistry
 
-# Waits between tries of what failed for reasons outside the pod: sandbox, volumes, API server.
-RETRY_S = 1.0
-API_RETRY_S = 0.5
 # runc's exit code of a container whose program is not there.
 EXIT_START_ERROR = 128
 
@@ -81,19 +78,17 @@ class PodWorker:
         self.logs: dict[tuple[str, int], ContainerLog] = {}
         self._node = node
         self._wake = asyncio.Event()
-        self._status_due = asyncio.Event()
-        self._status_sent: dict[str, Any] | None = None
-        # What the API server made of it, and when.
-        self._status_stored: dict[str, Any] = {}
-        self._stored_version = 0
+        self._status = StatusSender(node, pod, record)
         self._removed = False
         self._tasks: dict[str, asyncio.Task[int]] = {}
         self._probes: dict[str, asyncio.Task[None]] = {}
 
     def update(self, pod: PodSpec) -> None:
         """The object has changed."""
+        if _asks_for_more(self.pod, pod):
+            self.record.try_again()
         self.pod = pod
-        self._claim_status()
+        self._status.update(pod)
         self._wake.set()
 
     def remove(self) -> None:
@@ -104,12 +99,12 @@ class PodWorker:
     async def run(self) -> None:
         """Work until the pod is gone."""
         async with asyncio.TaskGroup() as group:
-            first = build_status(self.pod, self.record, self._node.config, self._now())
-            sender = group.create_task(self._send_statuses(first), name=f"status.{self.pod.key}")
+            first = self._status.build()
+            sender = group.create_task(self._status.run(first), name=f"status.{self.pod.key}")
             while not (self.pod.deleting or self._removed):
                 self._wake.clear()
                 delay = await self._sync(group)
-                self._status_due.set()
+                self._status.due.set()
                 await self._wait(delay)
             await self._terminate()
             sender.cancel()
@@ -129,13 +124,12 @@ class PodWorker:
         now = self._now()
         actions = compute_actions(self.pod, self.record, now)
         if actions.finished:
-            return None if await self._release() else RETRY_S
+            if self._sync_waits_s() > 0 or not await self._release():
+                return self._sync_waits_s()
+            return None
         if actions.create_sandbox:
-            if (left_s := self.record.mount_try_at - now) > 0:
-                return left_s
-            if not await self._create_sandbox():
-                waits = self.record.mount_try_at - self._now()
-                return waits if waits > 0 else RETRY_S
+            if self._sandbox_waits_s() > 0 or not await self._create_sandbox():
+                return self._sandbox_waits_s()
             actions = compute_actions(self.pod, self.record, self._now())
         for back_off in actions.back_off:
             self._show_back_off(back_off)
@@ -145,11 +139,23 @@ class PodWorker:
                 self._wake.set()
         return None if actions.wake_at is None else max(0.0, actions.wake_at - self._now())
 
+    def _sync_waits_s(self) -> float:
+        """How long what failed is left alone; 0 or less: it may be tried."""
+        return self.record.sync_try_at - self._now()
+
+    def _sandbox_waits_s(self) -> float:
+        return max(self._sync_waits_s(), self.record.mount_try_at - self._now())
+
+    def _failed(self, *, transient: bool = False) -> None:
+        share = self._node.role.rng.random()
+        self.record.sync_failed(self._now(), share, transient=transient)
+
     async def _create_sandbox(self) -> bool:
         node, pod = self._node, self.pod
         complaint = node.plugin.ready()
         if complaint is not None and not pod.host_network:
             self._event("Warning", "NetworkNotReady", texts.network_not_ready(complaint))
+            self._failed(transient=True)
             return False
         sandbox_id = f"{node.role.rng.getrandbits(256):064x}"
         try:
@@ -164,8 +170,10 @@ class PodWorker:
             return False
         except (ApiError, ApiUnreachableError) as error:
             node.role.log.warning("pod %s: %s", pod.key, error)
+            self._failed()
             return False
         except PodwireError as error:
+            self._failed()
             text = texts.sandbox_failed(sandbox_id, node.plugin.plugin_type, str(error))
             self._event("Warning", "FailedCreatePodSandBox", text)
             return False
@@ -183,8 +191,7 @@ class PodWorker:
         try:
             prepared = await node.content.container(self.pod, spec, image, sandbox)
         except (ContainerConfigError, VolumeError, ApiError, ApiUnreachableError) as error:
-            state.wait("CreateContainerConfigError", str(error))
-            state.next_try_at = self._now() + RETRY_S
+            self._blocked(state, "CreateContainerConfigError", str(error))
             self._event("Warning", "Failed", f"Error: {error}", spec)
             return False
         number = state.restart_count + (state.ended is not None)
@@ -228,14 +235,16 @@ class PodWorker:
             )
         return True
 
+    def _blocked(self, state: ContainerRecord, reason: str, message: str) -> None:
+        state.sync_failed(reason, message, self._now(), self._node.role.rng.random())
+
     def _pull(self, spec: ContainerSpec) -> Image | None:
         node, state, now = self._node, self.record.container(spec.name), self._now()
         era = node.config.era
         present = node.images.get(spec.image)
         if spec.pull_policy == "Never" and present is None:
             text = f'Container image "{spec.image}" is not present with pull policy of Never'
-            state.wait("ErrImageNeverPull", text)
-            state.next_try_at = now + RETRY_S
+            self._blocked(state, "ErrImageNeverPull", text)
             self._event("Warning", "ErrImageNeverPull", text, spec)
             return None
         if present is not None and spec.pull_policy != "Always":
@@ -245,8 +254,7 @@ class PodWorker:
         try:
             image = node.registry.resolve(spec.image)
         except UsageError as error:
-            state.wait("InvalidImageName", str(error))
-            state.next_try_at = now + RETRY_S
+            self._blocked(state, "InvalidImageName", str(error))
             self._event("Warning", "InspectFailed", str(error), spec)
             return None
         except ImageNotFoundError as error:
@@ -318,11 +326,11 @@ class PodWorker:
             changed = tracker.observe(result.success)
             if kind == "Readiness" and changed:
                 state.ready = tracker.verdict
-                self._status_due.set()
+                self._status.due.set()
             elif kind == "Startup" and tracker.verdict:
                 state.started = True
                 state.ready = spec.readiness is None
-                self._status_due.set()
+                self._status.due.set()
                 return
             elif kind != "Readiness" and tracker.failed_for_good():
                 say = texts.liveness_restart if kind == "Liveness" else texts.startup_restart
@@ -366,8 +374,9 @@ class PodWorker:
     async def abandon(self) -> None:
         """Give back what a worker still holds, as soon as the plugin can; no program runs."""
         while not await self._release():
-            self._wake.clear()
-            await self._wait(RETRY_S)
+            while (left_s := self._sync_waits_s()) > 0:
+                self._wake.clear()
+                await self._wait(left_s)
 
     async def _release(self) -> bool:
         """Give the sandbox back; the record keeps the address it had.  False: try again."""
@@ -383,6 +392,7 @@ class PodWorker:
                 self.pod.uid, sandbox.sandbox_id, node.plugin.plugin_type, str(error)
             )
             self._event("Warning", "FailedKillPod", text)
+            self._failed()
             return False
         self.sandbox = None
         self.record.sandbox_gone = True
@@ -393,7 +403,7 @@ class PodWorker:
         """Report the end and remove the object: the kubelet has the last word on a pod."""
         while not self._removed:
             try:
-                await self._patch_status()
+                await self._status.send()
                 await self._node.client.delete(
                     PODS,
                     self.pod.namespace,
@@ -413,59 +423,6 @@ class PodWorker:
         remove_pod_logs(self._node.pod_logs(self.pod))
 
     # Reporting
-
-    async def _send_statuses(self, first: dict[str, Any]) -> None:
-        """Send ``first``, which is how the pod was found, then the newest whenever it is due."""
-        status: dict[str, Any] | None = first
-        while True:
-            if status is None:
-                await self._status_due.wait()
-                self._status_due.clear()
-            try:
-                await self._patch_status(status)
-                status = None
-            except ApiError as error:
-                status = None
-                if error.is_not_found:
-                    continue
-                self._node.role.log.warning("status of pod %s: %s", self.pod.key, error)
-                await self._status_later()
-            except ApiUnreachableError:
-                status = None
-                await self._status_later()
-
-    def _claim_status(self) -> None:
-        """Send the status again where somebody wrote another after us.
-
-        The node lifecycle controller does: Ready=False on the pods of a node it does not hear.
-        """
-        if resource_version(self.pod.obj) <= self._stored_version or self._status_sent is None:
-            return
-        if own_status(self.pod.obj.get("status") or {}) != own_status(self._status_stored):
-            self._status_sent = None
-            self.record.condition_times.clear()
-            self._status_due.set()
-
-    async def _status_later(self) -> None:
-        await asyncio.sleep(API_RETRY_S)
-        self._status_due.set()
-
-    async def _patch_status(self, status: dict[str, Any] | None = None) -> None:
-        if status is None:
-            status = build_status(self.pod, self.record, self._node.config, self._now())
-        if status == self._status_sent:
-            return
-        pod = self.pod
-        # The uid keeps the status off a later pod of the same name.
-        body = {"metadata": {"uid": pod.uid}, "status": status}
-        stored = await self._node.client.patch(
-            PODS, pod.namespace, pod.name, body, "merge", subresource="status"
-        )
-        self._status_sent = status
-        self._status_stored = stored.get("status") or {}
-        self._stored_version = resource_version(stored)
-        if resource_version(self.pod.obj) > self._stored_version:
-            self._claim_status()
 
     def _event(
         self, kind: str, reason: str, message: str, spec: ContainerSpec | None = None
@@ -502,3 +459,14 @@ class PodWorker:
 
     def _now(self) -> float:
         return self._node.role.clock.time()
+
+
+def _asks_for_more(old: PodSpec, new: PodSpec) -> bool:
+    """Whether somebody changed what a sync goes by (pkg/kubelet/config: podsDifferSemantically)."""
+
+    def asked(pod: PodSpec) -> tuple[Any, ...]:
+        meta = pod.obj["metadata"]
+        fields = ("labels", "annotations", "deletionTimestamp", "deletionGracePeriodSeconds")
+        return (pod.obj["spec"], *(meta.get(field) for field in fields))
+
+    return asked(old) != asked(new)

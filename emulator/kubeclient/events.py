@@ -1,7 +1,7 @@
 """v1 Events: what ``kubectl describe`` and ``kubectl get events`` show.
 
-The same thing said again raises the count of the event already there
-(k8s.io/client-go/tools/record/events_cache.go).
+The same thing said again raises the count of the event already there, and what is said too often
+is said together or not at all (k8s.io/client-go/tools/record/events_cache.go).
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections import OrderedDict
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from emulator.kubeclient.errors import ApiError, ApiUnreachableError
+from emulator.kubeclient.event_correlator import EventCorrelator, Said
 from emulator.kubeclient.meta import format_micro_time, format_time, object_reference
 from emulator.kubeclient.resource import EVENTS
 
@@ -33,21 +34,8 @@ MAX_REMEMBERED = 4096
 SENDERS = 4
 
 
-class _Said(NamedTuple):
-    source: str
-    host: str
-    namespace: str
-    kind: str
-    name: str
-    uid: str
-    field_path: str
-    type: str
-    reason: str
-    message: str
-
-
 class _Pending(NamedTuple):
-    said: _Said
+    said: Said
     reference: Object
     at_s: float
 
@@ -73,7 +61,8 @@ class EventRecorder:
         """``component`` is the event's source (``default-scheduler``), ``host`` the node's name.
 
         With ``action`` events are of the newer kind (events.k8s.io), which have no count and one
-        precise time, and which kubectl lists first.
+        precise time, which kubectl lists first, and which nobody aggregates or counts against a
+        limit (k8s.io/client-go/tools/events).
         """
         self._client = client
         self._clock = clock
@@ -82,7 +71,8 @@ class EventRecorder:
         self._action = action
         self._log = log or logging.getLogger("podwire.kubeclient")
         self._pending: asyncio.Queue[_Pending] = asyncio.Queue(MAX_PENDING)
-        self._known: OrderedDict[_Said, _Known] = OrderedDict()
+        self._correlator = EventCorrelator()
+        self._known: OrderedDict[Said, _Known] = OrderedDict()
         self._last_nanos = 0
 
     def event(
@@ -110,7 +100,7 @@ class EventRecorder:
         self, reference: Object, type_: str, reason: str, message: str, *, component: str = ""
     ) -> None:
         """Note an event about an ObjectReference (nodes name themselves by name as uid)."""
-        said = _Said(
+        said = Said(
             component or self._component,
             self._host,
             reference.get("namespace", ""),
@@ -141,29 +131,36 @@ class EventRecorder:
                 self._log.debug("event %s not sent: %s", pending.said.reason, error)
 
     async def _send(self, pending: _Pending) -> None:
-        said = pending.said
+        said, message, at_s = pending.said, pending.said.message, pending.at_s
+        if not self._action:
+            said, message = self._correlator.aggregate(said, at_s)
         namespace = said.namespace or "default"
-        known = self._known.get(said)
-        if known is not None:
-            # Counted before the wait, so that two senders never write the same count.
-            known = known._replace(times=known.times + 1)
-            self._remember(said, known)
-            body: Object = {"count": known.times, "lastTimestamp": format_time(pending.at_s)}
+        # Counted before the wait, so that two senders never write the same count.
+        known = self._known.get(said) or _Known(f"{said.name}.{self._nanos(at_s):x}", 0)
+        known = known._replace(times=known.times + 1)
+        self._remember(said, known)
+        if not self._action and not self._correlator.may_say(said, at_s):
+            return
+        if known.times > 1:
+            body: Object = {
+                "count": known.times,
+                "lastTimestamp": format_time(at_s),
+                "message": message,
+            }
             if self._action:
-                seen = format_micro_time(pending.at_s)
+                seen = format_micro_time(at_s)
                 body = {"series": {"count": known.times, "lastObservedTime": seen}}
             try:
                 await self._client.patch(EVENTS, namespace, known.name, body, "merge")
             except ApiError as error:
                 if not error.is_not_found:
                     raise
+                self._remember(said, known._replace(times=1))
             else:
                 return
-        name = f"{said.name}.{self._nanos(pending.at_s):x}"
-        self._remember(said, _Known(name, 1))
-        await self._client.create(EVENTS, self._document(pending, namespace, name))
+        await self._client.create(EVENTS, self._document(pending, message, namespace, known.name))
 
-    def _document(self, pending: _Pending, namespace: str, name: str) -> Object:
+    def _document(self, pending: _Pending, message: str, namespace: str, name: str) -> Object:
         said = pending.said
         source = {"component": said.source}
         if said.host:
@@ -175,7 +172,7 @@ class EventRecorder:
             "metadata": {"name": name, "namespace": namespace},
             "involvedObject": pending.reference,
             "reason": said.reason,
-            "message": said.message,
+            "message": message,
             "reportingComponent": said.source,
             "reportingInstance": said.host,
             "type": said.type,
@@ -202,7 +199,7 @@ class EventRecorder:
         self._last_nanos = max(int(at_s * 1e9), self._last_nanos + 1)
         return self._last_nanos
 
-    def _remember(self, said: _Said, known: _Known) -> None:
+    def _remember(self, said: Said, known: _Known) -> None:
         self._known[said] = known
         self._known.move_to_end(said)
         if len(self._known) > MAX_REMEMBERED:

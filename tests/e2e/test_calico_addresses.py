@@ -44,6 +44,12 @@ def until_event(cluster: Calico, name: str, text: str) -> None:
     wait_for(f"{name} says {text!r}", lambda: text in events_of(cluster, name), 30.0)
 
 
+def until_ready_at_once(cluster: Calico, name: str) -> None:
+    """Have a pod's failed sandbox tried again before its back-off of 10 s and more is over."""
+    cluster.kubectl("annotate", "pod", name, "tried=again")
+    cluster.kubectl("wait", "--for=condition=Ready", f"pod/{name}", "--timeout=30s")
+
+
 def until_clean(cluster: Calico, within_s: float = 30.0) -> None:
     """``ipam check`` finds nothing; it sees what is under way, too."""
     said = ""
@@ -134,7 +140,7 @@ def test_an_exhausted_pool_lends_between_nodes_until_nothing_is_left(cluster: Ca
     assert len({*held}) == 8
     # One that goes makes room for the one that waits.
     cluster.kubectl("delete", "pod", "a0", "--now")
-    cluster.kubectl("wait", "--for=condition=Ready", "pod/none", "--timeout=40s")
+    until_ready_at_once(cluster, "none")
     assert cluster.get("pod", "none")["status"]["podIP"] == first["a0"]
     delete_all(cluster)
     until_clean(cluster)
@@ -154,7 +160,7 @@ def test_strict_affinity_and_a_limit_of_blocks_refuse_with_calico_s_words(cluste
         "cannot allocate new block due to per host block limit",
     )
     cluster.calicoctl("ipam", "configure", "--strictaffinity=false", "--max-blocks-per-host=0")
-    cluster.kubectl("wait", "--for=condition=Ready", "pod/fifth", "--timeout=40s")
+    until_ready_at_once(cluster, "fifth")
     delete_all(cluster)
     until_clean(cluster)
 

@@ -16,6 +16,7 @@ from aiohttp import web
 from agents.cni.errors import GENERIC, CniError
 from agents.cni.plugin import NodeCni
 from agents.cni.runtime import SandboxNetwork
+from agents.kubelet import record
 from agents.kubelet.config import KubeletConfig
 from agents.kubelet.daemon import Kubelet
 from emulator.kubeclient.config import KubeConfig
@@ -106,6 +107,11 @@ class FakeApi:
             body["metadata"].setdefault("uid", f"uid-{self.version}")
             self.put(f"{path}/{body['metadata']['name']}", body)
             return web.json_response(body, status=201)
+        for event in self.events:
+            if path.endswith(f"/events/{event['metadata']['name']}"):
+                event |= body
+                self.changed.set()
+                return web.json_response(event)
         if path not in self.objects:
             return self._missing()
         if request.method == "DELETE":
@@ -416,6 +422,7 @@ async def test_a_pod_stays_until_the_plugin_has_given_its_address_back(
         delete(cni, container_id, netns)
 
     monkeypatch.setattr(NodeCni, "delete", refuse_once)
+    monkeypatch.setattr(record, "SYNC_BACKOFF_S", 0.05)
     async with node(tmp_path) as world:
         world.create("web", NGINX)
         await world.running("web")
@@ -427,6 +434,65 @@ async def test_a_pod_stays_until_the_plugin_has_given_its_address_back(
         assert event["message"].endswith(
             f'sandbox \\"{refused[0]}\\": plugin type=\\"flannel\\" failed (delete): etcd is away"'
         )
+
+
+def refuse_adds(monkeypatch: pytest.MonkeyPatch, times: int) -> list[str]:
+    """Let the plugin refuse so often; the sandboxes it was asked for."""
+    add, asked = NodeCni.add, []
+
+    def refuse(cni: NodeCni, container_id: str, *args: Any, **more: Any) -> Any:
+        asked.append(container_id)
+        if len(asked) <= times:
+            raise CniError(GENERIC, "etcd is away")
+        return add(cni, container_id, *args, **more)
+
+    monkeypatch.setattr(NodeCni, "add", refuse)
+    return asked
+
+
+async def test_a_sandbox_that_fails_is_tried_again_and_its_events_do_not_pile_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = refuse_adds(monkeypatch, 14)
+    monkeypatch.setattr(record, "SYNC_BACKOFF_S", 0.01)
+    async with node(tmp_path) as world:
+        world.create("web", NGINX)
+        await world.running("web")
+        assert len(asked) == len({*asked}) == 15
+
+        def told() -> list[dict[str, Any]]:
+            return [e for e in world.api.events if e["reason"] == "FailedCreatePodSandBox"]
+
+        await world.api.until(lambda: sum(event["count"] for event in told()) == 14)
+        *first, combined = told()
+        assert [event["count"] for event in first] == [1] * 9
+        assert [asked[n] in event["message"] for n, event in enumerate(first)] == [True] * 9
+        assert combined["message"].startswith("(combined from similar events): Failed to create")
+        assert asked[13] in combined["message"]
+
+
+async def test_a_failed_sandbox_waits_its_time_unless_somebody_changes_the_pod(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = refuse_adds(monkeypatch, 2)
+    async with node(tmp_path) as world:
+        world.create("web", NGINX)
+        world.create("other", NGINX | {"image": "nosuch:1"})
+        await world.api.until(lambda: len(asked) == 2)
+        await world.api.until(lambda: len(world.status("web").get("conditions", ())) > 0)
+        # What the kubelet wrote itself, and what others say of it, changes nothing.
+        for number in range(3):
+            obj = json.loads(json.dumps(world.pod("web")))
+            obj["status"]["message"] = f"told {number}"
+            world.api.put("/api/v1/namespaces/default/pods/web", obj)
+        world.create("barrier", NGINX)
+        await world.running("barrier")
+        assert len(asked) == 3
+        obj = json.loads(json.dumps(world.pod("web")))
+        obj["metadata"]["annotations"] = {"cni.projectcalico.org/ipv4pools": '["other"]'}
+        world.api.put("/api/v1/namespaces/default/pods/web", obj)
+        await world.running("web")
+        assert len(asked) == 4
 
 
 async def test_a_program_that_ignores_the_signal_is_killed_after_the_grace(tmp_path: Path) -> None:

@@ -493,6 +493,26 @@ def test_a_volume_that_cannot_be_filled_is_tried_ever_more_rarely() -> None:
     assert delays == [0.5, 1, 2, 4, 8, 16, 32, 64, 122, 122]
 
 
+def test_a_failed_sync_comes_again_after_ten_to_fifteen_seconds() -> None:
+    """pod_workers.go: 10 s, 1 s while only the network is not ready, half as much more at most."""
+    record = PodRecord("u1", NOW)
+    delays = []
+    for share, transient in ((0.0, False), (0.5, False), (1.0, False), (0.0, True), (1.0, True)):
+        record.sync_failed(NOW, share, transient=transient)
+        delays.append(record.sync_try_at - NOW)
+    assert delays == [10, 12.5, 15, 1, 1.5]
+    blocked, crashed = record.container("blocked"), record.container("crashed")
+    blocked.sync_failed("CreateContainerConfigError", 'secret "s" not found', NOW, 0.5)
+    assert (blocked.next_try_at - NOW, blocked.message) == (12.5, 'secret "s" not found')
+    for _ in range(2):
+        crashed.run("id", "image", NOW)
+        crashed.end(1, "Error", "", NOW)
+    assert crashed.next_try_at == NOW + 10
+    record.try_again()
+    assert (record.sync_try_at, blocked.next_try_at) == (0, 0)
+    assert crashed.next_try_at == NOW + 10, "a new label does not make it crash sooner"
+
+
 def test_a_resource_reference_counts_in_its_divisor() -> None:
     resources = {"limits": {"cpu": "1500m"}, "requests": {"memory": "64Mi"}}
     references = {
