@@ -155,6 +155,22 @@ async def test_a_broken_resource_is_named_and_costs_only_itself(
         assert "Node broken is left out: error with field ASNumber" in caplog.text
 
 
+async def test_a_session_that_cannot_be_costs_only_itself(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    reflector = {"ipv4Address": "10.0.0.1/24", "routeReflectorClusterID": "244.0.0.1"}
+    async with confd(tmp_path) as running:
+        running.put("Node", "own", {"bgp": reflector})
+        # As the AS of a session is another than the node's, the peer is no client of it.
+        odd = {"peerIP": "10.9.0.1", "asNumber": 64512, "localASNumber": 65001}
+        running.put("BGPPeer", "odd", odd)
+        running.put("BGPPeer", "sound", {"peerIP": "10.9.0.2", "asNumber": 65001})
+        await until(lambda: "Global_10_9_0_2" in running.sessions(), "the sound peer is there")
+        assert list(running.sessions()) == ["Global_10_9_0_2"]
+        assert "BGP peer Global_10_9_0_1 is left out" in caplog.text
+        assert "Only internal neighbor can be RR client" in caplog.text
+
+
 async def test_a_password_changes_and_is_forgotten_only_with_its_secret(tmp_path: Path) -> None:
     peer = {
         "peerIP": "10.9.0.1",

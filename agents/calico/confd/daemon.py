@@ -221,7 +221,7 @@ class _Confd:
             self._retry = True
             self._tell((*problems, str(error)))
             return
-        self._tell(tuple(problems))
+        self._tell((*problems, *self._configs.problems))
         if speaker != self._told:
             first = self._told is None
             self._told = speaker

@@ -54,19 +54,25 @@ class SpeakerConfigs:
         self._common: object = None
         self._sessions: dict[Peer, BgpConfig] = {}
         self._filters: dict[tuple[tuple[str, ...], bool], tuple[Filter, Filter]] = {}
+        # Why sessions of the last configuration were left out.
+        self.problems: tuple[str, ...] = ()
 
     def make(self, plan: BgpPlan, passwords: Mapping[Secret, str] | None = None) -> SpeakerConfig:
-        """``speaker_config`` of a plan."""
+        """``speaker_config`` of a plan; what the speaker would refuse is left out, alone."""
         known = passwords or {}
         # What sessions are made of beside their peer; the peers themselves are keys.
         common = (replace(plan, peers=(), problems=()), known)
         if common != self._common:
             self._common = common
             self._sessions, self._filters = {}, {}
-        self._sessions = {
-            peer: self._sessions.get(peer) or self._session(plan, peer, known)
-            for peer in plan.peers
-        }
+        sessions: dict[Peer, BgpConfig] = {}
+        problems = []
+        for peer in plan.peers:
+            try:
+                sessions[peer] = self._sessions.get(peer) or self._session(plan, peer, known)
+            except UsageError as error:
+                problems.append(f"BGP peer {peer.name} is left out: {error}")
+        self._sessions, self.problems = sessions, tuple(problems)
         return _whole(plan, tuple(self._sessions.values()), self._recovery_wait_s)
 
     def _session(self, plan: BgpPlan, peer: Peer, passwords: Mapping[Secret, str]) -> BgpConfig:
@@ -80,10 +86,7 @@ class SpeakerConfigs:
 def speaker_config(
     plan: BgpPlan, *, passwords: Mapping[Secret, str] | None = None
 ) -> SpeakerConfig:
-    """The whole daemon of a node; a session whose password is not known yet is disabled.
-
-    Raises UsageError for what the speaker refuses.
-    """
+    """The whole daemon of a node; a session whose password is not known yet is disabled."""
     return SpeakerConfigs().make(plan, passwords)
 
 
