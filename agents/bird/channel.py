@@ -15,7 +15,7 @@ from agents.bird.filter_eval import Facts, Leaf, finish, specialise
 from agents.bird.filters import ACCEPT_ALL, Filter, Source
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from agents.bird.net import Afi
     from agents.bird.nexthop import Resolver
@@ -155,6 +155,15 @@ class Channel:
         return self._enter(keys, path)
 
     def _enter(self, keys: Sequence[bytes], path: Path) -> int:
+        limit = self.import_limit
+        if limit is not None:
+            refused = self._beyond(limit, self.routes, path.path_id, keys, self._is_in)
+            if refused:
+                self.stats.imp_updates_ignored += len(refused)
+                self._forget(path.path_id, list(refused))
+                keys = [key for key in keys if key not in refused]
+                if not keys:
+                    return 0
         done = self.table.update(self, path.path_id, keys, path)
         self.stats.imp_updates_accepted += done.accepted
         self.stats.imp_updates_ignored += done.ignored
@@ -176,23 +185,40 @@ class Channel:
 
     def within_limits(self, path_id: int, keys: Sequence[bytes]) -> Sequence[bytes]:
         """The prefixes that may come in; sets ``limit_hit`` when there were too many."""
-        for limit, have, known in (
-            (self.receive_limit or MOST_RECEIVED, len(self.received), self._was_received),
-            (self.import_limit, self.routes, self._is_in),
-        ):
-            if limit is None or have + len(keys) <= limit.count:
-                continue
-            new = [key for key in dict.fromkeys(keys) if not known(path_id, key)]
-            if have + len(new) <= limit.count:
-                continue
+        limit = self.receive_limit or MOST_RECEIVED
+        refused = self._beyond(limit, len(self.received), path_id, keys, self._was_received)
+        if not refused:
+            return keys
+        self.stats.imp_updates_received += len(refused)
+        self.stats.imp_updates_invalid += len(refused)
+        return [key for key in keys if key not in refused]
+
+    def _beyond(
+        self,
+        limit: Limit,
+        have: int,
+        path_id: int,
+        keys: Sequence[bytes],
+        known: Callable[[int, bytes], bool],
+    ) -> frozenset[bytes]:
+        """The prefixes a limit keeps out; ``known`` are among those ``have`` already."""
+        if have + len(keys) <= limit.count:
+            return frozenset()
+        new = [key for key in dict.fromkeys(keys) if not known(path_id, key)]
+        if have + len(new) <= limit.count:
+            return frozenset()
+        self.limit_hit = limit
+        if limit.action is LimitAction.WARN:
+            return frozenset()
+        return frozenset(new[max(0, limit.count - have) :])
+
+    def check_limits(self) -> None:
+        """Set ``limit_hit`` if a limit is lower than what is here already."""
+        received, limit = self.receive_limit or MOST_RECEIVED, self.import_limit
+        if len(self.received) > received.count:
+            self.limit_hit = received
+        elif limit is not None and self.routes > limit.count:
             self.limit_hit = limit
-            if limit.action is not LimitAction.WARN:
-                room = max(0, limit.count - have)
-                refused = frozenset(new[room:])
-                self.stats.imp_updates_received += len(refused)
-                self.stats.imp_updates_invalid += len(refused)
-                keys = [key for key in keys if key not in refused]
-        return keys
 
     def _was_received(self, path_id: int, key: bytes) -> bool:
         return (path_id.to_bytes(4, "big") + key if self.with_path_ids else key) in self.received

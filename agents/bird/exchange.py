@@ -221,9 +221,11 @@ class RouteExchange:
             assert after is not None
             channel.receive_limit = after.receive_limit
             channel.import_limit = after.import_limit
+            channel.check_limits()
             exporter = self.exporters.get(afi)
             if exporter is not None:
                 exporter.config = after
+                exporter.check_limit()
             if before.import_filter != after.import_filter:
                 channel.refilter(after.import_filter)
             if exporter is not None and before.export_filter != after.export_filter:

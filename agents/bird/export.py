@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from agents.bird.attribute_codec import encode
+from agents.bird.config import LimitAction
 from agents.bird.filter_eval import Facts, Leaf, finish, specialise
 from agents.bird.outgoing import may_export, outgoing
 from agents.bird.update import announcements, withdrawals
@@ -109,6 +110,11 @@ class BgpExporter:
         if after and after in self._after_feed:
             before = after = b""
         self.start_feed(forced=True, before=before, after=after)
+
+    def check_limit(self) -> None:
+        """Set ``limit_hit`` if the limit is lower than what was told already."""
+        limit = self.config.export_limit
+        self.limit_hit = limit is not None and len(self.sent) > limit.count
 
     @property
     def busy(self) -> bool:
@@ -323,12 +329,14 @@ class BgpExporter:
                 self.seal()
         limit = self.config.export_limit
         if limit is not None and len(sent) + len(keys) > limit.count:
-            self.limit_hit = True
-            if limit.action == "block":
-                room = max(0, limit.count - len(sent))
-                keys = [key for key in keys if key in sent] + [
-                    key for key in keys if key not in sent
-                ][:room]
+            new = [key for key in keys if key not in sent]
+            room = max(0, limit.count - len(sent))
+            if len(new) > room:
+                self.limit_hit = True
+                if limit.action is LimitAction.BLOCK:
+                    keys = [key for key in keys if key in sent] + new[:room]
+                    if not keys:
+                        return
         self.channel.stats.exp_updates_accepted += len(keys)
         sent.update(dict.fromkeys(keys, attrs))
         self._on_change()

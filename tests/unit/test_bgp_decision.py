@@ -338,6 +338,52 @@ def test_import_limits(action: LimitAction, kept: int, up: bool) -> None:
         assert reasons == ["Received: Maximum number of prefixes reached"]
 
 
+def test_an_import_limit_counts_what_the_filter_let_in() -> None:
+    a, b = "10.0.0.1", "10.0.0.2"
+    some = Filter((If(net_in("192.168.0.0/24+"), (Accept(),)), Reject()))
+    limited = channel(import_limit=Limit(1, LimitAction.DISABLE), import_filter=some)
+    world = line(
+        (a, [bgp("b", b)], [f"192.168.{i}.0/26" for i in range(4)]),
+        (b, [bgp("a", a, ipv4=limited)], []),
+    )
+    assert list(world.table(b)) == ["192.168.0.0/26"]
+    assert world.speakers[b].peers["a"].session is not None
+
+
+@pytest.mark.parametrize(
+    ("action", "told", "up"),
+    [(LimitAction.WARN, 4, True), (LimitAction.BLOCK, 2, True), (LimitAction.DISABLE, 0, False)],
+)
+def test_export_limits(action: LimitAction, told: int, up: bool) -> None:
+    a, b = "10.0.0.1", "10.0.0.2"
+    limited = channel(export_limit=Limit(2, action))
+    routes = [f"192.168.{i}.0/26" for i in range(4)]
+    world = line((a, [bgp("b", b, ipv4=limited)], routes[:2]), (b, [bgp("a", a)], []))
+    # What was told already may be told again, otherwise.
+    marked = Filter((AddCommunity(CommunityKind.STANDARD, (64512, 1)), Accept()))
+    again = channel(export_limit=Limit(2, action), export_filter=marked)
+    world.configure(speaker_config(a, [bgp("b", b, ipv4=again)], routes[:2]))
+    world.run(1.0)
+    assert len(world.table(b)) == 2
+    for known in (routes[:3], routes):
+        world.configure(speaker_config(a, [bgp("b", b, ipv4=again)], known))
+        world.run(1.0)
+    assert len(world.table(b)) == told
+    assert (world.speakers[a].peers["b"].session is not None) is up
+
+
+@pytest.mark.parametrize("limit", ["receive_limit", "import_limit", "export_limit"])
+def test_a_limit_below_what_is_there_acts_at_once(limit: str) -> None:
+    a, b = "10.0.0.1", "10.0.0.2"
+    routes = ["192.168.0.0/26", "192.168.1.0/26"]
+    world = line((a, [bgp("b", b)], routes), (b, [bgp("a", a)], ["172.16.0.0/26", "172.16.1.0/26"]))
+    settings = {limit: Limit(1, LimitAction.DISABLE)}
+    lower = bgp("a", a, ipv4=channel(**settings))
+    world.configure(speaker_config(b, [lower], ["172.16.0.0/26", "172.16.1.0/26"]))
+    assert not world.speakers[b].peers["a"].enabled
+    assert world.speakers[b].peers["a"].last_error[1] == "Route limit exceeded"
+
+
 def test_two_octet_speakers_pass_wide_as_numbers_through() -> None:
     a, b, c = "10.0.0.1", "10.0.0.2", "10.0.0.3"
     world = line(
