@@ -10,6 +10,7 @@ import dataclasses
 from typing import TYPE_CHECKING, Final
 
 from agents.bird.config import BGP_PORT, BfdOptions
+from agents.bird.ctl.reply import Dialect
 from agents.bird.ctl.server import BirdControl
 from agents.bird.daemon import BirdDaemon
 from agents.bird.events import SessionUp
@@ -148,6 +149,7 @@ class NodeBird:
             clock=env.clock,
             log=env.log,
             root=self._config.root,
+            dialect=Dialect(self._settings.bird_dialect),
             bfd_rows=self._bfd_rows,
         )
         if self._mrt is not None:

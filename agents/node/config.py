@@ -44,7 +44,8 @@ class CalicoSettings:
     """What a node of a Calico network needs beside; modes are IPPool's.
 
     ``bird_ctl`` is where its BGP speaker's control socket is.  ``bfd`` and ``bmp``, a collector's
-    host and port, are None for none; ``mrt_messages`` keeps a file of all BGP messages.
+    host and port, are None for none; ``mrt_messages`` keeps a file of all BGP messages;
+    ``bird_dialect`` is the BIRD, 1 or 2, whose words the control socket speaks.
     """
 
     block_size: int
@@ -58,6 +59,7 @@ class CalicoSettings:
     bfd: BfdSettings | None = None
     bmp: tuple[str, int] | None = None
     mrt_messages: bool = False
+    bird_dialect: int = 1
 
 
 @dataclass(frozen=True, slots=True)

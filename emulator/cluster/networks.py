@@ -54,6 +54,8 @@ class CalicoSpec:
     # Host and port of a BMP collector that all nodes report to.
     bmp: tuple[str, int] | None = None
     mrt_messages: bool = False
+    # Whose words bird.ctl speaks: BIRD 1.6's, which Calico's own tools insist on, or BIRD 2's.
+    bird_dialect: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +142,7 @@ def _calico(fields: Fields, pod_cidr: Prefix) -> CalicoSpec:
         _bfd(fields),
         _collector(fields),
         fields.truth("mrtMessages", False),
+        fields.number("birdDialect", 1, 1, 2),
     )
 
 

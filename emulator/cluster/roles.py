@@ -183,6 +183,7 @@ def _calico(plan: ClusterPlan, node: NodePlan) -> CalicoSettings | None:
         bfd=None if spec.bfd is None else BfdSettings(*spec.bfd),
         bmp=spec.bmp,
         mrt_messages=spec.mrt_messages,
+        bird_dialect=spec.bird_dialect,
     )
 
 

@@ -7,7 +7,8 @@ name: podwire
 network: {type: flannel, podCIDR: 10.2.0.0/16, subnetLen: 24, backend: vxlan}
 # or: {type: calico, podCIDR: 192.168.0.0/16, blockSize: 26, ipipMode: Always, vxlanMode: Never,
 #      natOutgoing: true, asNumber: 64512, nodeToNodeMesh: true, bgpPort: 1790,
-#      bfd: {interval: 100ms, multiplier: 3}, bmp: "127.0.0.1:11019", mrtMessages: false}
+#      bfd: {interval: 100ms, multiplier: 3}, bmp: "127.0.0.1:11019", mrtMessages: false,
+#      birdDialect: 1}
 serviceCIDR: 10.3.0.0/16
 nodePortRange: 30000-32767
 nodeNetwork: {cidr: 172.17.4.0/22, gateway: 172.17.4.1}

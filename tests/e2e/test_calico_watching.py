@@ -78,7 +78,7 @@ def watched(home: Path, collector: Collector) -> Iterator[Podwire]:
     file.write_text(
         "apiVersion: podwire.dev/v1alpha1\nkind: Cluster\nnodes: 2\n"
         "network: {type: calico, bfd: {interval: 100ms, multiplier: 3}, mrtMessages: true, "
-        f'bmp: "127.0.0.1:{collector.port}"}}\n'
+        f'birdDialect: 2, bmp: "127.0.0.1:{collector.port}"}}\n'
     )
     podwire.podwire("up", str(file), "--detach")
     yield podwire
@@ -113,6 +113,14 @@ def test_the_collector_hears_of_both_nodes(watched: Podwire, collector: Collecto
     assert {m.peer for m in ups} == {node["ip"] for node in nodes(watched)}
     names = {m.tlvs[2].decode() for m in collector.messages if m.kind == bmp_collector.INITIATION}
     assert names == {node["name"] for node in nodes(watched)}
+
+
+def test_the_control_socket_speaks_the_bird_that_was_asked_for(watched: Podwire) -> None:
+    path = nodes(watched)[0]["bird_ctl"]
+    shown = ask(path, "show protocols")
+    assert shown.startswith("2002-Name       Proto      Table      State  Since         Info")
+    assert "Channel ipv4" in ask(path, "show protocols all")
+    assert ask(path, "show route").startswith("1007-Table master4:")
 
 
 def test_every_message_is_kept(watched: Podwire) -> None:

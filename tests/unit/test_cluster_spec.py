@@ -177,6 +177,7 @@ def test_a_user_and_tls_files_go_with_an_etcd_of_one_s_own() -> None:
         ("network: {type: calico, bfd: {hops: 3}}", "network.bfd.hops: unknown field"),
         ("network: {type: calico, bmp: here}", "'here' is not HOST:PORT of a BMP collector"),
         ("network: {type: calico, mrtMessages: 1}", "expected true or false"),
+        ("network: {type: calico, birdDialect: 3}", "birdDialect: 3 must be from 1"),
         ("network: {type: calico, backend: vxlan}", "network.backend: unknown field"),
         ("network: {type: calico, podCIDR: 192.168.0.0/25}\nnodes: 3", "2 blocks of /26, too few"),
     ],
@@ -199,6 +200,7 @@ def test_a_calico_network_is_watched_as_the_file_says() -> None:
     calico = load_spec("network: calico").network.calico
     assert calico is not None
     assert (calico.bfd, calico.bmp, calico.mrt_messages) == (None, None, False)
+    assert calico.bird_dialect == 1
     text = 'network: {type: calico, bfd: {interval: 50ms}, bmp: "10.0.0.1:5", mrtMessages: true}'
     calico = load_spec(text).network.calico
     assert calico is not None
