@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from agents.bird.attribute_codec import encode
 from agents.bird.config import LimitAction
-from agents.bird.filter_eval import Facts, Leaf, finish, specialise
+from agents.bird.filter_eval import Leaf, facts_of, finish, specialise
 from agents.bird.outgoing import may_export, outgoing
 from agents.bird.update import announcements, withdrawals
 
@@ -83,7 +83,7 @@ class BgpExporter:
             self._send([before])
         if self._feed:
             forced = forced or self._feed_forced
-        self._feed = list(self._table.routes)
+        self._feed = self._all_networks()
         if not forced:
             gone = [
                 key
@@ -98,6 +98,19 @@ class BgpExporter:
             self._after_feed.append(after)
         self._last = None
         self._on_change()
+
+    def _all_networks(self) -> list[bytes]:
+        """Those a peer may have to be told of; others are only counted."""
+        table = self._table
+        if not self.skips_inside or self.sent or table.outside_bgp:
+            return list(table.routes)
+        # In a full mesh nearly everything came from internal peers, and one session after the
+        # other would look through it.
+        found = table.not_bgp()
+        stats = self.channel.stats
+        stats.exp_updates_received += len(table.routes) - len(found)
+        stats.exp_updates_rejected += len(table.routes) - len(found)
+        return found
 
     def repeat(self, before: bytes, after: bytes) -> None:
         """The peer asks for everything again; asking before that has begun changes nothing.
@@ -268,7 +281,7 @@ class BgpExporter:
     ) -> None:
         stats = self.channel.stats
         stats.exp_updates_received += len(keys)
-        outcome = self._outcome(path)
+        outcome = self._outcome(path, keys)
         if outcome is None:
             stats.exp_updates_rejected += len(keys)
             self._withdraw([head + key for key in keys] if head else keys)
@@ -305,16 +318,17 @@ class BgpExporter:
         attrs = outgoing(leaf, path, self.terms, self.config)
         self._announce(keys, attrs, forced=forced, fresh=fresh)
 
-    def _outcome(self, path: Path) -> Leaf | Branch | None:
+    def _outcome(self, path: Path, keys: Sequence[bytes]) -> Leaf | Branch | None:
         """The filter's answer for a path, None if the protocol itself refuses it."""
         last = self._last
         if last is not None and last[0] is path:
             return last[1]
         outcome: Leaf | Branch | None = None
         if may_export(path, self.channel, self.terms):
-            ways = path.ways
-            facts = Facts(path.channel.source, ways[0].dev if ways else "", path.channel.name)
-            outcome = specialise(self.config.export_filter, path.attrs, facts)
+            export_filter = self.config.export_filter
+            if len(keys) == 1:
+                return self._table.answers.of(export_filter, path, self._table.afi, keys[0])
+            outcome = specialise(export_filter, path.attrs, facts_of(path))
         self._last = (path, outcome)
         return outcome
 

@@ -57,6 +57,11 @@ from agents.bird.net import Afi, Net
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from agents.bird.rib import NextHop, Path
+
+# Answers remembered for sessions that ask the same: a node's own routes times its filters.
+MAX_KNOWN: Final = 4096
+
 # Bits of ``Leaf.fresh``: the filter itself set these (BIRD's EAF_FRESH).
 FRESH_NEXT_HOP: Final = 1
 FRESH_MED: Final = 2
@@ -157,6 +162,38 @@ def finish(outcome: Leaf | Branch, afi: Afi, key: bytes) -> Leaf:
 def evaluate(filter_: Filter, net: Net, attrs: Attrs, facts: Facts) -> Leaf:
     """The answer for one route."""
     return finish(specialise(filter_, attrs, facts), net.afi, net.key)
+
+
+class Answers:
+    """What filters said of routes, for all sessions that have the same filter.
+
+    A node of a mesh tells each of its peers the same few routes.
+    """
+
+    __slots__ = ("_known",)
+
+    def __init__(self) -> None:
+        self._known: dict[
+            tuple[int, int, bytes], tuple[Filter, Path, tuple[NextHop, ...], Leaf]
+        ] = {}
+
+    def of(self, filter_: Filter, path: Path, afi: Afi, key: bytes) -> Leaf:
+        """The answer for one network."""
+        name = (id(filter_), id(path), key)
+        known = self._known.get(name)
+        # Both objects are kept, so that no other can come to have their ids.
+        if known is None or known[2] is not path.ways:
+            if len(self._known) >= MAX_KNOWN:
+                self._known.clear()
+            leaf = finish(specialise(filter_, path.attrs, facts_of(path)), afi, key)
+            known = self._known[name] = (filter_, path, path.ways, leaf)
+        return known[3]
+
+
+def facts_of(path: Path) -> Facts:
+    """What a filter sees of a path as it is now."""
+    ways = path.ways
+    return Facts(path.channel.source, ways[0].dev if ways else "", path.channel.name)
 
 
 def _run(rest: _Rest | None, attrs: Attrs, facts: Facts, fresh: int) -> Leaf | Branch:

@@ -15,7 +15,7 @@ from agents.bird.attributes import Attrs
 from agents.bird.channel import Channel
 from agents.bird.config import Dest
 from agents.bird.decision import mergeable
-from agents.bird.filter_eval import Facts, evaluate
+from agents.bird.filter_eval import evaluate, facts_of
 from agents.bird.filters import Source
 from agents.bird.net import Afi, Net
 from agents.bird.rib import NextHop, Path, Table
@@ -353,12 +353,7 @@ class KernelProtocol:
         return KernelRoute(net, Dest.UNICAST, tuple(ways), metric)
 
     def _filtered(self, net: Net, path: Path) -> Attrs | None:
-        facts = Facts(
-            path.channel.source,
-            path.ways[0].dev if path.ways else "",
-            path.channel.name,
-        )
-        leaf = evaluate(self.config.export_filter, net, path.attrs, facts)
+        leaf = evaluate(self.config.export_filter, net, path.attrs, facts_of(path))
         return leaf.attrs if leaf.accept else None
 
     def _ways(self, path: Path, attrs: Attrs) -> list[KernelWay]:

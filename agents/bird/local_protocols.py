@@ -41,12 +41,18 @@ class LocalProtocols:
         self._tables = tables
         self._resolvers = resolvers
         self._interval_s = 0.0
+        self._told: object = None
 
     def configure(self, config: SpeakerConfig, now: float, *, held: bool) -> None:
         """Follow the configuration, then look at the kernel; ``held`` keeps it from being written.
 
-        A protocol that stays keeps its routes as far as they are still wanted.
+        A protocol that stays keeps its routes as far as they are still wanted.  What was told last
+        is not looked at again: most configurations change a neighbour.
         """
+        about = (config.static, config.direct, config.kernel, config.device, held)
+        if about == self._told:
+            return
+        self._told = about
         intervals = [config.device.scan_s]
         if config.kernel is not None:
             intervals.append(config.kernel.scan_s)

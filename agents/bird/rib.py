@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 from agents.bird.attributes import LLGR_STALE, Attrs, has_community
 from agents.bird.config import Dest
 from agents.bird.decision import select
+from agents.bird.filter_eval import Answers
 from agents.bird.filters import Source
 
 if TYPE_CHECKING:
@@ -161,6 +162,9 @@ class Table:
         # Networks that a protocol other than BGP has a route to, by length: next hops look here.
         self.igp: dict[int, dict[int, bytes]] = {}
         self.igp_changed = False
+        # Routes of BGP that internal peers are told of.
+        self.outside_bgp = 0
+        self.answers = Answers()
         self._tx_id = 0
         # Changes of internal peers' routes, which most internal peers are not told of.
         self.inside_updates = 0
@@ -188,6 +192,10 @@ class Table:
         for key, entry in self.routes.items():
             yield key, entry if isinstance(entry, tuple) else (entry,)
 
+    def not_bgp(self) -> list[bytes]:
+        """Every network with a route of a protocol other than BGP."""
+        return [key for networks in self.igp.values() for key in networks.values()]
+
     def update(
         self, channel: Channel, path_id: int, keys: Sequence[bytes], path: Path | None
     ) -> Updated:
@@ -195,6 +203,7 @@ class Table:
         routes = self.routes
         if not keys:
             return Updated(0, 0)
+        had = channel.routes
         if path is not None and routes.keys().isdisjoint(keys):
             before = len(routes)
             routes.update(dict.fromkeys(keys, path))
@@ -214,6 +223,8 @@ class Table:
             if channel.source is not Source.BGP:
                 self._index(changed)
             inside = channel.is_inside
+            if not inside and channel.source is Source.BGP:
+                self.outside_bgp += channel.routes - had
             if inside:
                 # In a full mesh nearly every change is one that nobody else is told of: counting it
                 # once for all keeps a mesh of n nodes from costing n times n times n.
