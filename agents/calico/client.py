@@ -36,6 +36,7 @@ from agents.calico.resources import (
     spec_of,
     to_stored,
 )
+from agents.calico.unenforced import refuse_rules
 from agents.calico.validation import prepare
 from agents.calico.validation_policy import shown_name, storage_name
 from agents.calico.validation_pool import default_pool_spec
@@ -90,6 +91,7 @@ class ResourceClient:
                 )
             )
         ready = prepare(resource)
+        refuse_rules(ready)
         if ready["kind"] == "IPPool":
             await self._check_new_pool(ready)
         metadata = ready["metadata"]
@@ -107,6 +109,7 @@ class ResourceClient:
     async def update(self, resource: Resource) -> Resource:
         """Replace a resource that must still have its ``metadata.resourceVersion``."""
         ready = prepare(resource)
+        refuse_rules(ready)
         version = ready["metadata"].get("resourceVersion")
         if not version:
             raise ValidationError(
@@ -130,8 +133,11 @@ class ResourceClient:
             raise UpdateConflictError(label) from None
         return _with_version(ready, revision)
 
-    async def apply(self, resource: Resource) -> Resource:
-        """Create, or replace what is there; keeps its uid and creation time."""
+    async def apply(self, resource: Resource, *, keep_labels: bool = False) -> Resource:
+        """Create, or replace what is there; keeps its uid and creation time.
+
+        ``keep_labels``: its labels and annotations stay, too, unless the new ones say otherwise.
+        """
         kind, name, namespace = resource["kind"], name_of(resource), namespace_of(resource)
         pinned = resource["metadata"].get("resourceVersion")
         for _ in range(APPLY_RETRIES):
@@ -142,13 +148,22 @@ class ResourceClient:
                     return await self.create(resource)
                 except AlreadyExistsError:
                     continue
-            merged = copy.deepcopy(resource)
-            for field in ("uid", "creationTimestamp"):
-                merged["metadata"][field] = old["metadata"].get(field)
-            merged["metadata"]["resourceVersion"] = pinned or old["metadata"]["resourceVersion"]
             try:
-                return await self.update(merged)
+                return await self.update(_over(old, resource, keep_labels=keep_labels))
             except (UpdateConflictError, DoesNotExistError):
+                if pinned:
+                    raise
+        raise UpdateConflictError(_label_of(resource))
+
+    async def replace(self, resource: Resource) -> Resource:
+        """Put a resource in the place of one, whose labels stay; DoesNotExistError."""
+        kind, name, namespace = resource["kind"], name_of(resource), namespace_of(resource)
+        pinned = resource["metadata"].get("resourceVersion")
+        for _ in range(APPLY_RETRIES):
+            old = await self.get(kind, name, namespace)
+            try:
+                return await self.update(_over(old, resource, keep_labels=True))
+            except UpdateConflictError:
                 if pinned:
                     raise
         raise UpdateConflictError(_label_of(resource))
@@ -273,6 +288,20 @@ class ResourceClient:
                         spec["blockSize"],
                     )
                 )
+
+
+def _over(old: Resource, new: Resource, *, keep_labels: bool) -> Resource:
+    """A resource for the place of another: what the old one is stays."""
+    merged = copy.deepcopy(new)
+    metadata = {**merged["metadata"]}
+    for field in ("uid", "creationTimestamp"):
+        metadata[field] = old["metadata"].get(field)
+    metadata.setdefault("resourceVersion", old["metadata"]["resourceVersion"])
+    for field in ("labels", "annotations") if keep_labels else ():
+        both = {**(old["metadata"].get(field) or {}), **(metadata.get(field) or {})}
+        if both:
+            metadata[field] = both
+    return {**merged, "metadata": metadata}
 
 
 def _check_changed_pool(old: dict[str, Any], new: dict[str, Any]) -> None:

@@ -39,19 +39,19 @@ class Kind(NamedTuple):
 KINDS: Final = {
     kind.name: kind
     for kind in (
-        Kind("IPPool", "ippools", aliases=("pool", "pools")),
-        Kind("Node", "nodes", aliases=("no",)),
-        Kind("BGPPeer", "bgppeers"),
+        Kind("IPPool", "ippools", aliases=("ipp", "ipps", "pool", "pools")),
+        Kind("Node", "nodes", aliases=("no", "nos")),
+        Kind("BGPPeer", "bgppeers", aliases=("bgpp", "bgpps", "bp", "bps")),
         Kind("BGPConfiguration", "bgpconfigurations", aliases=("bgpconfig", "bgpconfigs")),
         Kind("BGPFilter", "bgpfilters"),
         Kind("FelixConfiguration", "felixconfigurations", aliases=("felixconfig", "felixconfigs")),
         Kind("ClusterInformation", "clusterinformations", aliases=("clusterinfo", "clusterinfos")),
         Kind("GlobalNetworkPolicy", "globalnetworkpolicies", aliases=("gnp", "gnps")),
-        Kind("GlobalNetworkSet", "globalnetworksets"),
+        Kind("GlobalNetworkSet", "globalnetworksets", aliases=("gnetsets",)),
         Kind("HostEndpoint", "hostendpoints", aliases=("hep", "heps")),
-        Kind("Profile", "profiles", aliases=("pro",)),
+        Kind("Profile", "profiles", aliases=("pro", "pros")),
         Kind("Tier", "tiers"),
-        Kind("IPReservation", "ipreservations"),
+        Kind("IPReservation", "ipreservations", aliases=("reservation", "reservations")),
         Kind("IPAMConfiguration", "ipamconfigurations", aliases=("ipamconfig", "ipamconfigs")),
         Kind(
             "KubeControllersConfiguration",
@@ -64,12 +64,17 @@ KINDS: Final = {
             namespaced=True,
             aliases=("wep", "weps"),
         ),
-        Kind("NetworkPolicy", "networkpolicies", namespaced=True, aliases=("np", "nps")),
+        Kind(
+            "NetworkPolicy",
+            "networkpolicies",
+            namespaced=True,
+            aliases=("np", "nps", "policy", "policies", "pol", "pols"),
+        ),
         Kind("NetworkSet", "networksets", namespaced=True, aliases=("netset", "netsets")),
     )
 }
 # In the order Go's ObjectMeta declares them, which is the order of the stored JSON.
-_METADATA: Final = (
+METADATA: Final = (
     "name",
     "generateName",
     "namespace",
@@ -197,7 +202,7 @@ def to_stored(resource: Resource) -> Resource:
     metadata = resource["metadata"]
     ordered = {
         key: metadata[key]
-        for key in _METADATA
+        for key in METADATA
         if metadata.get(key) not in (None, "", {}, []) and key != "resourceVersion"
     }
     ordered.setdefault("creationTimestamp", None)

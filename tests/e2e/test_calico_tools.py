@@ -138,7 +138,10 @@ def test_calicoctl_reads_files_and_writes_reports(calico: Podwire, tmp_path: Pat
         "192.168.145.64",
     ]
     refused = calico.podwire("calicoctl", "get", "nosuch", check=False)
-    assert (refused.code, refused.err) == (1, "resource type 'nosuch' is not supported\n")
+    assert (refused.code, refused.err) == (
+        1,
+        "Failed to get resources: resource type 'nosuch' is not supported\n",
+    )
     unknown = calico.podwire("calicoctl", "--node", "kube-9", "node", "status", check=False)
     assert unknown.code == 2
     assert "no node 'kube-9' (there are: kube-0, kube-1)" in unknown.err

@@ -18,6 +18,7 @@ from agents.calico.ctl.node_status import peers_of, render
 from agents.calico.ctl.tables import box, columns, wrap
 from agents.calico.ipam.ipam import Ipam
 from agents.calico.ipam.model import handle_key
+from agents.calico.known_fields import unknown_fields
 from agents.calico.net import Cidr, Ip
 from agents.calico.resources import new_resource
 from emulator.errors import PodwireError
@@ -136,15 +137,24 @@ async def test_what_get_exports_can_be_applied_elsewhere() -> None:
 @pytest.mark.parametrize(
     ("argv", "error"),
     [
-        (("get", "cow"), "resource type 'cow' is not supported"),
+        (("get", "cow"), "Failed to get resources: resource type 'cow' is not supported"),
+        (("delete", "cow", "x"), "resource type 'cow' is not supported"),
+        (("get", "ippool", "-o", "sideways"), "unrecognized output format 'sideways'"),
+        (("get", "ippool", "-o", "custom-columns"), "unrecognized output format 'custom-columns'"),
+        (("get", "ippool", "-o", "custom-columns="), "need to specify at least one column"),
+        (("get", "ippool", "-o", "go-template={{.}}"), "needs Go's templates; take json or yaml"),
+        (("get", "wep", "x", "-A"), "cannot use --all-namespace flag for getting a single"),
+        (
+            ("get", "pool", "-o", "custom-columns=IP"),
+            "Unknown heading IP, valid values are: NAME, ",
+        ),
         (("get", "ippool", "none"), "resource does not exist: IPPool(none)"),
         (("get", "ippool", "-n", "default"), "IPPool is not namespaced"),
         (("get", "wep", "-n", "a", "-A"), "cannot use both --namespace and --all-namespaces"),
-        (("get", "ippool", "-o", "custom-columns=COLOUR"), "IPPool has no column COLOUR"),
         (("apply", "-f", "empty"), "No resources specified in file empty"),
         (("apply", "-f", "text"), "document 1: expected a resource, found str"),
         (("apply", "-f", "broken"), "yaml: "),
-        (("apply", "-f", "pod"), "document 1: unknown resource type {Pod v1}"),
+        (("apply", "-f", "pod"), "Failed to execute command: document 1: Unknown resource"),
         (("apply",), "apply: no resources specified; give a file with --filename"),
         (("label", "node", "x", "a"), "give KEY=VALUE to set a label"),
         (("patch", "node", "x", "-p", "{"), "--patch: not JSON"),
@@ -394,3 +404,239 @@ async def test_reports_release_only_what_all_of_them_call_leaked() -> None:
     merged = merge_reports([report("10.0.0.1", "10.0.0.2"), report("10.0.0.2", "10.0.0.3")])
     assert list(merged.ips) == ["10.0.0.2"]
     assert merged.ips["10.0.0.2"].sequence_number == 1
+
+
+# -- what is refused, and what is said of what nobody acts on -------------------------------------
+
+V3 = "projectcalico.org/v3"
+
+
+def document(kind: str, name: str, spec: object, **metadata: object) -> str:
+    return yaml.safe_dump(
+        {"apiVersion": V3, "kind": kind, "metadata": {"name": name, **metadata}, "spec": spec}
+    )
+
+
+async def test_a_misspelt_field_is_refused_and_nothing_of_the_file_is_written() -> None:
+    terminal = Terminal()
+    good = document("IPPool", "good", {"cidr": "10.8.0.0/16"})
+    bad = document("IPPool", "bad", {"cidr": "10.9.0.0/16", "ipipmode": "Always"})
+    terminal.files["pools"] = f"{good}---\n{bad}"
+    assert await terminal.fails("apply", "-f", "pools") == (
+        'Failed to execute command: document 2: IPPool bad: unknown field "spec.ipipmode"\n'
+    )
+    rule = {"action": "Allow", "source": {"net": ["10.0.0.0/8"], "ports": [1]}, "to": {}}
+    terminal.files["policy"] = document("GlobalNetworkPolicy", "p", {"ingress": [rule]})
+    assert 'unknown fields "spec.ingress[0].source.net", "spec.ingress[0].to"' in (
+        await terminal.fails("create", "-f", "policy")
+    )
+    assert await terminal.ok("get", "pools", "-o", "name") == ""
+    await terminal.client.create(new_resource("IPPool", "p", {"cidr": "10.7.0.0/16"}))
+    patch = ("patch", "ippool", "p", "-p", '{"spec":{"natoutgoing":true}}')
+    assert 'unknown field "spec.natoutgoing"' in await terminal.fails(*patch)
+
+
+async def test_what_calico_s_own_programs_write_has_only_known_fields() -> None:
+    for kind, spec in (
+        ("Node", {"bgp": {"ipv4Address": "10.0.0.1/24"}, "orchRefs": [{"nodeName": "a"}]}),
+        ("FelixConfiguration", {"anythingAtAll": 1}),
+        ("BGPPeer", {"peerIP": "10.0.0.1", "password": {"secretKeyRef": {"name": "s"}}}),
+    ):
+        assert unknown_fields(new_resource(kind, "x", spec)) == []
+
+
+@pytest.mark.parametrize(
+    ("rule", "said"),
+    [
+        ({"http": {"methods": ["GET"]}}, "http needs Calico's application layer policy"),
+        ({"destination": {"services": {"name": "web"}}}, "destination.services is not emulated"),
+    ],
+)
+async def test_rules_that_packets_cannot_tell_are_refused(rule: Resource, said: str) -> None:
+    terminal = Terminal()
+    spec = {"selector": "all()", "egress": [{"action": "Allow"}, {"action": "Allow", **rule}]}
+    terminal.files["policy"] = document("GlobalNetworkPolicy", "p", spec)
+    error = await terminal.fails("apply", "-f", "policy")
+    assert "EgressRule = '2'" in error
+    assert said in error
+    assert await terminal.ok("get", "gnp", "-o", "name") == ""
+
+
+@pytest.mark.parametrize(
+    ("kind", "spec", "said"),
+    [
+        ("HostEndpoint", {"node": "a", "interfaceName": "eth0"}, "host endpoints are not enforced"),
+        ("Tier", {"order": 1}, "only the tier default is known"),
+        ("GlobalNetworkPolicy", {"tier": "other"}, "only the tier default is known, not other"),
+        (
+            "GlobalNetworkPolicy",
+            {"preDNAT": True, "applyOnForward": True},
+            "preDNAT policies act on host endpoints, which are not enforced",
+        ),
+        (
+            "GlobalNetworkPolicy",
+            {"doNotTrack": True, "applyOnForward": True},
+            "doNotTrack policies act on host endpoints, which are not enforced",
+        ),
+        ("GlobalNetworkPolicy", {"applyOnForward": True}, "its rules apply to workloads"),
+    ],
+)
+async def test_what_nobody_acts_on_is_said_when_it_is_written(
+    kind: str, spec: Resource, said: str
+) -> None:
+    terminal = Terminal()
+    terminal.files["it"] = document(kind, "it", spec)
+    assert (
+        await terminal.ok("apply", "-f", "it") == f"Successfully applied 1 '{kind}' resource(s)\n"
+    )
+    assert terminal.err.startswith(f"WARNING: {kind} it: ")
+    assert said in terminal.err
+
+
+async def test_what_other_programs_keep_cannot_be_changed() -> None:
+    terminal = Terminal()
+    await terminal.client.create(new_resource("ClusterInformation", "default", {}))
+    terminal.files["info"] = document("ClusterInformation", "default", {"clusterGUID": "x"})
+    for argv in (
+        ("apply", "-f", "info"),
+        ("delete", "clusterinfo", "default"),
+        ("patch", "clusterinfo", "default", "-p", '{"spec":{"clusterGUID":"x"}}'),
+    ):
+        assert "ClusterInformation(default): resource is readonly" in await terminal.fails(*argv)
+    terminal.files["np"] = document("NetworkPolicy", "knp.default.web", {}, namespace="default")
+    for argv in (("create", "-f", "np"), ("delete", "-f", "np"), ("replace", "-f", "np")):
+        assert "must be managed through the kubernetes API" in await terminal.fails(*argv)
+
+
+async def test_some_of_many_resources_fail() -> None:
+    terminal = Terminal()
+    pools = [document("IPPool", f"p{n}", {"cidr": f"10.{n}.0.0/16"}) for n in (1, 2)]
+    terminal.files["pools"] = "---\n".join(
+        (*pools, document("IPPool", "p3", {"cidr": "10.1.1.0/24"}))
+    )
+    assert (await terminal.fails("apply", "-f", "pools")).startswith(
+        "Hit error(s): [error with field"
+    )
+    assert terminal.out == "Partial success: applied the first 2 out of 3 'IPPool' resources:\n"
+    assert await terminal.fails("delete", "pool", "p1", "p3", "p2") == (
+        "Failed to delete 'IPPool' resource: resource does not exist: IPPool(p3) with error: "
+        "<nil>\n"
+    )
+    assert terminal.out == "Successfully deleted 2 'IPPool' resource(s)\n"
+    assert await terminal.ok("delete", "pool", "p3", "--skip-not-exists")
+    assert await terminal.fails("replace", "-f", "pools") == (
+        "Failed to replace any 'IPPool' resources: resource does not exist: IPPool(p3) with error: "
+        "<nil>\n"
+    )
+    assert await terminal.fails("patch", "pool", "p1", "-p", "{}") == (
+        "Hit error: resource does not exist: IPPool(p1) with error: <nil>\n"
+    )
+
+
+async def test_labels_add_to_what_there_is_and_are_told_as_the_original_tells() -> None:
+    terminal = Terminal()
+    labels = {"a": "1"}
+    await terminal.client.create(
+        new_resource("Node", "n", {}, labels=labels, annotations={"kept": "yes"})
+    )
+    label = ("label", "nodes", "n")
+    assert await terminal.ok(*label, "b=2") == "Successfully set label b on nodes n\n"
+    assert await terminal.ok(*label, "b=2") == "Successfully updated label b on nodes n\n"
+    assert "is already present. please use '--overwrite'" in await terminal.fails(*label, "b=3")
+    assert await terminal.ok(*label, "b", "--remove") == (
+        "Successfully removed label b from nodes n\n"
+    )
+    assert await terminal.fails(*label, "b", "--remove") == (
+        "cannot remove label of nodes n, key b does not exist\n"
+    )
+    assert await terminal.fails("label", "nodes", "m", "b=1") == "nodes m not found\n"
+    terminal.files["node"] = document("Node", "n", {}, labels={"c": "3"})
+    for verb in ("apply", "replace"):
+        await terminal.ok(verb, "-f", "node")
+        metadata = (await terminal.client.get("Node", "n"))["metadata"]
+        assert metadata["labels"] == {"a": "1", "c": "3"}
+        assert metadata["annotations"] == {"kept": "yes"}
+
+
+async def test_every_name_asked_for_is_a_table_of_its_own() -> None:
+    terminal = Terminal()
+    for name in ("a", "b"):
+        await terminal.client.create(new_resource("Tier", name, {"order": 1000000}))
+    assert await terminal.fails("get", "tiers", "b", "x", "a") == (
+        "resource does not exist: Tier(x) with error: <nil>\n"
+    )
+    head = "NAME   ORDER   \n"
+    assert terminal.out == f"{head}b      1e+06   \n\n{head}a      1e+06   \n\n"
+
+
+@pytest.mark.parametrize(
+    ("kind", "spec", "style", "table"),
+    [
+        (
+            "ClusterInformation",
+            {"clusterGUID": "g", "clusterType": "k8s", "datastoreReady": True},
+            "ps",
+            "NAME   CLUSTERGUID   CLUSTERTYPE   CALICOVERSION   DATASTOREREADY   \n"
+            "x      g             k8s                           true             \n\n",
+        ),
+        ("FelixConfiguration", {"logSeverityScreen": "Info"}, "wide", "NAME   \nx      \n\n"),
+        (
+            "Profile",
+            {"labelsToApply": {"pcns.b": "2", "pcns.a": "1"}},
+            "wide",
+            "NAME   LABELS              \nx      pcns.a=1,pcns.b=2   \n\n",
+        ),
+        (
+            "IPReservation",
+            {"reservedCIDRs": ["10.0.0.0/24", "10.0.1.0/24"]},
+            "wide",
+            "NAME   CIDRS                     \nx      10.0.0.0/24,10.0.1.0/24   \n\n",
+        ),
+        (
+            "GlobalNetworkPolicy",
+            {"selector": "all()"},
+            "wide",
+            "NAME   ORDER   SELECTOR   \nx      <nil>   all()      \n\n",
+        ),
+        (
+            "GlobalNetworkPolicy",
+            {"selector": "all()", "order": 1234567.5},
+            "wide",
+            "NAME   ORDER           SELECTOR   \nx      1.2345675e+06   all()      \n\n",
+        ),
+    ],
+)
+async def test_the_columns_of_each_kind(kind: str, spec: Resource, style: str, table: str) -> None:
+    terminal = Terminal()
+    await terminal.client.create(new_resource(kind, "x", spec))
+    assert await terminal.ok("get", kind, "-o", style) == table
+
+
+async def test_long_lists_of_networks_are_cut_off() -> None:
+    terminal = Terminal()
+    nets = [f"10.{number}.0.0/16" for number in range(100)]
+    await terminal.client.create(new_resource("GlobalNetworkSet", "x", {"nets": nets}))
+    row = (await terminal.ok("get", "gnetsets", "-o", "wide")).splitlines()[1]
+    assert row == f"x      {','.join(nets)[:77]}...   "
+
+
+async def test_a_namespace_asked_for_is_a_column() -> None:
+    terminal = Terminal()
+    nats = [{"internalIP": "10.0.0.1", "externalIP": "1.2.3.4"}]
+    spec = {
+        "orchestrator": "k8s", "node": "n", "pod": "p", "endpoint": "eth0", "ipNATs": nats,
+    }  # fmt: skip
+    endpoint = new_resource("WorkloadEndpoint", "n-k8s-p-eth0", spec, namespace="ops")
+    await terminal.client.create(endpoint)
+    columns = ("get", "wep", "-o", "custom-columns=WORKLOAD,ORCHESTRATOR,NATS")
+    assert await terminal.ok(*columns, "-n", "ops") == (
+        "NAMESPACE   WORKLOAD   ORCHESTRATOR   NATS                 \n"
+        "ops         p          k8s            {10.0.0.1 1.2.3.4}   \n\n"
+    )
+
+
+async def test_a_program_s_apply_leaves_no_label_of_the_one_before() -> None:
+    terminal = Terminal()
+    await terminal.client.create(new_resource("Node", "n", {}, labels={"old": "1"}))
+    await terminal.client.apply(new_resource("Node", "n", {}, labels={"new": "1"}))
+    assert (await terminal.client.get("Node", "n"))["metadata"]["labels"] == {"new": "1"}

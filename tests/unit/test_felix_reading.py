@@ -159,3 +159,19 @@ def test_an_endpoint_s_own_labels_come_before_its_profiles() -> None:
     web["metadata"]["labels"] = {"app": "own"}
     (found,) = read_state({**kvp(profile), **kvp(web)}, "kube-0").endpoints
     assert found.labels == {"app": "own", "a": "b"}
+
+
+def test_a_rule_that_asks_for_more_than_packets_tell_is_left_out_not_widened() -> None:
+    rules = [
+        {"action": "Allow", "http": {"methods": ["GET"]}},
+        {"action": "Allow", "source": {"services": {"name": "web"}}},
+        {"action": "Allow", "source": {"nets": ["10.0.0.0/8"]}},
+    ]
+    policy = new_resource("GlobalNetworkPolicy", "default.p", {"ingress": rules})
+    state = read_state(kvp(policy), "a")
+    (read,) = state.policies
+    assert [rule.source.nets for rule in read.ingress] == [("10.0.0.0/8",)]
+    assert [text.partition(" is left out: ")[0] for text in state.refused] == [
+        "GlobalNetworkPolicy default.p: ingress rule 1",
+        "GlobalNetworkPolicy default.p: ingress rule 2",
+    ]

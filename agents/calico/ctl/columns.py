@@ -5,9 +5,11 @@ Source: projectcalico/calico calicoctl/calicoctl/resourcemgr/*.go.
 
 from __future__ import annotations
 
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from agents.calico.resources import name_of, namespace_of
+from emulator.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -15,6 +17,11 @@ if TYPE_CHECKING:
     from agents.calico.resources import Resource
 
     Cell = Callable[[Resource, "Cluster"], str]
+
+
+# joinAndTruncate's last argument in the columns of networks.
+MAX_LIST: Final = 80
+_CUT: Final = "..."
 
 
 class Cluster(NamedTuple):
@@ -48,6 +55,17 @@ def _joined(field: str) -> Cell:
     return cell
 
 
+def _shortened(field: str) -> Cell:
+    """A list joined, cut off where it gets long (joinAndTruncate)."""
+    joined = _joined(field)
+
+    def cell(resource: Resource, cluster: Cluster) -> str:
+        text = joined(resource, cluster)
+        return text if len(text) <= MAX_LIST else text[: MAX_LIST - len(_CUT)] + _CUT
+
+    return cell
+
+
 def _counted(field: str) -> Cell:
     def cell(resource: Resource, cluster: Cluster) -> str:
         return str(len((resource.get("spec") or {}).get(field) or ()))
@@ -59,6 +77,8 @@ def go_text(value: Any) -> str:
     """A value as Go's %v prints it."""
     if isinstance(value, bool):
         return "true" if value else "false"
+    if isinstance(value, dict):
+        return "{" + " ".join(go_text(each) for each in value.values()) + "}"
     return str(value)
 
 
@@ -78,10 +98,25 @@ def _peer_node(resource: Resource, cluster: Cluster) -> str:
 
 def _order(resource: Resource, cluster: Cluster) -> str:
     order = (resource.get("spec") or {}).get("order")
-    return "<no value>" if order is None else f"{order:g}"
+    return "<nil>" if order is None else go_float(order)
+
+
+def go_float(value: float) -> str:
+    """A float64 as Go's %v prints it: as short as can be, with an exponent from 1e+06 on."""
+    digits = repr(float(value))
+    if 1e-4 <= abs(value) < 1e6 or not value:
+        return digits.removesuffix(".0")
+    mantissa, _, exponent = f"{Decimal(digits).normalize():e}".partition("e")
+    return f"{mantissa}e{exponent[0]}{exponent[1:].rjust(2, '0')}"
+
+
+def _given_labels(resource: Resource, cluster: Cluster) -> str:
+    labels = (resource.get("spec") or {}).get("labelsToApply") or {}
+    return ",".join(sorted(f"{key}={value}" for key, value in labels.items()))
 
 
 _POLICY: Final = {"NAME": _name, "ORDER": _order, "SELECTOR": _spec("selector")}
+_SET: Final = Layout(("NAME",), ("NAME", "NETS"), {"NAME": _name, "NETS": _shortened("nets")})
 _NAME_ONLY: Final = Layout(("NAME",), ("NAME",), {"NAME": _name})
 LAYOUTS: Final[Mapping[str, Layout]] = {
     "Node": Layout(
@@ -154,6 +189,7 @@ LAYOUTS: Final[Mapping[str, Layout]] = {
         {
             "NAME": _name,
             "WORKLOAD": lambda resource, _: _workload(resource),
+            "ORCHESTRATOR": _spec("orchestrator"),
             "NODE": _spec("node"),
             "NETWORKS": _joined("ipNetworks"),
             "INTERFACE": _spec("interfaceName"),
@@ -163,10 +199,12 @@ LAYOUTS: Final[Mapping[str, Layout]] = {
     ),
     "GlobalNetworkPolicy": Layout(("NAME",), ("NAME", "ORDER", "SELECTOR"), _POLICY),
     "NetworkPolicy": Layout(("NAME",), ("NAME", "ORDER", "SELECTOR"), _POLICY),
-    "GlobalNetworkSet": Layout(
-        ("NAME",), ("NAME", "NETS"), {"NAME": _name, "NETS": _joined("nets")}
+    "GlobalNetworkSet": _SET,
+    "NetworkSet": _SET,
+    "IPReservation": Layout(
+        ("NAME",), ("NAME", "CIDRS"), {"NAME": _name, "CIDRS": _shortened("reservedCIDRs")}
     ),
-    "NetworkSet": Layout(("NAME",), ("NAME", "NETS"), {"NAME": _name, "NETS": _joined("nets")}),
+    "Profile": Layout(("NAME",), ("NAME", "LABELS"), {"NAME": _name, "LABELS": _given_labels}),
     "HostEndpoint": Layout(
         ("NAME", "NODE"),
         ("NAME", "NODE", "INTERFACE", "IPS", "PROFILES"),
@@ -179,7 +217,7 @@ LAYOUTS: Final[Mapping[str, Layout]] = {
         },
     ),
     "ClusterInformation": Layout(
-        ("NAME", "CLUSTERGUID"),
+        ("NAME", "CLUSTERGUID", "CLUSTERTYPE", "CALICOVERSION", "DATASTOREREADY"),
         ("NAME", "CLUSTERGUID", "CLUSTERTYPE", "CALICOVERSION", "DATASTOREREADY"),
         {
             "NAME": _name,
@@ -188,11 +226,6 @@ LAYOUTS: Final[Mapping[str, Layout]] = {
             "CALICOVERSION": _spec("calicoVersion"),
             "DATASTOREREADY": _spec("datastoreReady"),
         },
-    ),
-    "FelixConfiguration": Layout(
-        ("NAME",),
-        ("NAME", "LOGSEVERITY"),
-        {"NAME": _name, "LOGSEVERITY": _spec("logSeverityScreen")},
     ),
     "Tier": Layout(("NAME", "ORDER"), ("NAME", "ORDER"), {"NAME": _name, "ORDER": _order}),
 }
@@ -206,7 +239,7 @@ def layout_of(kind: str) -> Layout:
 def _workload(resource: Resource) -> str:
     """The pod of an endpoint, or the workload of another orchestrator."""
     spec = resource.get("spec") or {}
-    return spec.get("pod") or spec.get("workload") or ""
+    return spec.get("workload") or spec.get("pod") or ""
 
 
 def table_rows(
@@ -220,10 +253,14 @@ def table_rows(
 ) -> tuple[list[str], list[list[str]]]:
     """Headings and rows of a list; ``custom`` are columns asked for by name.
 
-    Raises KeyError with the name of a column the kind does not have.
+    Raises UsageError with the name of a column the kind does not have.
     """
     layout = layout_of(kind)
     chosen = custom or (layout.wide if wide else layout.short)
+    for heading in chosen:
+        if heading not in layout.cells:
+            valid = ", ".join(layout.cells)
+            raise UsageError(f"Unknown heading {heading}, valid values are: {valid}")
     cells = [layout.cells[heading] for heading in chosen]
     space = ["NAMESPACE"] if with_namespace else []
     rows = [

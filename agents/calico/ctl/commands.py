@@ -5,7 +5,6 @@ Source: projectcalico/calico calicoctl/calicoctl/commands/{common/resources,get,
 
 from __future__ import annotations
 
-import copy
 import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -17,6 +16,7 @@ from agents.calico.ctl.columns import Cluster, table_rows
 from agents.calico.ctl.tables import columns
 from agents.calico.errors import AlreadyExistsError, DatastoreError, DoesNotExistError
 from agents.calico.resources import KINDS, Kind, kind_named, name_of
+from agents.calico.unenforced import unenforced
 from emulator.errors import PodwireError, UsageError
 
 if TYPE_CHECKING:
@@ -27,13 +27,16 @@ if TYPE_CHECKING:
     from agents.calico.resources import Resource
 
 OUTPUTS: Final = ("ps", "wide", "yaml", "json", "name", "custom-columns=…")
-_DONE: Final = {
-    "create": "created",
-    "apply": "applied",
-    "replace": "replaced",
-    "delete": "deleted",
-    "patch": "patched",
+_COLUMNS: Final = "custom-columns"
+_DONE: Final = {"create": "created", "apply": "applied", "replace": "replaced"}
+# What the Go client calls the verbs when it refuses them.
+_REFUSED_AS: Final = {
+    "create": "create or apply",
+    "apply": "create or apply",
+    "replace": "apply or replace",
 }
+# How Kubernetes' policies are named in the datastore.
+KUBERNETES_POLICY: Final = "knp.default."
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +50,36 @@ class Console:
     err: Callable[[str], None]
     read: Callable[[str], str]
     write: Callable[[str, str], None]
+
+
+def _check_output(style: str) -> None:
+    """UsageError for an output format that is none."""
+    name, equals, value = style.partition("=")
+    if name in ("go-template", "go-template-file"):
+        raise UsageError(f"output format '{name}' needs Go's templates; take json or yaml")
+    if name == _COLUMNS and equals:
+        if not value:
+            raise UsageError("need to specify at least one column")
+    elif style not in (*OUTPUTS, "yml"):
+        raise UsageError(f"unrecognized output format '{style}'")
+
+
+def _only_kind(resources: list[Resource]) -> str:
+    """The kind in quotes and a blank if all are of one, else nothing."""
+    kinds = {resource["kind"]: None for resource in resources}
+    return f"'{next(iter(kinds))}' " if len(kinds) == 1 else ""
+
+
+def refuse_change(resource: Resource, verb: str) -> None:
+    """DatastoreError for what only other programs write."""
+    kind, name = resource["kind"], resource["metadata"]["name"]
+    if kind == "ClusterInformation":
+        reason = "resource is readonly"
+    elif kind == "NetworkPolicy" and name.startswith(KUBERNETES_POLICY):
+        reason = "kubernetes network policies must be managed through the kubernetes API"
+    else:
+        return
+    raise DatastoreError(f"operation {verb} is not supported on {kind}({name}): {reason}")
 
 
 def find_kind(text: str) -> Kind:
@@ -68,6 +101,7 @@ class Commands:
 
     async def get(self, args: argparse.Namespace) -> int:
         """Show resources of one kind, by name if names are given, or those a file names."""
+        _check_output(args.output)
         groups: dict[str, list[Resource]] = {}
         failures: list[str] = []
         named = bool(args.names) or args.filename is not None
@@ -79,7 +113,12 @@ class Commands:
         else:
             if args.kind is None:
                 raise UsageError("get: give a resource type, or a file with --filename")
-            kind = find_kind(args.kind)
+            try:
+                kind = find_kind(args.kind)
+            except UsageError as error:
+                raise UsageError(f"Failed to get resources: {error}") from None
+            if args.names and args.all_namespaces and kind.namespaced:
+                raise UsageError("cannot use --all-namespace flag for getting a single resource")
             groups[kind.name] = []
             wanted = [(kind.name, name, self._namespace_of_kind(args, kind)) for name in args.names]
             if not wanted:
@@ -103,14 +142,14 @@ class Commands:
         self, args: argparse.Namespace, groups: dict[str, list[Resource]], *, named: bool
     ) -> None:
         style: str = args.output
-        if style in ("yaml", "json"):
+        if style in ("yaml", "yml", "json"):
             shown: list[Resource] = []
             for kind, found in groups.items():
                 if named:
                     shown += [documents.exported(each) if args.export else each for each in found]
                 else:
                     shown.append(documents.as_list(kind, found))
-            text = documents.to_yaml(shown) if style == "yaml" else documents.to_json(shown)
+            text = documents.to_json(shown) if style == "json" else documents.to_yaml(shown)
             self._console.out(text)
             return
         if style == "name":
@@ -119,25 +158,23 @@ class Commands:
                     self._console.out(f"{kind}/{name_of(each)}\n")
             return
         custom: tuple[str, ...] = ()
-        if style.startswith("custom-columns="):
-            names = style.removeprefix("custom-columns=").split(",")
+        if style.startswith(f"{_COLUMNS}="):
+            names = style.removeprefix(f"{_COLUMNS}=").split(",")
             custom = tuple(name.strip().upper() for name in names)
         cluster = Cluster(await self._as_number())
         for kind, found in groups.items():
-            try:
+            # What was asked for by name is a table of its own each.
+            for table in [[each] for each in found] if named else [found]:
                 headings, rows = table_rows(
                     kind,
-                    found,
+                    table,
                     cluster,
                     wide=style == "wide",
-                    with_namespace=args.all_namespaces and KINDS[kind].namespaced,
+                    with_namespace=bool(args.all_namespaces or args.namespace)
+                    and KINDS[kind].namespaced,
                     custom=custom,
                 )
-            except KeyError as error:
-                raise UsageError(
-                    f"unknown output format: {kind} has no column {error.args[0]}"
-                ) from None
-            self._console.out(columns(headings, rows) + "\n")
+                self._console.out(columns(headings, rows) + "\n")
 
     async def _as_number(self) -> str:
         try:
@@ -154,33 +191,46 @@ class Commands:
 
     async def apply(self, args: argparse.Namespace) -> int:
         """Make or replace the resources of a file."""
-        return await self._change("apply", args, self._client.apply)
+
+        async def apply(resource: Resource) -> object:
+            return await self._client.apply(resource, keep_labels=True)
+
+        return await self._change("apply", args, apply)
 
     async def replace(self, args: argparse.Namespace) -> int:
         """Replace the resources of a file, which must exist."""
 
         async def replace(resource: Resource) -> object:
-            old = await self._client.get(
-                resource["kind"], name_of(resource), resource["metadata"].get("namespace", "")
-            )
-            new = copy.deepcopy(resource)
-            for field in ("uid", "creationTimestamp", "resourceVersion"):
-                new["metadata"].setdefault(field, old["metadata"].get(field))
-            return await self._client.update(new)
+            return await self._client.replace(resource)
 
         return await self._change("replace", args, replace)
 
     async def delete(self, args: argparse.Namespace) -> int:
         """Delete by kind and names, or the resources of a file."""
-
-        async def delete(resource: Resource) -> object:
+        resources = self._wanted("delete", args)
+        done = 0
+        failures: list[PodwireError] = []
+        for resource in resources:
             metadata = resource["metadata"]
-            await self._client.delete(
-                resource["kind"], metadata["name"], metadata.get("namespace", "")
-            )
-            return None
-
-        return await self._change("delete", args, delete, skip=args.skip_not_exists)
+            try:
+                refuse_change(resource, "delete")
+                await self._client.delete(
+                    resource["kind"], metadata["name"], metadata.get("namespace", "")
+                )
+            except DoesNotExistError as error:
+                if not args.skip_not_exists:
+                    failures.append(error)
+                    continue
+            except PodwireError as error:
+                failures.append(error)
+                continue
+            done += 1
+        kind = _only_kind(resources)
+        if done:
+            self._console.out(f"Successfully deleted {done} {kind}resource(s)\n")
+        for failure in failures:
+            self._console.err(f"Failed to delete {kind}resource: {failure}\n")
+        return 1 if failures else 0
 
     async def patch(self, args: argparse.Namespace) -> int:
         """Change fields of one resource."""
@@ -188,11 +238,19 @@ class Commands:
             patch = json.loads(args.patch)
         except ValueError as error:
             raise UsageError(f"--patch: not JSON: {error}") from None
-
-        async def change(resource: Resource) -> object:
-            return await self._client.update(_patched(resource, patch, args.type))
-
-        return await self._modify("patch", args, [args.name], change)
+        kind = find_kind(args.kind)
+        try:
+            old = await self._client.get(kind.name, args.name, self._namespace_of_kind(args, kind))
+            new = _patched(old, patch, args.type)
+            documents.check_fields(new, "the patched resource")
+            refuse_change(new, "apply or replace")
+            await self._client.update(new)
+        except PodwireError as error:
+            self._console.err(f"Hit error: {error}\n")
+            return 1
+        self._warn(new)
+        self._console.out(f"Successfully patched 1 '{kind.name}' resource\n")
+        return 0
 
     async def label(self, args: argparse.Namespace) -> int:
         """Set or, with --remove, take away one label of a resource."""
@@ -201,48 +259,36 @@ class Commands:
             raise UsageError(
                 "label: give KEY=VALUE to set a label, KEY and --remove to take it away"
             )
-
-        async def change(resource: Resource) -> object:
-            labels = dict(resource["metadata"].get("labels") or {})
-            if args.remove:
-                labels.pop(key, None)
-            elif labels.get(key, value) != value and not args.overwrite:
+        kind, who = find_kind(args.kind), f"{args.kind} {args.name}"
+        try:
+            resource = await self._client.get(
+                kind.name, args.name, self._namespace_of_kind(args, kind)
+            )
+        except DoesNotExistError:
+            raise UsageError(f"{who} not found") from None
+        labels = dict(resource["metadata"].get("labels") or {})
+        done = "set"
+        if args.remove:
+            if key not in labels:
+                raise UsageError(f"cannot remove label of {who}, key {key} does not exist")
+            labels.pop(key)
+        elif key in labels:
+            done = "updated"
+            if labels[key] != value and not args.overwrite:
                 raise UsageError(
-                    f"failed to update label of {resource['kind']} {name_of(resource)}, key "
-                    f"{key} is already present, use --overwrite to change it"
+                    f"failed to update label of {who}, key {key} is already present. please use "
+                    "'--overwrite' to set a new value."
                 )
-            else:
-                labels[key] = value
-            resource["metadata"]["labels"] = labels
-            return await self._client.update(resource)
-
-        return await self._modify("label", args, [args.name], change)
-
-    async def _modify(
-        self,
-        verb: str,
-        args: argparse.Namespace,
-        names: list[str],
-        change: Callable[[Resource], Awaitable[object]],
-    ) -> int:
-        kind = find_kind(args.kind)
-        namespace = self._namespace_of_kind(args, kind)
-        for name in names:
-            try:
-                await change(await self._client.get(kind.name, name, namespace))
-            except PodwireError as error:
-                self._console.err(f"Failed to {verb} '{kind.name}' resource: {error}\n")
-                return 1
-        if verb == "label":
-            done = "removed" if args.remove else "set"
-            self._console.out(
-                f"Successfully {done} label {args.label.partition('=')[0]} on {kind.name} "
-                f"{names[0]}\n"
-            )
-        else:
-            self._console.out(
-                f"Successfully {_DONE[verb]} {len(names)} '{kind.name}' resource(s)\n"
-            )
+        if not args.remove:
+            labels[key] = value
+        resource["metadata"]["labels"] = labels
+        try:
+            refuse_change(resource, "apply or replace")
+            await self._client.update(resource)
+        except PodwireError as error:
+            raise UsageError(f"failed to update {who}, label not changed: {error}") from None
+        said = f"removed label {key} from" if args.remove else f"{done} label {key} on"
+        self._console.out(f"Successfully {said} {who}\n")
         return 0
 
     async def _change(
@@ -253,35 +299,44 @@ class Commands:
         *,
         skip: bool = False,
     ) -> int:
+        """Create, apply or replace what a file holds; ``skip`` what is there already."""
         resources = self._wanted(verb, args)
         failures: list[str] = []
         done = 0
         for resource in resources:
             try:
+                refuse_change(resource, _REFUSED_AS[verb])
                 await act(resource)
-            except (AlreadyExistsError, DoesNotExistError) as error:
+            except AlreadyExistsError as error:
                 if not skip:
                     failures.append(str(error))
                     continue
             except PodwireError as error:
                 failures.append(str(error))
                 continue
+            self._warn(resource)
             done += 1
-        kinds = list(dict.fromkeys(resource["kind"] for resource in resources))
-        kind = f"'{kinds[0]}' " if len(kinds) == 1 else ""
+        kind = _only_kind(resources)
         if not failures:
             self._console.out(f"Successfully {_DONE[verb]} {done} {kind}resource(s)\n")
             return 0
-        listed = f"[{' '.join(failures)}]"
+        # replace keeps one error, the others a list of them.
+        listed = failures[-1] if verb == "replace" else f"[{' '.join(failures)}]"
         if not done:
             what = f"{kind}resource" if len(resources) == 1 else f"any {kind}resources"
             self._console.err(f"Failed to {verb} {what}: {listed}\n")
-        else:
-            self._console.err(
-                f"Partial success: {_DONE[verb]} the first {done} out of {len(resources)} "
-                f"{kind}resources:\nHit error: {listed}\n"
-            )
+            return 1
+        self._console.out(
+            f"Partial success: {_DONE[verb]} the first {done} out of {len(resources)} "
+            f"{kind}resources:\n"
+        )
+        self._console.err(f"Hit error{'(s)' if verb == 'apply' else ''}: {listed}\n")
         return 1
+
+    def _warn(self, resource: Resource) -> None:
+        """Say what of a written resource nobody will act on."""
+        for text in unenforced(resource):
+            self._console.err(f"WARNING: {text}\n")
 
     def _wanted(self, verb: str, args: argparse.Namespace) -> list[Resource]:
         """The resources a verb is about, each in its namespace."""
@@ -300,7 +355,10 @@ class Commands:
         return [{"kind": kind.name, "metadata": {"name": name, **metadata}} for name in args.names]
 
     def _resources(self, filename: str) -> list[Resource]:
-        resources = documents.read_documents(self._console.read(filename))
+        try:
+            resources = documents.read_documents(self._console.read(filename))
+        except UsageError as error:
+            raise UsageError(f"Failed to execute command: {error}") from None
         if not resources:
             raise UsageError(f"No resources specified in file {filename}")
         return resources

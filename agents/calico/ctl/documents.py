@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from agents.calico.known_fields import unknown_fields
 from agents.calico.resources import API_VERSION, KINDS
 from emulator.errors import UsageError
 
@@ -45,17 +46,33 @@ def _flatten(value: Any, where: str) -> list[Resource]:
         raise UsageError(f"{where}: no resource kind is given")
     version = value.get("apiVersion")
     if version != API_VERSION:
-        raise UsageError(f"{where}: unknown resource type {{{kind} {version}}}")
+        raise UsageError(_unknown_type(where, kind, version))
     if kind.endswith("List") and isinstance(value.get("items"), list):
         inherited = {"kind": kind.removesuffix("List"), "apiVersion": version}
         items = [item for item in value["items"] if isinstance(item, dict)]
         return [each for item in items for each in _flatten({**inherited, **item}, where)]
     if kind not in KINDS:
-        raise UsageError(f"{where}: unknown resource type {{{kind} {version}}}")
+        raise UsageError(_unknown_type(where, kind, version))
     metadata = value.get("metadata")
     if not isinstance(metadata, dict) or not isinstance(metadata.get("name"), str):
         raise UsageError(f"{where}: {kind}: metadata.name is missing")
+    check_fields(value, where)
     return [value]
+
+
+def _unknown_type(where: str, kind: str, version: object) -> str:
+    return f"{where}: Unknown resource type ({kind}) and/or version ({version})"
+
+
+def check_fields(resource: Resource, where: str) -> None:
+    """UsageError for fields the resource's kind does not have, as the strict decoder gives."""
+    unknown = unknown_fields(resource)
+    if unknown:
+        names = ", ".join(f'"{name}"' for name in unknown)
+        fields = "fields" if len(unknown) > 1 else "field"
+        raise UsageError(
+            f"{where}: {resource['kind']} {resource['metadata']['name']}: unknown {fields} {names}"
+        )
 
 
 def as_list(kind: str, resources: Sequence[Resource]) -> Resource:

@@ -47,6 +47,7 @@ from agents.calico.selector import (
     Selector,
     parse_selector,
 )
+from agents.calico.unenforced import beyond_packets, is_asked, unenforced
 from agents.calico.validation import checked
 from emulator.addr import Prefix, parse_ip, parse_mac
 from emulator.errors import UsageError
@@ -216,18 +217,20 @@ def _parse(key: str, kvp: KVPair) -> _Parsed:
         elif (identity := parse_key(key)) is not None and identity.kind in _KINDS:
             if key_of_resource(kvp.value) != key:
                 raise UsageError("it says it is another resource")
-            record = _resource(identity.kind, checked(kvp.value), refused)
+            value = checked(kvp.value)
+            record = _resource(identity.kind, value)
+            refused += unenforced(value)
     except (UsageError, KeyError, TypeError, ValueError, AttributeError) as error:
         refused.append(f"{key} is not understood: {error}")
     return _Parsed(record, tuple(refused))
 
 
-def _resource(kind: str, value: Resource, refused: list[str]) -> Any:
+def _resource(kind: str, value: Resource) -> Any:
     match kind:
         case "WorkloadEndpoint":
             return _endpoint(value)
         case "NetworkPolicy" | "GlobalNetworkPolicy":
-            return _policy(kind, value, refused)
+            return _policy(value)
         case "Profile":
             return _profile(value)
         case "IPPool":
@@ -238,11 +241,6 @@ def _resource(kind: str, value: Resource, refused: list[str]) -> Any:
             return _network_set(value)
         case "FelixConfiguration":
             return _Configuration(name_of(value), spec_of(value))
-        case "HostEndpoint":
-            refused.append(
-                f"HostEndpoint {name_of(value)}: host endpoints are not enforced, "
-                "only workloads' are"
-            )
     return None
 
 
@@ -294,22 +292,10 @@ def _block(value: dict[str, Any]) -> Block:
     return Block(cidr, node, tuple(borrowed))
 
 
-def _policy(kind: str, value: Resource, refused: list[str]) -> Policy | None:
+def _policy(value: Resource) -> Policy | None:
     spec, namespace = spec_of(value), namespace_of(value)
     name = f"{namespace}/{name_of(value)}" if namespace else name_of(value)
-    for field in ("preDNAT", "doNotTrack"):
-        if spec.get(field):
-            refused.append(
-                f"{kind} {name}: {field} policies act on host endpoints, which are not enforced"
-            )
-            return None
-    if spec.get("applyOnForward"):
-        refused.append(
-            f"{kind} {name}: applyOnForward acts on host endpoints, which are not enforced; "
-            "its rules apply to workloads"
-        )
-    if spec.get("tier", "default") not in ("", "default"):
-        refused.append(f"{kind} {name}: only the tier default is known, not {spec['tier']}")
+    if not is_asked(spec):
         return None
     return Policy(
         name,
@@ -476,9 +462,11 @@ def entity_selector(entity: Mapping[str, Any], namespace: str) -> Selector | Non
 
 
 def read_rules(rules: Iterable[Mapping[str, Any]] | None, namespace: str) -> tuple[PolicyRule, ...]:
-    """The rules of one direction; those of IPv6 alone are left out."""
+    """The rules of one direction that packets of IPv4 can tell."""
     return tuple(
-        _rule(rule, namespace) for rule in rules or () if rule.get("ipVersion") in (None, 4)
+        _rule(rule, namespace)
+        for rule in rules or ()
+        if rule.get("ipVersion") in (None, 4) and not beyond_packets(rule)
     )
 
 
