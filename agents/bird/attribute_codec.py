@@ -106,6 +106,7 @@ class MpUnreach(NamedTuple):
 class Decoded(NamedTuple):
     """The attributes of one UPDATE; ``bad`` says why its routes are treated as withdrawn.
 
+    ``looped``: that is only that they came from us, which is no mistake of the peer's.
     ``attrs.next_hop`` is NEXT_HOP's; routes of ``reach`` take ``reach.next_hop`` instead.
     """
 
@@ -114,6 +115,7 @@ class Decoded(NamedTuple):
     reach: MpReach | None = None
     unreach: MpUnreach | None = None
     seen: frozenset[int] = frozenset()
+    looped: bool = False
 
 
 _Reader = Callable[[bytes, DecodeContext, dict[str, object]], None]

@@ -110,14 +110,14 @@ class Intake:
         if not bad and not {ORIGIN, AS_PATH} <= found.seen:
             bad = "ORIGIN or AS_PATH is missing"
         attrs = found.attrs
-        bad = bad or self._loop(attrs)
+        loop = "" if bad else self._loop(attrs)
         if (
             self._config.honor_graceful_shutdown
             and not self._config.internal
             and has_community(attrs.communities, GRACEFUL_SHUTDOWN)
         ):
             attrs = attrs._replace(local_pref=0)
-        found = found._replace(attrs=attrs, bad=bad)
+        found = found._replace(attrs=attrs, bad=bad or loop, looped=bool(loop))
         if len(self._known) >= MAX_KNOWN:
             self._known.clear()
         if not taken:
@@ -204,7 +204,7 @@ class Intake:
         bad = known.bad
         if not bad and not has_hop:
             bad = "NEXT_HOP is missing"
-        if bad:
+        if bad and not known.looped:
             self._on_bad(bad)
         attrs = known.attrs
         if attrs.next_hop != next_hop:

@@ -298,3 +298,6 @@ def test_a_route_that_names_us_as_its_originator_is_refused() -> None:
     peer.send(UPDATE, update(INSIDE + mine, keys(BOTH[0])))
     assert learnt(peer) == [BOTH[1]]
     assert not peer.closed
+    # A reflector sends everybody's routes to everybody: that is no mistake to complain of.
+    (ours,) = peer.speaker.peers.values()
+    assert ours.exchange.bad_updates == 0
