@@ -9,6 +9,7 @@ from agents.apiserver.config import MAX_BODY_BYTES
 from agents.apiserver.definitions import protobuf_decoder, shapes
 from agents.apiserver.negotiate import JSON, PROTOBUF, YAML
 from emulator.apimachinery import strict
+from emulator.apimachinery.gotext import quote
 from emulator.apimachinery.status import (
     StatusError,
     bad_request,
@@ -18,6 +19,8 @@ from emulator.apimachinery.status import (
 from emulator.errors import WireError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     from aiohttp import web
 
     from emulator.apimachinery.objects import Obj
@@ -73,6 +76,10 @@ def decode(data: bytes, media: str, schema: str, kind: str) -> Any:
     raise unsupported_media_type(media, ACCEPTED)
 
 
+def _nothing(_: Obj) -> Sequence[str]:
+    return ()
+
+
 def validation_mode(query: Any) -> str:
     """``fieldValidation`` of a request; Warn is the server's default for built-in kinds."""
     mode = query.get("fieldValidation") or "Warn"
@@ -101,10 +108,17 @@ def dry_run(query: Any) -> bool:
 
 
 def check_object(
-    obj: Any, *, kind: str, group_version: str, schema: str, mode: str
+    obj: Any,
+    *,
+    kind: str,
+    group_version: str,
+    schema: str,
+    mode: str,
+    unknown: Callable[[Obj], Sequence[str]] = _nothing,
 ) -> tuple[Obj, list[str]]:
     """Check kind, version and fields of a decoded object; return it and the warnings to send.
 
+    ``unknown`` gives the paths of fields the object must not have, where no schema says it.
     Raises StatusError 400 as the real server does.
     """
     if not isinstance(obj, dict):
@@ -126,10 +140,21 @@ def check_object(
             f"({short}.{sent_kind}) to ({short}.{kind}): unknown conversion"
         )
     obj["kind"], obj["apiVersion"] = kind, group_version
-    return obj, check_fields(obj, kind=kind, group_version=group_version, schema=schema, mode=mode)
+    warnings = check_fields(
+        obj, kind=kind, group_version=group_version, schema=schema, mode=mode, unknown=unknown
+    )
+    return obj, warnings
 
 
-def check_fields(obj: Obj, *, kind: str, group_version: str, schema: str, mode: str) -> list[str]:
+def check_fields(
+    obj: Obj,
+    *,
+    kind: str,
+    group_version: str,
+    schema: str,
+    mode: str,
+    unknown: Callable[[Obj], Sequence[str]] = _nothing,
+) -> list[str]:
     """Check fields against the schema; return the warnings.  StatusError 400."""
     short = group_version.rpartition("/")[2]
     prefix = f'{kind} in version "{short}" cannot be handled as a {kind}: '
@@ -137,6 +162,8 @@ def check_fields(obj: Obj, *, kind: str, group_version: str, schema: str, mode: 
         findings = strict.check(obj, schema, shapes(), strict=mode != "Ignore")
     except strict.DecodeError as error:
         raise bad_request(prefix + str(error)) from None
+    if mode != "Ignore":
+        findings += [f"unknown field {quote(path)}" for path in unknown(obj)]
     if findings and mode == "Strict":
         raise bad_request(f"{prefix}strict decoding error: {', '.join(findings)}")
     return findings

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 from etcd.core.access import NO_ACCESS, EtcdAccess
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
+
+    from emulator.apimachinery.objects import Obj
 
 # The real server's default of --max-request-body-bytes (3 MiB).
 MAX_BODY_BYTES: Final = 3 * 1024 * 1024
@@ -54,6 +56,25 @@ class StorageRoot:
     api_version: str
 
 
+class Verdict(NamedTuple):
+    """What the owner of a group of custom resources says of an object.
+
+    ``unknown`` are paths (keys and indexes) of fields the kind does not have, ``errors`` are
+    (field, value, reason).
+    """
+
+    unknown: tuple[tuple[str | int, ...], ...] = ()
+    errors: tuple[tuple[str, object, str], ...] = ()
+    warnings: tuple[str, ...] = ()
+
+
+class Admission(Protocol):
+    """Judges an object about to be stored, in its stored form; pure."""
+
+    def __call__(self, new: Obj, old: Obj | None, others: Iterable[Obj]) -> Verdict:
+        """``old`` is what it replaces, ``others`` are all of its kind."""
+
+
 @dataclass(frozen=True, slots=True)
 class ApiServerConfig:
     """Addresses are text.  ``tls_cert``, ``tls_key``, ``client_ca`` and ``kubelet_ca`` are paths.
@@ -62,7 +83,8 @@ class ApiServerConfig:
     Service.  ``tokens`` maps bearer tokens to users; a client certificate's CN is the user and its
     O the groups.  Every authenticated user may do everything.  ``definitions`` are
     CustomResourceDefinitions that are there from the start, ``storage_roots`` says by group whose
-    objects live where another program keeps them.
+    objects live where another program keeps them, ``admissions`` who judges them before that
+    program has to.
     """
 
     listen_host: str
@@ -82,3 +104,4 @@ class ApiServerConfig:
     version: str = "v1.32.5"
     definitions: tuple[Mapping[str, Any], ...] = ()
     storage_roots: Mapping[str, StorageRoot] = field(default_factory=dict)
+    admissions: Mapping[str, Admission] = field(default_factory=dict)

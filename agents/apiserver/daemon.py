@@ -76,7 +76,15 @@ async def _serve(
     roots = tuple(sorted({root.root for root in config.storage_roots.values()}))
     cache = Cache(store, env.log, roots)
     addresses = ServiceAddresses(config.service_cidr, config.node_port_range, env.rng)
-    objects = Objects(cache, store, addresses, env.clock.time, env.rng, config.storage_roots)
+    objects = Objects(
+        cache,
+        store,
+        addresses,
+        env.clock.time,
+        env.rng,
+        config.storage_roots,
+        config.admissions,
+    )
     rest = Rest(objects)
     definitions = Definitions(registry, config.storage_roots)
 

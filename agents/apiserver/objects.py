@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from agents.apiserver import crds
 from agents.apiserver.admission import admit_pod
 from agents.apiserver.cache import object_key
-from agents.apiserver.config import EVENT_TTL_S, PATCH_RETRIES
+from agents.apiserver.config import EVENT_TTL_S, PATCH_RETRIES, Verdict
 from agents.apiserver.definitions import shapes
 from emulator.apimachinery import serverside
 from emulator.apimachinery import status as errors
 from emulator.apimachinery.convert import from_storage, to_storage
+from emulator.apimachinery.fielderrors import ErrorKind, FieldError
 from emulator.apimachinery.lifecycle import (
     DeleteOptions,
     Deletion,
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
     from agents.apiserver.cache import Bucket, Cache, Entry
     from agents.apiserver.call import Call
-    from agents.apiserver.config import StorageRoot
+    from agents.apiserver.config import Admission, StorageRoot
     from agents.apiserver.services import Reservation, ServiceAddresses
     from agents.apiserver.store import Store, Stored
     from emulator.apimachinery.resources import ResourceType
@@ -53,9 +54,11 @@ class Objects:
         now: Callable[[], float],
         rng: random.Random,
         roots: Mapping[str, StorageRoot] | None = None,
+        admissions: Mapping[str, Admission] | None = None,
     ) -> None:
         self.cache = cache
         self._roots = roots or {}
+        self._admissions = admissions or {}
         self._store = store
         self._addresses = addresses
         self.now = now
@@ -136,6 +139,7 @@ class Objects:
             self._require_namespace(resource, namespace, name)
         if (resource.group, resource.plural) == ("", "pods"):
             admit_pod(obj, namespace, self._look, self.rng)
+        self._judge(resource, obj, None)
         stored = to_storage(resource, obj)
         reservation = self._reserve(resource, stored, None)
         kept = False
@@ -156,6 +160,30 @@ class Objects:
         self.cache.wrote(written.revision)
         stored["metadata"]["resourceVersion"] = str(written.revision)
         return from_storage(resource, stored)
+
+    def verdict(self, resource: ResourceType, new: Obj, old: Obj | None = None) -> Verdict:
+        """What the owner of the resource's group says of an object."""
+        admission = self._admissions.get(resource.group)
+        if admission is None:
+            return Verdict()
+        others = (entry.obj for entry in self.bucket(resource).entries.values())
+        before = None if old is None else to_storage(resource, old)
+        return admission(to_storage(resource, new), before, others)
+
+    def _judge(self, resource: ResourceType, new: Obj, old: Obj | None) -> None:
+        """Take away fields the kind does not have; StatusError 422 for what its owner refuses."""
+        verdict = self.verdict(resource, new, old)
+        for *way, field in verdict.unknown:
+            holder: Any = new
+            for step in way:
+                holder = holder[step]
+            del holder[field]
+        found = [
+            FieldError(name, ErrorKind.INVALID, value, reason)
+            for name, value, reason in verdict.errors
+        ]
+        if found:
+            raise errors.invalid(resource.kind, resource.group, name_of(new), found)
 
     def _reserve(self, resource: ResourceType, new: Obj, old: Obj | None) -> Reservation | None:
         if (resource.group, resource.plural) != ("", "services"):
@@ -186,6 +214,7 @@ class Objects:
                 return old
             if call is not None:
                 self._note_manager(call, old, new)
+            self._judge(resource, new, old)
             if finished(resource, new) and not finished(resource, old):
                 if dry_run or await self._remove(resource, namespace, old):
                     return new

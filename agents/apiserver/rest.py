@@ -21,6 +21,8 @@ from emulator.apimachinery.objects import Obj, dig, dump_json, name_of
 from emulator.apimachinery.times import rfc3339
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
     from aiohttp import web
 
     from agents.apiserver.cache import Entry
@@ -104,7 +106,18 @@ class Rest:
             group_version=resource.group_version,
             schema=resource.schema,
             mode=mode,
+            unknown=self._unknown(resource),
         )
+
+    def _unknown(self, resource: ResourceType) -> Callable[[Obj], tuple[str, ...]]:
+        def paths(obj: Obj) -> tuple[str, ...]:
+            return tuple(dotted(path) for path in self.objects.verdict(resource, obj).unknown)
+
+        return paths
+
+    def _advice(self, resource: ResourceType, obj: Obj) -> tuple[str, ...]:
+        """What a client should know about an object it has written."""
+        return self.objects.verdict(resource, obj).warnings
 
     async def create(self, call: Call) -> web.StreamResponse:
         """POST to a collection."""
@@ -117,6 +130,7 @@ class Rest:
             dry_run=bodies.dry_run(call.query),
             manager=call.field_manager,
         )
+        warnings += self._advice(call.resource, out)
         return respond(form.one(out), status=201, media=form.content_type, warnings=warnings)
 
     async def update(self, call: Call) -> web.StreamResponse:
@@ -143,6 +157,7 @@ class Rest:
             call.resource, call.namespace, call.name, change,
             subresource=call.subresource, dry_run=dry, retry=not pinned, call=call,
         )  # fmt: skip
+        warnings += self._advice(call.resource, out)
         return respond(form.one(out), media=form.content_type, warnings=warnings)
 
     async def patch(self, call: Call) -> web.StreamResponse:
@@ -166,6 +181,7 @@ class Rest:
                 group_version=resource.group_version,
                 schema=resource.schema,
                 mode=mode,
+                unknown=self._unknown(resource),
             )
             return new
 
@@ -173,6 +189,7 @@ class Rest:
             resource, call.namespace, call.name, change,
             subresource=call.subresource, dry_run=bodies.dry_run(call.query), call=call,
         )  # fmt: skip
+        warnings += self._advice(resource, out)
         return respond(form.one(out), media=form.content_type, warnings=warnings)
 
     async def _apply(self, call: Call, form: Form) -> web.StreamResponse:
@@ -189,6 +206,7 @@ class Rest:
             group_version=resource.group_version,
             schema=resource.schema,
             mode=bodies.validation_mode(call.query),
+            unknown=self._unknown(resource),
         )
         manifest = serverside.clean_manifest(manifest)
         if name_of(manifest) not in ("", call.name):
@@ -202,6 +220,7 @@ class Rest:
         if self.objects.peek(resource, call.namespace, call.name) is None and not call.subresource:
             new = serverside.apply(resource, None, manifest, who, now, shapes(), force=force)
             made = await self.objects.create(resource, new, call.namespace, dry_run=dry)
+            warnings += self._advice(resource, made)
             return respond(form.one(made), status=201, media=form.content_type, warnings=warnings)
 
         def change(old: Obj) -> Obj:
@@ -211,6 +230,7 @@ class Rest:
             resource, call.namespace, call.name, change,
             subresource=call.subresource, dry_run=dry,
         )  # fmt: skip
+        warnings += self._advice(resource, out)
         return respond(form.one(out), media=form.content_type, warnings=warnings)
 
     async def read_delete_options(self, call: Call) -> DeleteOptions:
@@ -291,3 +311,9 @@ def export(obj: Obj) -> Obj:
     if "status" in out:
         out["status"] = {}
     return out
+
+
+def dotted(path: Iterable[str | int]) -> str:
+    """A field's path as the strict decoder writes it: ``spec.ports[0].name``."""
+    steps = (f"[{step}]" if isinstance(step, int) else f".{step}" for step in path)
+    return "".join(steps).removeprefix(".")

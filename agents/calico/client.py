@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import copy
 import uuid
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from agents.calico.datastore import Create, Delete, KVPair, Query, Update
 from agents.calico.errors import (
@@ -39,8 +39,7 @@ from agents.calico.resources import (
 from agents.calico.unenforced import refuse_rules
 from agents.calico.validation import prepare
 from agents.calico.validation_policy import shown_name, storage_name
-from agents.calico.validation_pool import default_pool_spec
-from emulator.errors import UsageError
+from agents.calico.validation_pool import check_changed_pool, check_overlap, default_pool_spec
 
 if TYPE_CHECKING:
     import random
@@ -122,7 +121,7 @@ class ResourceClient:
             raise UpdateConflictError(label)
         if ready["kind"] == "IPPool":
             old = await self.get("IPPool", name_of(ready))
-            _check_changed_pool(old, ready)
+            check_changed_pool(old, ready)
         stored = self._stored(ready)
         kvp = KVPair(key_of_resource(stored), stored, int(version))
         try:
@@ -260,23 +259,8 @@ class ResourceClient:
                 Query(block_prefix(cidr.version), prefix=True),
             )
         ).results
-        for kvp in pools:
-            other = from_stored(kvp)
-            if other is None or name_of(other) == name_of(pool):
-                continue
-            try:
-                overlap = Cidr.parse(other["spec"]["cidr"]).overlaps(cidr)
-            except (UsageError, KeyError):
-                continue
-            if overlap:
-                raise ValidationError(
-                    ErroredField(
-                        "IPPool.Spec.CIDR",
-                        f"IPPool({name_of(pool)}) CIDR overlaps with IPPool({name_of(other)}) "
-                        f"CIDR {other['spec']['cidr']}",
-                        spec["cidr"],
-                    )
-                )
+        others = (from_stored(kvp) for kvp in pools)
+        check_overlap(pool, (other for other in others if other is not None))
         for kvp in blocks:
             block = Cidr.parse(kvp.key.rpartition("/")[2].replace("-", "/"))
             if block.length != spec["blockSize"] and block.overlaps(cidr):
@@ -302,19 +286,6 @@ def _over(old: Resource, new: Resource, *, keep_labels: bool) -> Resource:
         if both:
             metadata[field] = both
     return {**merged, "metadata": metadata}
-
-
-def _check_changed_pool(old: dict[str, Any], new: dict[str, Any]) -> None:
-    broken: list[ErroredField] = []
-    for field, name, label in (("cidr", "CIDR", "CIDR"), ("blockSize", "BlockSize", "BlockSize")):
-        if old["spec"].get(field) != new["spec"].get(field):
-            broken.append(
-                ErroredField(
-                    f"IPPool.Spec.{name}", f"IPPool {label} cannot be modified", new["spec"][field]
-                )
-            )
-    if broken:
-        raise ValidationError(*broken)
 
 
 def _label(kind: str, name: str, namespace: str) -> str:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 # A mapping names the fields of an object, or of each object of a list; None is not looked into.
 Shape = dict[str, "Shape | None"]
+# Keys of objects and indexes of lists.
+Path = tuple["str | int", ...]
 
 
 def _leaves(names: str) -> Shape:
@@ -70,7 +72,9 @@ SPECS: Final[Mapping[str, Shape]] = {
     "BGPPeer": {
         **_leaves("node nodeSelector peerIP peerSelector asNumber keepOriginalNextHop"),
         **_leaves("sourceAddress maxRestartTime numAllowedLocalASNumbers ttlSecurity reachableBy"),
-        **_leaves("filters localASNumber localWorkloadSelector reversePeering nextHopMode"),
+        **_leaves(
+            "filters localASNumber localWorkloadSelector reversePeering nextHopMode keepaliveTime"
+        ),
         "password": _SECRET,
     },
     "BGPConfiguration": {
@@ -117,22 +121,33 @@ _METADATA: Final = dict.fromkeys(
 )
 
 
-def unknown_fields(resource: Resource) -> list[str]:
-    """Paths of fields the resource's kind does not have, in the order they stand there."""
+def unknown_paths(resource: Resource) -> list[Path]:
+    """Where fields stand that the resource's kind does not have, in the order they stand there."""
     shape: Shape = {**_leaves("kind apiVersion status"), "metadata": _METADATA}
     shape["spec"] = SPECS.get(str(resource.get("kind")))
-    return list(_unknown(resource, shape, ""))
+    return list(_unknown(resource, shape, ()))
 
 
-def _unknown(value: Any, shape: Shape, path: str) -> Iterator[str]:
+def unknown_fields(resource: Resource) -> list[str]:
+    """The same in words: ``spec.ingress[0].source.net``."""
+    return [dotted(path) for path in unknown_paths(resource)]
+
+
+def dotted(path: Path) -> str:
+    """A path as Go's strict decoder writes it."""
+    steps = (f"[{step}]" if isinstance(step, int) else f".{step}" for step in path)
+    return "".join(steps).removeprefix(".")
+
+
+def _unknown(value: Any, shape: Shape, path: Path) -> Iterator[Path]:
     if isinstance(value, list):
         for number, each in enumerate(value):
-            yield from _unknown(each, shape, f"{path.rstrip('.')}[{number}].")
+            yield from _unknown(each, shape, (*path, number))
     elif isinstance(value, dict):
         for key, each in value.items():
             if key not in shape:
-                yield f"{path}{key}"
+                yield (*path, str(key))
                 continue
             below = shape[key]
             if below is not None:
-                yield from _unknown(each, below, f"{path}{key}.")
+                yield from _unknown(each, below, (*path, key))

@@ -7,10 +7,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
+from agents.calico.errors import ErroredField, ValidationError
 from agents.calico.net import Cidr, Ip
+from agents.calico.resources import name_of
 from emulator.errors import UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from agents.calico.resources import Resource
     from agents.calico.validation_fields import Fields
 
@@ -111,3 +115,38 @@ def _check_sizes(spec: dict[str, Any], cidr: Cidr, fields: Fields) -> None:
             "It must be equal to or greater than the block size.",
             spec["cidr"],
         )
+
+
+def check_overlap(pool: Resource, others: Iterable[Resource]) -> None:
+    """ValidationError for a new pool whose range another one has."""
+    cidr = Cidr.parse(pool["spec"]["cidr"])
+    for other in others:
+        if name_of(other) == name_of(pool):
+            continue
+        try:
+            overlap = Cidr.parse(other["spec"]["cidr"]).overlaps(cidr)
+        except (UsageError, KeyError, TypeError):
+            continue
+        if overlap:
+            raise ValidationError(
+                ErroredField(
+                    "IPPool.Spec.CIDR",
+                    f"IPPool({name_of(pool)}) CIDR overlaps with IPPool({name_of(other)}) "
+                    f"CIDR {other['spec']['cidr']}",
+                    pool["spec"]["cidr"],
+                )
+            )
+
+
+def check_changed_pool(old: Resource, new: Resource) -> None:
+    """ValidationError if what a pool is for its life has changed; defaults filled in on both."""
+    broken: list[ErroredField] = []
+    for field, name in (("cidr", "CIDR"), ("blockSize", "BlockSize")):
+        if old["spec"].get(field) != new["spec"].get(field):
+            broken.append(
+                ErroredField(
+                    f"IPPool.Spec.{name}", f"IPPool {name} cannot be modified", new["spec"][field]
+                )
+            )
+    if broken:
+        raise ValidationError(*broken)

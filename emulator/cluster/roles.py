@@ -10,7 +10,7 @@ import functools
 import importlib
 from typing import TYPE_CHECKING
 
-from agents.apiserver.config import ApiServerConfig, StorageRoot, UserInfo
+from agents.apiserver.config import ApiServerConfig, StorageRoot, UserInfo, Verdict
 from agents.node.config import BfdSettings, CalicoSettings, NodeConfig, Relay
 from agents.node.daemon import run_node
 from emulator.addr import format_ip
@@ -32,9 +32,11 @@ from etcd.core.http2 import huffman
 from etcd.server.config import EtcdConfig
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Mapping
+    from collections.abc import Callable, Coroutine, Iterable, Mapping
     from typing import Any
 
+    from agents.apiserver.config import Admission
+    from emulator.apimachinery.objects import Obj
     from emulator.cluster.controlplane import ControlPlaneConfig
     from emulator.cluster.plan import ClusterPlan, NodePlan
     from emulator.cluster.zygote import Child
@@ -127,11 +129,13 @@ def controlplane_config(plan: ClusterPlan, credentials: Credentials) -> ControlP
     calico = plan.spec.network.calico is not None
     definitions: tuple[Mapping[str, Any], ...] = ()
     roots: dict[str, StorageRoot] = {}
+    admissions: dict[str, Admission] = {}
     if calico:
         from agents.calico import crds, resources
 
         definitions = crds.definitions()
         roots[crds.GROUP] = StorageRoot(resources.ROOT, resources.API_VERSION)
+        admissions[crds.GROUP] = calico_admission
     apiserver = ApiServerConfig(
         listen_host=plan.api_host,
         listen_port=plan.api_port,
@@ -151,6 +155,7 @@ def controlplane_config(plan: ClusterPlan, credentials: Credentials) -> ControlP
         node_port_range=plan.spec.node_ports,
         definitions=definitions,
         storage_roots=roots,
+        admissions=admissions,
     )
     return ControlPlaneConfig(
         apiserver,
@@ -159,6 +164,15 @@ def controlplane_config(plan: ClusterPlan, credentials: Credentials) -> ControlP
         flannel_config(plan.spec.network),
         calico,
     )
+
+
+def calico_admission(new: Obj, old: Obj | None, others: Iterable[Obj]) -> Verdict:
+    """What Calico says of its resources, as the API server asks for it."""
+    from agents.calico.admission import admit
+
+    found = admit(new, old, others)
+    broken = tuple((each.name, each.value, each.reason) for each in found.broken)
+    return Verdict(found.unknown, broken, found.warnings)
 
 
 def _etcd_relay(plan: ClusterPlan) -> Relay:

@@ -16,6 +16,7 @@ from agents.apiserver.etcd_store import EtcdStore
 from agents.calico import crds, resources
 from agents.calico.client import ResourceClient
 from agents.calico.datastore import EtcdDatastore
+from emulator.cluster.roles import calico_admission
 from emulator.runtime.clock import real_clock
 from emulator.runtime.role import RoleEnv
 from etcd.client import EtcdClient
@@ -51,7 +52,11 @@ async def cluster(folder: Path, etcd: EtcdClient) -> AsyncIterator[World]:
     roots = {crds.GROUP: StorageRoot(resources.ROOT, resources.API_VERSION)}
     store = EtcdStore(etcd, real_clock().monotonic)
     async with api_server(
-        folder, store, definitions=crds.definitions(), storage_roots=roots
+        folder,
+        store,
+        definitions=crds.definitions(),
+        storage_roots=roots,
+        admissions={crds.GROUP: calico_admission},
     ) as world:
         yield world
 
@@ -107,3 +112,82 @@ async def test_resources_of_calico_are_found_after_a_restart(
         await world.ok("create", "-f", "-", stdin=POOL)
     async with cluster(tmp_path, etcd) as world:
         assert "extra" in await world.ok("get", "ippools")
+
+
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [
+        (
+            "{cidr: 10.9.0.0/16, ipipmode: Always}",
+            'IPPool in version "v1" cannot be handled as a IPPool: strict decoding error: '
+            'unknown field "spec.ipipmode"',
+        ),
+        (
+            "{cidr: 10.9.0.0/33}",
+            'The IPPool "odd" is invalid: IPPool.Spec.CIDR: Invalid value: "10.9.0.0/33": '
+            "IPPool CIDR must be a valid subnet",
+        ),
+        (
+            "{cidr: 10.9.128.0/17}",
+            "IPPool(odd) CIDR overlaps with IPPool(extra) CIDR 10.9.0.0/16",
+        ),
+    ],
+)
+async def test_kubectl_is_refused_what_calicoctl_is(
+    tmp_path: Path, etcd: EtcdClient, spec: str, said: str
+) -> None:
+    async with cluster(tmp_path, etcd) as world:
+        await world.ok("create", "-f", "-", stdin=POOL)
+        odd = POOL.replace("extra", "odd").replace("{cidr: 10.9.0.0/16, natOutgoing: true}", spec)
+        for verb in ("create", "apply"):
+            code, _, err = await world.kubectl(verb, "-f", "-", stdin=odd)
+            assert code == 1
+            assert said in err
+        assert await world.ok("get", "ippools", "-o", "name") == (
+            "ippool.crd.projectcalico.org/extra\n"
+        )
+
+
+async def test_a_pool_keeps_its_range_whoever_patches_it(tmp_path: Path, etcd: EtcdClient) -> None:
+    async with cluster(tmp_path, etcd) as world:
+        await world.ok("apply", "-f", "-", stdin=POOL)
+        patch = ("patch", "ippool", "extra", "--type=merge", "-p")
+        for change, said in (
+            ('{"spec":{"cidr":"10.10.0.0/16"}}', "IPPool CIDR cannot be modified"),
+            ('{"spec":{"blockSize":28}}', "IPPool BlockSize cannot be modified"),
+        ):
+            code, _, err = await world.kubectl(*patch, change)
+            assert code == 1
+            assert said in err
+        # kubectl asks for warnings only where it patches; the field goes no further.
+        code, _, err = await world.kubectl(*patch, '{"spec":{"natoutgoing":true}}')
+        assert (code, err) == (0, 'Warning: unknown field "spec.natoutgoing"\n')
+        assert "natoutgoing" not in await world.ok("get", "ippool", "extra", "-o", "yaml")
+        # What is the same in other words is no change.
+        await world.ok(*patch, '{"spec":{"blockSize":26,"disabled":true}}')
+        await world.ok("delete", "ippool", "extra")
+
+
+async def test_kubectl_hears_of_what_nobody_enforces(tmp_path: Path, etcd: EtcdClient) -> None:
+    manifest = """
+apiVersion: crd.projectcalico.org/v1
+kind: HostEndpoint
+metadata: {name: h}
+spec: {node: a, interfaceName: eth0}
+"""
+    policy = """
+apiVersion: crd.projectcalico.org/v1
+kind: GlobalNetworkPolicy
+metadata: {name: default.p}
+spec: {ingress: [{action: Allow, http: {methods: [GET]}}]}
+"""
+    async with cluster(tmp_path, etcd) as world:
+        for verb in ("apply", "replace"):
+            code, _, err = await world.kubectl(verb, "-f", "-", stdin=manifest)
+            assert code == 0, err
+            assert "Warning: HostEndpoint h: host endpoints are not enforced" in err
+        code, _, err = await world.kubectl("label", "hostendpoint", "h", "a=b")
+        assert "Warning: HostEndpoint h" in err
+        code, _, err = await world.kubectl("create", "-f", "-", stdin=policy)
+        assert code == 1
+        assert "http needs Calico's application layer policy, which is not emulated" in err

@@ -7,9 +7,11 @@ import copy
 import functools
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from agents.calico.admission import admit
 from agents.calico.confd.plan import make_plan
 from agents.calico.confd.render import render
 from agents.calico.confd.speaker import speaker_config
@@ -17,6 +19,7 @@ from agents.calico.confd.state import read_state as read_bgp
 from agents.calico.datastore import KVPair
 from agents.calico.felix.compute import compute
 from agents.calico.felix.reading import read_state
+from agents.calico.known_fields import unknown_fields
 from agents.calico.resources import key_of_resource, new_resource
 from agents.calico.validation import prepare
 from emulator.errors import UsageError
@@ -227,3 +230,20 @@ def test_what_a_person_applies_is_refused_in_words(items: dict[str, KVPair]) -> 
         if isinstance(kvp.value, dict):
             with contextlib.suppress(UsageError):
                 prepare(kvp.value)
+
+
+@pytest.mark.parametrize("resource", [*FELIX, *CONFD], ids=lambda each: each["kind"])
+def test_every_field_that_is_read_is_a_known_one(resource: dict[str, Any]) -> None:
+    assert unknown_fields(resource) == []
+
+
+@settings(max_examples=60)
+@given(st.sampled_from([*FELIX, *CONFD]), st.data())
+def test_the_api_server_judges_whatever_is_written(resource: dict[str, Any], data: Any) -> None:
+    odd = copy.deepcopy(resource)
+    field = data.draw(st.sampled_from(sorted(odd["spec"]) or ["x"]))
+    odd["spec"][field] = data.draw(ODD)
+    others = [resource, {"metadata": {"name": "broken"}, "spec": None}]
+    findings = admit(odd, resource, others)
+    assert all(each.name for each in findings.broken)
+    admit(odd, None, others)
