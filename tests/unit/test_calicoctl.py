@@ -640,3 +640,38 @@ async def test_a_program_s_apply_leaves_no_label_of_the_one_before() -> None:
     await terminal.client.create(new_resource("Node", "n", {}, labels={"old": "1"}))
     await terminal.client.apply(new_resource("Node", "n", {}, labels={"new": "1"}))
     assert (await terminal.client.get("Node", "n"))["metadata"]["labels"] == {"new": "1"}
+
+
+async def test_a_locked_data_store_lets_reports_be_used_and_is_unlocked_again() -> None:
+    terminal = Terminal()
+    info = {"clusterGUID": "abc", "datastoreReady": True}
+    await terminal.client.create(new_resource("ClusterInformation", "default", info))
+    await terminal.ok("ipam", "check", "-o", "early")
+    release = ("ipam", "release", "--from-report", "late")
+    assert await terminal.ok("datastore", "migrate", "lock") == "Datastore locked.\n"
+    await terminal.ok("ipam", "check", "-o", "late")
+    assert "You may now unlock" in await terminal.ok(*release)
+    assert await terminal.ok("datastore", "migrate", "unlock") == "Datastore unlocked.\n"
+    # Unlocked and locked again it is another state than the report's.
+    assert "are all stale" in await terminal.fails(*release)
+    assert "invalid value" in await terminal.fails("ipam", "configure", "--max-blocks-per-host=-1")
+
+
+async def test_yaml_is_quoted_and_broken_as_go_s() -> None:
+    terminal = Terminal()
+    long = " || ".join(f"rack == '{number}'" for number in range(20))
+    labels = {"a": "", "b": "true", "c": "1"}
+    spec = {"cidr": "10.0.0.0/16", "nodeSelector": long}
+    annotations = {"two": "lines\nof text\n"}
+    await terminal.client.create(
+        new_resource("IPPool", "p", spec, labels=labels, annotations=annotations)
+    )
+    shown = await terminal.ok("get", "pool", "p", "-o", "yml")
+    for line in (
+        '    a: ""\n    b: "true"\n    c: "1"\n',
+        "    two: |\n      lines\n      of text\n",
+        f"  nodeSelector: {long}\n",
+        '  creationTimestamp: "20',
+        "  - Workload\n",
+    ):
+        assert line in shown

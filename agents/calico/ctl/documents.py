@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import yaml
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from agents.calico.resources import Resource
 
+_STRING: Final = "tag:yaml.org,2002:str"
 # Cluster-specific metadata that ``get --export`` leaves out.
 _OF_ONE_CLUSTER = ("namespace", "uid", "resourceVersion", "creationTimestamp")
 
@@ -95,9 +96,32 @@ def exported(resource: Resource) -> Resource:
 
 
 def to_yaml(resources: Sequence[Resource]) -> str:
-    """One resource, or a list of several, keys sorted as Go's encoder sorts them."""
+    """One resource, or a list of several, as Go's encoder writes them."""
     value = resources[0] if len(resources) == 1 else list(resources)
-    return yaml.safe_dump(value, default_flow_style=False, sort_keys=True, allow_unicode=True)
+    return yaml.dump(
+        value,
+        Dumper=_Dumper,
+        default_flow_style=False,
+        sort_keys=True,
+        allow_unicode=True,
+        width=float("inf"),
+    )
+
+
+class _Dumper(yaml.SafeDumper):
+    """Double quotes where a text would be read as something else, blocks for texts of lines."""
+
+    def ignore_aliases(self, data: object) -> bool:
+        return True
+
+
+def _text(dumper: _Dumper, text: str) -> yaml.ScalarNode:
+    plain = dumper.resolve(yaml.ScalarNode, text, (True, False))  # type: ignore[no-untyped-call]
+    style = None if plain == _STRING else '"'
+    return dumper.represent_scalar(_STRING, text, style="|" if "\n" in text else style)
+
+
+_Dumper.add_representer(str, _text)
 
 
 def to_json(resources: Sequence[Resource]) -> str:

@@ -194,6 +194,6 @@ def _number(text: str) -> int:
         value = int(text)
     except ValueError:
         value = _INT32
-    if not -_INT32 <= value < _INT32:
+    if not 0 <= value < _INT32:
         raise UsageError("invalid value for maxblockhost. Use a valid number")
     return value

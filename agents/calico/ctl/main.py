@@ -83,6 +83,7 @@ def make_parser() -> _Parser:
     )
     node.add_parser("status", help="the node's BGP peers")
     _add_ipam(verbs)
+    _add_datastore(verbs)
     verbs.add_parser("version", help="versions of client and cluster")
     return top
 
@@ -109,6 +110,17 @@ def _add_ipam(verbs: argparse._SubParsersAction[_Parser]) -> None:
     configure.add_argument("--max-blocks-per-host", metavar="NUMBER")
 
 
+def _add_datastore(verbs: argparse._SubParsersAction[_Parser]) -> None:
+    migrate = (
+        verbs.add_parser("datastore", help="the whole data store")
+        .add_subparsers(dest="part", required=True, metavar="PART")
+        .add_parser("migrate", help="keep others from changing it")
+        .add_subparsers(dest="action", required=True, metavar="ACTION")
+    )
+    migrate.add_parser("lock", help="let no pod be made or removed")
+    migrate.add_parser("unlock", help="let pods be made and removed again")
+
+
 async def run_calicoctl(argv: Sequence[str], env: Environment) -> int:
     """Run one command; returns its exit code.  Errors are told on ``err``, as calicoctl does."""
     try:
@@ -127,6 +139,8 @@ async def _run(args: argparse.Namespace, env: Environment) -> int:
         ipam = IpamCommands(env, client, VERSION)
         action: Callable[[argparse.Namespace], Awaitable[int]] = getattr(ipam, args.action)
         return await action(args)
+    if args.verb == "datastore":
+        return await _set_ready(client, env, ready=args.action == "unlock")
     if args.verb == "version":
         return await _version(client, env)
     verb: Callable[[argparse.Namespace], Awaitable[int]] = getattr(
@@ -142,6 +156,15 @@ async def _node_status(env: Environment) -> int:
         env.console.out(node_status.render(None))
         return 0
     env.console.out(node_status.render(node_status.peers_of(lines)))
+    return 0
+
+
+async def _set_ready(client: ResourceClient, env: Environment, *, ready: bool) -> int:
+    """The CNI plugins ask for ``datastoreReady`` before they do anything."""
+    cluster = await client.get("ClusterInformation", "default")
+    cluster["spec"]["datastoreReady"] = ready
+    await client.update(cluster)
+    env.console.out(f"Datastore {'unlocked' if ready else 'locked'}.\n")
     return 0
 
 
