@@ -294,6 +294,9 @@ def test_a_password_of_a_secret_lets_in_only_who_knows_it(cluster: Calico, route
         cluster.apply({**secret, "metadata": {"name": "bgp", "namespace": "kube-system"},
                        "stringData": {"router": "another"}})  # fmt: skip
         wait_for("nobody knows the password now", lambda: router.established() == 0, 30.0)
+        cluster.apply({**secret, "metadata": {"name": "bgp", "namespace": "kube-system"},
+                       "stringData": {"router": "s3cret"}})  # fmt: skip
+        wait_for("all know it again", lambda: router.established() == len(NODES), 60.0)
     assert {name: cluster.protocols("a")[name][1] for name in meshed} == since
     cluster.kubectl("delete", "bgppeers.crd.projectcalico.org", "router")
 

@@ -126,11 +126,17 @@ def test_the_control_socket_speaks_the_bird_that_was_asked_for(watched: Podwire)
 def test_every_message_is_kept(watched: Podwire) -> None:
     files = sorted(watched.home.rglob("var/log/calico/bird/messages.mrt"))
     assert len(files) == 2
-    path = files[0]
-    records = read(path)
-    kinds = {named(record["bgp_message"], "type") for record in records if "bgp_message" in record}
-    assert {"OPEN", "KEEPALIVE", "UPDATE"} <= kinds
-    assert Afi.IPV4 in records[0]["afi"]
+
+    def kinds(path: Path) -> set[str]:
+        messages = [each["bgp_message"] for each in read(path) if "bgp_message" in each]
+        return {named(message, "type") for message in messages}
+
+    for path in files:
+        wait_for(
+            "all kinds of messages",
+            lambda path=path: {"OPEN", "KEEPALIVE", "UPDATE"} <= kinds(path),
+        )
+        assert Afi.IPV4 in read(path)[0]["afi"]
 
 
 def test_a_frozen_node_is_noticed_in_less_than_half_a_second(watched: Podwire) -> None:

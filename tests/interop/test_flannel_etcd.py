@@ -192,11 +192,13 @@ async def test_unwritable_directory_is_said(etcd: str, tmp_path: Path) -> None:
             await Agent(etcd, tmp_path, 1).run()
 
 
-async def test_agent_waits_for_the_config(etcd: str, tmp_path: Path) -> None:
+async def test_agent_waits_for_the_config(
+    etcd: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     async with EtcdClient([etcd]) as client:
         agent = Agent(etcd, tmp_path, 1)
         task = asyncio.create_task(agent.run(), name="agent")
-        await asyncio.sleep(0)
+        await until(lambda: caplog.text.count("Couldn't fetch network config") >= 2)
         assert not agent.is_ready.is_set()
         await write_config(client)
         async with asyncio.timeout(20):

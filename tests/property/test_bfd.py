@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from dataclasses import dataclass, field
 
@@ -121,6 +122,30 @@ def test_the_slower_side_sets_the_pace() -> None:
     assert pair.theirs.interval_s == pytest.approx(0.5)
     assert pair.ours.timeout_s == pytest.approx(5 * 0.5)
     assert pair.theirs.timeout_s == pytest.approx(3 * 0.4)
+
+
+def test_one_lost_packet_may_not_end_a_session_of_multiplier_1() -> None:
+    """RFC 5880 §6.8.7: at most 90 % of the interval then, else up to all of it."""
+    for multiplier, most in ((1, 0.09), (3, 0.1)):
+        options = BfdOptions(min_tx_s=0.1, min_rx_s=0.1, multiplier=multiplier)
+        pair = Pair.of(options, options)
+        pair.run(2)
+        pair.sent.clear()
+        pair.run(20)
+        times = [at for at, sender, packet in pair.sent if sender is pair.ours]
+        gaps = [after - before for before, after in itertools.pairwise(times)]
+        assert len(gaps) > 190
+        assert 0.075 <= min(gaps) < 0.08
+        assert most - 0.005 < max(gaps) <= most + 1e-9
+
+
+def test_a_neighbour_that_is_switched_off_does_not_time_out() -> None:
+    session = BfdSession(1, FAST, random.Random(1), now=0.0)
+    session.handle_timer(now=0.0)
+    session.receive(BfdPacket(BfdState.ADMIN_DOWN, 9, 1, 3, 100_000, 100_000), now=0.5)
+    session.handle_timer(now=60.0)
+    assert (session.state, session.since) == (BfdState.DOWN, 0.0)
+    assert session.diagnostic is Diagnostic.NOTHING
 
 
 def test_a_passive_side_waits_to_be_spoken_to() -> None:

@@ -15,9 +15,10 @@ from agents.bird.attributes import (
     format_path,
 )
 from agents.bird.channel import Channel
-from agents.bird.config import Dest, Limit, LimitAction, NextHopRule
+from agents.bird.config import Dest, Limit, LimitAction, NextHopRule, Timers
 from agents.bird.decision import mergeable, select
 from agents.bird.events import SessionDown
+from agents.bird.filter_eval import FRESH_MED, Leaf
 from agents.bird.filters import (
     Accept,
     AddCommunity,
@@ -33,6 +34,8 @@ from agents.bird.filters import (
 )
 from agents.bird.net import Afi, Net
 from agents.bird.nexthop import HostEntry, Resolver
+from agents.bird.outgoing import Terms, may_export, outgoing
+from agents.bird.penalty import Penalty
 from agents.bird.rib import NextHop, Path, Table
 from agents.bird.snapshot import exported
 from tests.bgp_speakers import World, bgp, channel, speaker_config
@@ -134,6 +137,62 @@ def test_med_decides_the_same_in_every_order() -> None:
     c = Path(source("c", router_id=1), Attrs(as_path=path_of(7), med=2), 0.0, hop=hop())
     for order in ((a, b, c), (c, b, a), (b, a, c), (b, c, a)):
         assert select(order) is b
+
+
+def test_with_med_metric_med_counts_between_all_neighbours() -> None:
+    a = Path(source("a"), Attrs(as_path=path_of(8), med=1), 0.0, hop=hop())
+    b = Path(source("b", external=True), Attrs(as_path=path_of(7), med=2), 0.0, hop=hop())
+    assert select((a, b)) is select((b, a)) is b
+    for each in (a, b):
+        each.channel.med_metric = True
+    assert select((a, b)) is select((b, a)) is a
+
+
+INSIDE = Terms(True, 65000, as4=True, limit=4096, next_hop=b"\x0a\0\0\1")
+OUTSIDE = INSIDE._replace(internal=False)
+
+
+def test_what_is_long_lived_stale_is_told_to_those_who_know_what_that_means() -> None:
+    stale = Path(source("a", external=True), Attrs(communities=b"\xff\xff\0\6"), 0.0, hop=hop())
+    for terms in (INSIDE, OUTSIDE):
+        assert not may_export(stale, source("b"), terms)
+        assert may_export(stale, source("b"), terms._replace(long_lived=True))
+
+
+def test_med_and_intransitive_communities_do_not_leave_the_as() -> None:
+    transitive, local = b"\0\2" + bytes(6), b"\x40\4" + bytes(6)
+    attrs = Attrs(med=5, ext_communities=transitive + local + transitive)
+    path = Path(source("a", external=True), attrs, 0.0, hop=hop())
+    within = outgoing(Leaf(True, attrs), path, INSIDE, channel())
+    assert (within.med, within.ext_communities) == (5, attrs.ext_communities)
+    beyond = outgoing(Leaf(True, attrs), path, OUTSIDE, channel())
+    assert (beyond.med, beyond.ext_communities) == (None, transitive * 2)
+    # Unless a filter of ours has set it.
+    assert outgoing(Leaf(True, attrs, FRESH_MED), path, OUTSIDE, channel()).med == 5
+
+
+def test_an_own_address_is_no_next_hop() -> None:
+    table = Table(Afi.IPV4)
+    resolver = Resolver(table)
+    ways = (NextHop(b"", "eth0"),)
+    direct = Channel("direct1", Source.DEVICE, table, resolver)
+    net = Net.parse("10.0.0.0/8").key
+    table.update(direct, 0, (net,), Path(direct, Attrs(), 0.0, dest=Dest.UNICAST, ways=ways))
+    other, own = resolver.entry(b"\x0a\0\0\2"), resolver.entry(b"\x0a\0\0\1")
+    assert other.dest is own.dest is Dest.UNICAST
+    resolver.local = frozenset({b"\x0a\0\0\1"})
+    resolver.refresh()
+    assert (other.dest, own.dest) == (Dest.UNICAST, Dest.UNREACHABLE)
+
+
+def test_errors_are_forgiven_after_long_enough_without_one() -> None:
+    timers = Timers(error_wait_min_s=60, error_wait_max_s=300, error_forget_s=1000)
+    penalty = Penalty()
+    delays = []
+    for at in (0, 10, 20, 30, 1029, 2029):
+        penalty.failed(timers, at)
+        delays.append(penalty.delay_s)
+    assert delays == [60, 120, 240, 300, 300, 60]
 
 
 def test_only_equal_routes_are_merged() -> None:

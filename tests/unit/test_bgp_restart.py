@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import pytest
 
-from agents.bird.attributes import LLGR_STALE, NO_LLGR
+from agents.bird import intake
+from agents.bird.attributes import GRACEFUL_SHUTDOWN, LLGR_STALE, NO_LLGR
 from agents.bird.capabilities import Capabilities, LongLived, Restart
 from agents.bird.config import AddPaths, BfdOptions, GracefulRestart
 from agents.bird.events import BfdUnwanted, BfdWanted, Dial
-from agents.bird.messages import KEEPALIVE, NOTIFICATION, OPEN, ROUTE_REFRESH, UPDATE, Open
+from agents.bird.messages import (
+    KEEPALIVE,
+    NOTIFICATION,
+    OPEN,
+    ROUTE_REFRESH,
+    UPDATE,
+    Open,
+    message,
+)
 from agents.bird.net import Afi, Net
+from agents.bird.restart import STALE_PATH_S
 from agents.bird.snapshot import protocols
 from agents.bird.speaker import Speaker
 from emulator.addr import parse_ip
@@ -68,6 +78,14 @@ def test_a_request_is_answered_between_borr_and_eorr() -> None:
     assert [kind for kind, _ in peer.received] == [ROUTE_REFRESH, UPDATE, ROUTE_REFRESH]
 
 
+def test_requests_that_come_faster_than_answers_are_answered_together() -> None:
+    peer = with_routes(capable())
+    peer.received.clear()
+    request = message(ROUTE_REFRESH, bytes((0, 1, 0, 1)))
+    peer.send_bytes(request * 50)
+    assert [kind for kind, _ in peer.received] == [ROUTE_REFRESH, UPDATE, ROUTE_REFRESH]
+
+
 def test_without_enhanced_refresh_the_routes_come_alone() -> None:
     peer = with_routes(capable(enhanced_refresh=False))
     peer.received.clear()
@@ -99,6 +117,27 @@ def test_families_the_peer_did_not_preserve_are_dropped_when_it_is_back() -> Non
     peer.connect()
     peer.establish(capable(restart=Restart(120, True, False, ((1, False),))))
     assert learnt(peer) == []
+
+
+def test_a_family_the_peer_s_restart_does_not_name_goes_with_the_connection() -> None:
+    peer = with_routes(capable(restart=Restart(120, False, False, ((2, True),))))
+    peer.lose()
+    assert learnt(peer) == []
+
+
+def test_a_peer_that_came_back_and_never_says_that_it_is_done_is_not_waited_for_for_ever() -> None:
+    peer = with_routes(capable())
+    peer.lose()
+    peer.connect()
+    peer.establish(capable(restart=Restart(120, True, False, ((1, True),))))
+    peer.send(UPDATE, update(INSIDE, keys(BOTH[0])))
+    for _ in range(round(STALE_PATH_S / 60) - 1):
+        peer.pass_time(60)
+        peer.send(KEEPALIVE)
+    assert learnt(peer) == list(BOTH)
+    peer.pass_time(61)
+    assert learnt(peer) == [BOTH[0]]
+    assert not peer.closed
 
 
 def test_a_peer_that_cannot_restart_loses_its_routes_with_its_connection() -> None:
@@ -277,6 +316,35 @@ def test_every_path_leaves_with_an_identifier_of_its_own() -> None:
     peer.send(UPDATE, update(b"", b"", keys("192.168.1.0/24")))
     assert [key.hex() for key in sent] == ["0000000118c0a801"]
     assert number != peer.number
+
+
+def test_a_graceful_shutdown_is_honoured_between_ases_only() -> None:
+    """RFC 8326 §4.2: the route of the neighbour AS becomes the last choice."""
+    leaving = bytes((0xC0, 8, 4)) + GRACEFUL_SHUTDOWN.to_bytes(4, "big")
+    beyond = bytes.fromhex("40010100 4002060201 0000fdea 4003040a000009")
+    for asn, attributes, wanted in ((64512, INSIDE, 100), (65002, beyond, 0)):
+        config = bgp("x", "10.0.0.9", passive=True, peer_as=asn)
+        peer = HandPeer(speaker_config("10.0.0.1", [config]))
+        peer.establish(capable(as4=asn), asn=asn)
+        peer.send(UPDATE, update(attributes + leaving, keys(BOTH[0])))
+        best = peer.speaker.tables[Afi.IPV4].best(Net.parse(BOTH[0]).key)
+        assert best is not None
+        assert best.attrs.local_pref == wanted
+
+
+def test_attributes_are_remembered_up_to_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(intake, "MAX_KNOWN", 3)
+    peer = with_routes(capable())
+    nets = [f"10.{number}.0.0/16" for number in range(2, 12)]
+    for number, net in enumerate(nets):
+        med = bytes((0x80, 4, 4, 0, 0, 0, number % 5))
+        peer.send(UPDATE, update(INSIDE[:-7] + med + INSIDE[-7:], keys(net)))
+    found = peer.speaker.peers["x"].exchange._intake
+    assert found is not None
+    assert 0 < len(found._known) <= 3
+    table = peer.speaker.tables[Afi.IPV4]
+    meds = [table.best(Net.parse(net).key).attrs.med for net in nets]  # type: ignore[union-attr]
+    assert meds == [number % 5 for number in range(10)]
 
 
 def test_statistics_are_counted_as_bird_counts_them() -> None:

@@ -7,7 +7,7 @@ import contextlib
 import logging
 import random
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from agents.bird.daemon import BirdDaemon
 from agents.bird.observers import BmpClient
@@ -166,9 +166,19 @@ async def test_no_collector_is_told_once_and_costs_nothing(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("agents.bird.observers.RETRY_S", 0.01)
+    dials = 0
+
+    async def dial(*where: Any) -> Any:
+        nonlocal dials
+        dials += 1
+        return await real_dial(*where)
+
+    real_dial = asyncio.open_connection
+    monkeypatch.setattr(asyncio, "open_connection", dial)
     client = BmpClient(("127.0.97.9", 9), real_clock(), logging.getLogger("bmp"))
     theirs = settings(THEIRS, OURS, ["192.168.2.0/26"], passive=True)
     ours = settings(OURS, THEIRS, [], passive=False)
     async with running(theirs), running(ours, client) as daemon:
         await until(lambda: daemon.speaker.peers["peer"].session is not None, "the session")
+        await until(lambda: dials >= 3, "the third attempt")
     assert caplog.text.count("no collector at 127.0.97.9:9") == 1

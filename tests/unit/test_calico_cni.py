@@ -504,6 +504,19 @@ async def test_the_tunnel_address_is_kept_when_somebody_else_writes_on_the_node(
     assert spec_of(kube1)["bgp"]["ipv4IPIPTunnelAddr"] == "192.168.126.64"
 
 
+async def test_a_tunnel_address_taken_in_a_life_that_ended_too_soon_is_given_back(
+    node: Node,
+) -> None:
+    """It was taken and not yet written on the Node."""
+    kube1 = await node.resources.get("Node", "kube-1")
+    del kube1["spec"]["bgp"]["ipv4IPIPTunnelAddr"]
+    await node.resources.update(kube1)
+    await node.tunnel()
+    kube1 = spec_of(await node.resources.get("Node", "kube-1"))
+    held = await node.cluster.ipam.ips_by_handle(IPIP.handle("kube-1"))
+    assert [str(ip) for ip in held] == [kube1["bgp"]["ipv4IPIPTunnelAddr"]]
+
+
 async def test_no_pod_is_wired_before_felix_has_programmed_the_kernel(node: Node) -> None:
     programmed = False
     cni = CalicoCni(

@@ -136,6 +136,34 @@ async def test_a_read_of_many_queries_is_one_snapshot(kind: str) -> None:
         assert snapshot.one(MAX_TXN_OPS + 6) is None
 
 
+class Meddling:
+    """An etcd client beside which somebody else writes after each of its transactions."""
+
+    def __init__(self, client: EtcdClient) -> None:
+        self.client = client
+        self.written = 0
+
+    async def txn(self, **parts: Any) -> Any:
+        answer = await self.client.txn(**parts)
+        self.written += 1
+        await self.client.put(b"/calico/%03d" % (MAX_TXN_OPS + 1), b"%d" % -self.written)
+        return answer
+
+
+async def test_a_read_of_more_queries_than_one_transaction_takes_is_one_snapshot_too() -> None:
+    async with memory_etcd() as server, EtcdClient([server.endpoint]) as client:
+        last = f"/calico/{MAX_TXN_OPS + 1:03}"
+        await create(EtcdDatastore(client), last, 7)
+        meddling = Meddling(client)
+        store = EtcdDatastore(meddling)  # type: ignore[arg-type]
+        snapshot = await store.read(*(Query(f"/calico/{n:03}") for n in range(MAX_TXN_OPS + 2)))
+        assert meddling.written == 2
+        found = snapshot.one(MAX_TXN_OPS + 1)
+        assert found is not None
+        assert (found.value, found.revision) == (7, snapshot.revision)
+        assert (await get(EtcdDatastore(client), last)).value == -2
+
+
 @both
 async def test_values_nobody_can_read_are_left_out_of_lists(kind: str) -> None:
     async with opened(kind) as (store, put):

@@ -402,6 +402,21 @@ async def test_a_block_in_use_is_kept_when_it_must_be_empty(calico: Cluster) -> 
     ]
 
 
+async def test_a_claim_marked_for_deletion_is_confirmed_again_when_its_block_is_in_use(
+    calico: Cluster,
+) -> None:
+    await calico.pool("p", "10.0.0.0/30", blockSize=30)
+    await calico.take("a")
+    key = "/calico/ipam/v2/host/a/ipv4/block/10.0.0.0-30"
+    (claim,) = (await calico.store.read(Query(key))).results[0]
+    marked = {**claim.value, "state": "pendingDeletion"}
+    await calico.store.commit(Update(claim.with_value(marked)))
+    with pytest.raises(BlockNotEmptyError):
+        await calico.ipam.release_host_affinities("a", must_be_empty=True)
+    (claim,) = (await calico.store.read(Query(key))).results[0]
+    assert claim.value["state"] == "confirmed"
+
+
 async def test_a_pool_s_affinities_are_released_on_all_hosts(calico: Cluster) -> None:
     await calico.pool("p", "10.0.0.0/24")
     await calico.pool("q", "10.0.1.0/24")
@@ -508,7 +523,15 @@ async def test_utilization_counts_blocks_of_pools_and_orphans(calico: Cluster) -
 
 @pytest.mark.parametrize(
     "change",
-    ["pool disabled", "pool added", "reserved", "node relabelled", "block borrowed", "owner lost"],
+    [
+        "pool disabled",
+        "pool deleted",
+        "pool added",
+        "reserved",
+        "node relabelled",
+        "block borrowed",
+        "owner lost",
+    ],
 )
 async def test_nothing_remembered_outlives_a_change(change: str) -> None:
     async with cluster() as calico:
@@ -520,6 +543,10 @@ async def test_nothing_remembered_outlives_a_change(change: str) -> None:
         match change:
             case "pool disabled":
                 await calico.pool("p", "10.0.0.0/28", blockSize=29, disabled=True)
+                with pytest.raises(NoPoolError):
+                    await calico.take("a")
+            case "pool deleted":
+                await calico.remove("IPPool", "p")
                 with pytest.raises(NoPoolError):
                     await calico.take("a")
             case "pool added":

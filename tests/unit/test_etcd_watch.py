@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from etcd.core.engine import Engine
+from etcd.core.lease import LeaseTable as Leases
 from etcd.core.pb import kv_pb2
 from etcd.core.pb import rpc_pb2 as pb
 from etcd.core.watch import FRAGMENT_BYTES, WatchHub, WatchStream
@@ -200,3 +201,26 @@ def test_a_large_response_is_sent_whole_without_that_request() -> None:
     (response,) = _large_revision(fragment=False)
     assert len(response.events) == 10
     assert not response.fragment
+
+
+def test_what_a_compaction_hides_is_no_previous_value_though_its_room_is_not_back_yet() -> None:
+    bench = Bench()
+    bench.watch(key=b"a", prev_kv=True)
+    for value in (b"1", b"2", b"3"):
+        bench.put(b"a", value)
+    store = bench.engine.store
+    assert store.previous(b"a", 4).value == b"2"  # type: ignore[union-attr]
+    store.compact(4)
+    assert store.compacting
+    assert store.previous(b"a", 4) is None
+    assert store.previous(b"a", 5) is store.get(b"a")
+
+
+def test_a_lease_whose_time_is_up_is_not_renewed_though_nobody_revoked_it_yet() -> None:
+    leases = Leases()
+    leases.grant(7, 10, now=0.0)
+    assert leases.renew(7, now=9.9) == 10
+    assert leases.remaining_s(7, now=15.0) == 4
+    assert leases.renew(7, now=19.9) == 0
+    assert leases.remaining_s(7, now=19.9) == -1
+    assert leases.expired(now=19.9) == [7]

@@ -342,6 +342,37 @@ class TestVxlan:
         text = render_ip_route(world.root.routes())
         assert "192.168.0.40 via 192.168.0.64 dev vxlan.calico proto 80 onlink \n" in text
 
+    def test_a_node_that_goes_leaves_no_entry_and_one_that_changes_new_ones(self) -> None:
+        world = World(mode="vxlanAlways")
+
+        def entries() -> list[tuple[str, str, str]]:
+            root = world.root
+            fdb = {e.mac: e.dst for e in root.fdb() if e.dev == "vxlan.calico"}
+            return [
+                (format_ip(n.ip), format_mac(n.mac), format_ip(fdb.pop(n.mac)))
+                for n in root.neighs()
+                if n.dev == "vxlan.calico"
+            ] + [("", format_mac(mac), format_ip(dst)) for mac, dst in fdb.items()]
+
+        mac = "66:29:4b:8e:c4:09"
+        assert entries() == [("192.168.0.64", mac, "172.17.4.202")]
+        here, there = world.state.nodes
+        moved = replace(there, vxlan_address=parse_ip("192.168.0.70"), ip=parse_ip("172.17.4.209"))
+        world.apply(nodes=(here, moved))
+        assert entries() == [("192.168.0.70", mac, "172.17.4.209")]
+        world.apply(nodes=(here,))
+        assert entries() == []
+
+    def test_the_tunnel_follows_its_settings(self) -> None:
+        world = World(mode="vxlanAlways")
+        here, there = world.state.nodes
+        settings = replace(world.state.settings, vxlan_mtu=1400)
+        moved = replace(here, vxlan_address=parse_ip("192.168.0.9"))
+        world.apply(settings=settings, nodes=(moved, there))
+        assert world.root.link("vxlan.calico").mtu == 1400
+        held = [format_ip(a.ip) for a in world.root.addrs() if a.dev == "vxlan.calico"]
+        assert held == ["192.168.0.9"]
+
     def test_a_pool_without_vxlan_leaves_nothing_of_it(self) -> None:
         world = World(mode="vxlanAlways")
         world.apply(pools=(Pool(Prefix.parse("192.168.0.0/16")),))

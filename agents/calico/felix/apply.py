@@ -176,7 +176,8 @@ class Dataplane:
                 complete = False
             elif there is None:
                 ns.route_replace(route)
-        for stale in keys.values():
+        # A route to the same network has taken the place of the old one already.
+        for stale in [route for route in ns.routes() if _key(route) in keys] if keys else ():
             ns.route_del(stale)
         self._forget_flows(network)
         return complete
