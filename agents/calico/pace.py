@@ -20,7 +20,7 @@ REST_FACTOR: Final = 200
 MAX_REST_S: Final = 2.0
 # A change that wakes one node wakes all: after a round each leaves the processors to the others for
 # as long as theirs take, within limits.
-MAX_TURN_S: Final = 0.5
+MAX_TURN_S: Final = 2.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -55,4 +55,4 @@ def test_changes_without_end_are_not_waited_for() -> None:
 
 def test_a_round_gives_way_to_those_of_the_other_nodes() -> None:
     assert 0.1 <= simulated(rest(0.001, 0.0, 1.0, nodes=100)) <= 0.12
-    assert simulated(rest(1.0, 0.0, 1.0, nodes=100)) <= 0.61
+    assert simulated(rest(1.0, 0.0, 1.0, nodes=100)) <= 2.11
