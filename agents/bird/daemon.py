@@ -72,6 +72,7 @@ class BirdDaemon:
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at: float | None = None
         self._working = False
+        self._after_is_due = False
         self._stopped: asyncio.Event = asyncio.Event()
         self._sought: dict[asyncio.Future[Address], int] = {}
         self._failure: BaseException | None = None
@@ -205,17 +206,30 @@ class BirdDaemon:
         self.do(lambda: self.speaker.work(now=self.loop.time()))
 
     def do(self, what: Callable[[], object]) -> None:
-        """Tell the core something and do what it wants then.
+        """Tell the core something and do what it wants when all that has come was told.
 
         A bug of the core must not end as a line in the loop's log and a session that hangs: it ends
         ``run`` with the error, and whoever supervises the daemon starts it anew.
         """
         try:
             what()
+        except Exception as error:
+            self._fail(error)
+            return
+        if not self._after_is_due:
+            self._after_is_due = True
+            self.loop.call_soon(self._after)
+
+    def _after(self) -> None:
+        self._after_is_due = False
+        try:
             self.after_input()
         except Exception as error:
-            self._failure = error
-            self._stopped.set()
+            self._fail(error)
+
+    def _fail(self, error: Exception) -> None:
+        self._failure = error
+        self._stopped.set()
 
     def _drain(self) -> None:
         speaker = self.speaker

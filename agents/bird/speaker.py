@@ -64,6 +64,8 @@ class Speaker:
         self._farewells: dict[int, Connection] = {}
         self._agenda = Agenda()
         self._leaving: list[Peer] = []
+        # Several messages may come at once: what follows from them is done when outputs are asked.
+        self._turn_is_due = False
         self._apply(config, now)
         self._turn(now)
 
@@ -187,7 +189,7 @@ class Speaker:
         if found is not None:
             peer, connection = found
             connection.connected(now=now)
-            self._settle(peer, now)
+            self._heard(peer, now)
 
     def connection_lost(self, number: int, reason: str, *, now: float) -> None:
         """A dial failed or a connection ended; ``reason`` is strerror's, "" for a plain end."""
@@ -195,7 +197,7 @@ class Speaker:
         if found is not None:
             peer, connection = found
             connection.lost(reason, now=now)
-            self._settle(peer, now)
+            self._heard(peer, now)
 
     def accepted(self, neighbor: int, *, now: float) -> int | None:
         """Somebody connected from this emulated address; a number, or None to close it."""
@@ -203,7 +205,7 @@ class Speaker:
         for peer in self.peers_at(neighbor):
             if peer.enabled:
                 connection = peer.accept(now)
-                self._settle(peer, now)
+                self._heard(peer, now)
                 return None if connection is None else connection.number
         self.emit(ProtocolLogged("", "Unexpected connect from unknown address"))
         return None
@@ -222,7 +224,7 @@ class Speaker:
         if found is not None:
             peer, connection = found
             connection.receive_data(data, now=now)
-            self._settle(peer, now)
+            self._heard(peer, now)
 
     def set_congested(self, number: int, congested: bool, *, now: float) -> None:
         """The shell's send buffer of a connection is full, or has room again."""
@@ -296,7 +298,9 @@ class Speaker:
         return self._events.popleft() if self._events else None
 
     def data_to_send(self) -> list[tuple[int, bytes]]:
-        """What waits for each connection."""
+        """What waits for each connection; first what followed from the inputs since is done."""
+        if self._turn_is_due:
+            self._turn(self.now)
         found = [(number, c.data_to_send()) for number, c in self._farewells.items()]
         self._farewells.clear()
         for peer in self._agenda.talking():
@@ -383,13 +387,18 @@ class Speaker:
         connection = peer.connections.find(number) if peer is not None else None
         return None if peer is None or connection is None else (peer, connection)
 
-    def _settle(self, peer: Peer, now: float) -> None:
+    def _heard(self, peer: Peer, now: float) -> None:
         peer.settle(now)
         self.touch(peer)
+        self._turn_is_due = True
+
+    def _settle(self, peer: Peer, now: float) -> None:
+        self._heard(peer, now)
         self._turn(now)
 
     def _turn(self, now: float) -> None:
-        """What follows every input: next hops, the kernel, waiting routes, deadlines."""
+        """What follows inputs: next hops, the kernel, waiting routes, deadlines."""
+        self._turn_is_due = False
         for resolver, table in zip(self.resolvers.values(), self.tables.values(), strict=True):
             if table.igp_changed:
                 resolver.refresh()
