@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import functools
 import importlib
-from typing import TYPE_CHECKING
+import os
+from typing import TYPE_CHECKING, Final
 
 from agents.apiserver.config import ApiServerConfig, StorageRoot, UserInfo, Verdict
 from agents.node.config import BfdSettings, CalicoSettings, NodeConfig, Relay
@@ -44,6 +45,11 @@ if TYPE_CHECKING:
 
     Role = Callable[[RoleEnv], Coroutine[Any, Any, None]]
 
+# More nodes than this for each processor give way to etcd and the control plane, by so much:
+# a tenth of their weight.
+CROWD: Final = 8
+CROWD_NICENESS: Final = 10
+
 
 def warm_up(plan: ClusterPlan) -> dict[str, Role]:
     """Make in the parent what each node would make alike: its memory is then shared.
@@ -74,9 +80,21 @@ def roles_of(plan: ClusterPlan, credentials: Credentials) -> dict[str, Role]:
         "etcd": functools.partial(_run_etcd, plan),
         "controlplane": functools.partial(_run_controlplane, plan, credentials),
     }
+    niceness = nodes_niceness(len(plan.nodes), os.cpu_count() or 1)
     for node in plan.nodes:
-        roles[node.spec.name] = functools.partial(run_node, node_config(plan, node, credentials))
+        config = node_config(plan, node, credentials)
+        roles[node.spec.name] = functools.partial(_run_node, config, niceness)
     return roles
+
+
+def nodes_niceness(nodes: int, processors: int) -> int:
+    """nice(2) of each node of a cluster.
+
+    A hundred nodes that start on two processors leave the supervisor, etcd and the control plane,
+    which all of them wait for, a fiftieth each; and they react to each other one by one instead of
+    to many at once, which takes twice the processor time.
+    """
+    return CROWD_NICENESS if nodes > CROWD * processors else 0
 
 
 def run_child(made: Mapping[str, Role], child: Child) -> int:
@@ -88,6 +106,11 @@ def run_child(made: Mapping[str, Role], child: Child) -> int:
         on_failed=child.failed,
         lifeline=child.lifeline,
     )
+
+
+async def _run_node(config: NodeConfig, niceness: int, env: RoleEnv) -> None:
+    os.nice(niceness)
+    await run_node(config, env)
 
 
 async def _run_etcd(plan: ClusterPlan, env: RoleEnv) -> None:
