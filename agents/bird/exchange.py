@@ -185,6 +185,9 @@ class RouteExchange:
         reached = []
         for exporter in self.exporters.values():
             exporter.seal()
+            if exporter.unsendable:
+                count, exporter.unsendable = exporter.unsendable, 0
+                self._log(f"Attribute list too long, {count} routes are withdrawn instead")
             if exporter.limit_hit:
                 exporter.limit_hit = False
                 if exporter.config.export_limit is not None:

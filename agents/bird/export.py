@@ -57,6 +57,8 @@ class BgpExporter:
         # True until the speaker's own restart is over: nothing is told before.
         self.held = False
         self.limit_hit = False
+        # Routes whose attributes no message can hold, since somebody last asked.
+        self.unsendable = 0
         self._send = send
         self._on_change = on_change
         self._table: Table = channel.table
@@ -387,4 +389,6 @@ class BgpExporter:
                 keys = lists[0] if len(lists) == 1 else [key for some in lists for key in some]
                 block = encode(attrs, as4=terms.as4, next_hop=afi == 1)
                 messages = announcements(afi, block, attrs.next_hop, keys, terms.limit)
+                if not messages:
+                    self.unsendable += len(keys)
                 self._send(messages or withdrawals(afi, keys, terms.limit))

@@ -17,7 +17,7 @@ from agents.bird.attributes import (
 from agents.bird.channel import Channel
 from agents.bird.config import Dest, Limit, LimitAction, NextHopRule, Timers
 from agents.bird.decision import mergeable, select
-from agents.bird.events import SessionDown
+from agents.bird.events import ProtocolLogged, SessionDown
 from agents.bird.filter_eval import FRESH_MED, Leaf
 from agents.bird.filters import (
     Accept,
@@ -441,6 +441,20 @@ def test_a_limit_below_what_is_there_acts_at_once(limit: str) -> None:
     world.configure(speaker_config(b, [lower], ["172.16.0.0/26", "172.16.1.0/26"]))
     assert not world.speakers[b].peers["a"].enabled
     assert world.speakers[b].peers["a"].last_error[1] == "Route limit exceeded"
+
+
+def test_a_route_that_outgrows_every_message_is_withdrawn_and_named() -> None:
+    a, b = "10.0.0.1", "10.0.0.2"
+    world = line((a, [bgp("b", b)], ["192.168.0.0/26"]), (b, [bgp("a", a)], []))
+    assert list(world.table(b)) == ["192.168.0.0/26"]
+    many = (AddCommunity(CommunityKind.LARGE, (64512, 0, i)) for i in range(400))
+    long = channel(export_filter=Filter((*many, Accept())))
+    world.configure(speaker_config(a, [bgp("b", b, ipv4=long)], ["192.168.0.0/26"]))
+    world.run(1.0)
+    assert world.table(b) == {}
+    assert world.is_up(a, b)
+    told = [e.text for _, who, e in world.events if isinstance(e, ProtocolLogged) and who == a]
+    assert told == ["Attribute list too long, 1 routes are withdrawn instead"]
 
 
 def test_two_octet_speakers_pass_wide_as_numbers_through() -> None:
