@@ -24,6 +24,7 @@ from emulator.apimachinery.times import age, human_duration, parse_rfc3339
 if TYPE_CHECKING:
     from emulator.apimachinery.objects import Obj
 
+_MAX_HOSTS: Final = 3
 _ROLE_PREFIX: Final = "node-role.kubernetes.io/"
 
 
@@ -53,10 +54,15 @@ def _external_ip(obj: Obj, kind: str) -> str:
     if kind == "ExternalName":
         return str(dig(obj, "spec", "externalName") or "")
     if kind == "LoadBalancer":
-        ingress = items(obj, "status", "loadBalancer", "ingress")
-        external = [str(i.get("ip") or i.get("hostname") or "") for i in ingress] + external
-        return ",".join(external) or "<pending>"
+        return ",".join([*_ingress_addresses(obj), *external]) or "<pending>"
     return ",".join(external) or "<none>"
+
+
+def _ingress_addresses(obj: Obj) -> list[str]:
+    """Addresses and names of a load balancer, each once and sorted."""
+    ingress = items(obj, "status", "loadBalancer", "ingress")
+    found = {str(i.get("ip") or i.get("hostname") or "") for i in ingress}
+    return sorted(found - {""})
 
 
 def _endpoints(obj: Obj, now: float) -> list[Any]:
@@ -72,7 +78,10 @@ def _endpoints(obj: Obj, now: float) -> list[Any]:
 
 
 def _endpoint_slice(obj: Obj, now: float) -> list[Any]:
-    ports = ["*" if p.get("port") is None else str(p["port"]) for p in items(obj, "ports")]
+    ports = [
+        str(p.get("name", "*")) if p.get("port") is None else str(p["port"])
+        for p in items(obj, "ports")
+    ]
     addresses = [str(a) for e in items(obj, "endpoints") for a in e.get("addresses") or []]
     return [
         name_of(obj),
@@ -120,22 +129,22 @@ def _event(obj: Obj, now: float) -> list[Any]:
     first, last = obj.get("firstTimestamp"), obj.get("lastTimestamp")
     count = obj.get("count") or obj.get("deprecatedCount") or 0
     first = first or obj.get("deprecatedFirstTimestamp") or obj.get("eventTime")
-    last = last or obj.get("deprecatedLastTimestamp")
+    last = last or obj.get("deprecatedLastTimestamp") or first
     series = obj.get("series")
     if isinstance(series, dict):
         last, count = series.get("lastObservedTime"), series.get("count") or 0
     elif not count:
-        last = last or obj.get("eventTime")
         count = 1
     about = obj.get("involvedObject") or obj.get("regarding") or {}
     source = obj.get("source") or obj.get("deprecatedSource") or {}
     component = source.get("component") or obj.get("reportingComponent") or ""
-    host = source.get("host") or ""
+    host = source.get("host") or obj.get("reportingInstance") or ""
+    kind = str(about.get("kind", "")).lower()
     return [
         age(last, now),
         obj.get("type", ""),
         obj.get("reason", ""),
-        f"{str(about.get('kind', '')).lower()}/{about.get('name', '')}",
+        f"{kind}/{about['name']}" if about.get("name") else kind,
         about.get("fieldPath", ""),
         f"{component}, {host}" if host else component,
         str(obj.get("message") or obj.get("note") or "").strip(),
@@ -167,18 +176,28 @@ def _network_policy(obj: Obj, now: float) -> list[Any]:
 
 
 def _ingress(obj: Obj, now: float) -> list[Any]:
-    hosts = [str(r["host"]) for r in items(obj, "spec", "rules") if r.get("host")]
-    ingress = items(obj, "status", "loadBalancer", "ingress")
-    address = ",".join(str(i.get("ip") or i.get("hostname") or "") for i in ingress)
+    rules = items(obj, "spec", "rules")
     ports = "80, 443" if items(obj, "spec", "tls") else "80"
     return [
         name_of(obj),
         none_if_empty(dig(obj, "spec", "ingressClassName")),
-        some(hosts, empty="*"),
-        address,
+        _hosts([str(rule.get("host") or "") for rule in rules]),
+        ",".join(_ingress_addresses(obj)),
         ports,
         age_of(obj, now),
     ]
+
+
+def _hosts(hosts: list[str]) -> str:
+    """The first hosts of rules; a rule for all hosts only counts among those left out."""
+    shown: list[str] = []
+    more = False
+    for host in hosts:
+        more = more or len(shown) == _MAX_HOSTS
+        if host and not more:
+            shown.append(host)
+    text = ",".join(shown) or "*"
+    return f"{text} + {len(hosts) - _MAX_HOSTS} more..." if more else text
 
 
 def _ingress_class(obj: Obj, now: float) -> list[Any]:
@@ -271,7 +290,9 @@ def _volume(obj: Obj, now: float) -> list[Any]:
         str(dig(spec, "capacity", "storage") or ""),
         _access_modes(spec.get("accessModes")),
         spec.get("persistentVolumeReclaimPolicy", ""),
-        str(dig(obj, "status", "phase") or ""),
+        "Terminating"
+        if dig(obj, "metadata", "deletionTimestamp")
+        else str(dig(obj, "status", "phase") or ""),
         f"{claim.get('namespace', '')}/{claim.get('name', '')}" if claim else "",
         spec.get("storageClassName") or "",
         none_or_unset(spec.get("volumeAttributesClassName")),

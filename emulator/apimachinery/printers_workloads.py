@@ -27,6 +27,17 @@ if TYPE_CHECKING:
     from emulator.apimachinery.objects import Obj
 
 
+_MAX_METRICS: Final = 2
+_OF_RESOURCES: Final = ("resource", "containerResource")
+_METRIC_FIELDS: Final = {
+    "Resource": "resource",
+    "ContainerResource": "containerResource",
+    "Pods": "pods",
+    "Object": "object",
+    "External": "external",
+}
+
+
 def _condition(obj: Obj, kind: str) -> bool:
     return any(
         c.get("type") == kind and c.get("status") == "True"
@@ -45,7 +56,7 @@ def _terminated_words(state: Obj) -> str:
 class _PodState:
     """The STATUS, READY and RESTARTS of a pod, container by container."""
 
-    __slots__ = ("last_restart", "ready", "reason", "restarts")
+    __slots__ = ("_of_sidecars", "last_restart", "ready", "reason", "restarts")
 
     def __init__(self, obj: Obj) -> None:
         status = obj.get("status") or {}
@@ -53,6 +64,8 @@ class _PodState:
         self.restarts = 0
         self.ready = 0
         self.last_restart: float | None = None
+        # What sidecars alone count: (restarts, when the last one was).
+        self._of_sidecars: tuple[int, float | None] = (0, None)
         for condition in status.get("conditions") or []:
             if (condition.get("type"), condition.get("reason")) == (
                 "PodScheduled",
@@ -61,18 +74,24 @@ class _PodState:
                 self.reason = "SchedulingGated"
         initializing = self._init_containers(obj, status)
         if not initializing or _condition(obj, "Initialized"):
-            self._containers(obj, status, initializing)
+            self._containers(obj, status)
         if dig(obj, "metadata", "deletionTimestamp"):
             if status.get("reason") == "NodeLost":
                 self.reason = "Unknown"
             elif status.get("phase") not in ("Succeeded", "Failed"):
                 self.reason = "Terminating"
 
-    def _count(self, container: Obj) -> None:
-        self.restarts += container.get("restartCount") or 0
+    def _count(self, container: Obj, *, sidecar: bool = False) -> None:
+        restarts = container.get("restartCount") or 0
+        self.restarts += restarts
         finished = parse_rfc3339(dig(container, "lastState", "terminated", "finishedAt"))
         if finished is not None:
             self.last_restart = max(finished, self.last_restart or finished)
+        if sidecar:
+            known, last = self._of_sidecars
+            if finished is not None:
+                last = max(finished, last or finished)
+            self._of_sidecars = (known + restarts, last)
 
     def _init_containers(self, obj: Obj, status: Obj) -> bool:
         sidecars = {
@@ -82,12 +101,13 @@ class _PodState:
         }
         total = len(items(obj, "spec", "initContainers"))
         for i, container in enumerate(status.get("initContainerStatuses") or []):
-            self._count(container)
+            sidecar = container.get("name") in sidecars
+            self._count(container, sidecar=sidecar)
             terminated = dig(container, "state", "terminated")
             waiting = dig(container, "state", "waiting") or {}
             if terminated is not None and terminated.get("exitCode") == 0:
                 continue
-            if container.get("name") in sidecars and container.get("started"):
+            if sidecar and container.get("started"):
                 self.ready += bool(container.get("ready"))
                 continue
             if terminated is not None:
@@ -99,10 +119,9 @@ class _PodState:
             return True
         return False
 
-    def _containers(self, obj: Obj, status: Obj, initializing: bool) -> None:
-        if not initializing:
-            self.restarts = 0
-            self.last_restart = None
+    def _containers(self, obj: Obj, status: Obj) -> None:
+        # Restarts of what initialized the pod count no more, those of what runs beside it do.
+        self.restarts, self.last_restart = self._of_sidecars
         running = False
         for container in reversed(status.get("containerStatuses") or []):
             self._count(container)
@@ -263,20 +282,38 @@ def _cron_job(obj: Obj, now: float) -> list[Any]:
     ]
 
 
+def _metric(metric: Obj, current: Obj) -> str:
+    """One metric of an autoscaler: what is and what should be (formatHPAMetrics)."""
+    field = _METRIC_FIELDS.get(str(metric.get("type")))
+    if field is None:
+        return "<unknown type>"
+    target = dig(metric, field, "target") or {}
+    now = dig(current, field, "current") or {}
+    name = f"{dig(metric, field, 'name')}: " if field in _OF_RESOURCES else ""
+    if target.get("averageValue") is not None:
+        average = "" if field in (*_OF_RESOURCES, "pods") else " (avg)"
+        return f"{name}{now.get('averageValue', '<unknown>')}/{target['averageValue']}{average}"
+    if not name:
+        return f"{now.get('value', '<unknown>')}/{target.get('value', '<unknown>')}"
+    shares = (now.get("averageUtilization"), target.get("averageUtilization"))
+    is_, wanted = (None if share is None else f"{share}%" for share in shares)
+    return f"{name}{is_ or '<unknown>'}/{wanted or '<auto>'}"
+
+
 def _autoscaler(obj: Obj, now: float) -> list[Any]:
     spec = obj.get("spec") or {}
     target = spec.get("scaleTargetRef") or {}
+    current = items(obj, "status", "currentMetrics")
     metrics = [
-        f"{m['resource'].get('name')}: <unknown>/"
-        f"{dig(m, 'resource', 'target', 'averageUtilization')}%"
-        for m in spec.get("metrics") or []
-        if m.get("type") == "Resource" and isinstance(m.get("resource"), dict)
+        _metric(metric, current[number] if number < len(current) else {})
+        for number, metric in enumerate(items(obj, "spec", "metrics"))
     ]
+    more = f" + {len(metrics) - _MAX_METRICS} more..." if len(metrics) > _MAX_METRICS else ""
     least = spec.get("minReplicas")
     return [
         name_of(obj),
         f"{target.get('kind', '')}/{target.get('name', '')}",
-        ", ".join(metrics) or "<none>",
+        ", ".join(metrics[:_MAX_METRICS]) + more or "<none>",
         "<unset>" if least is None else str(least),
         spec.get("maxReplicas", 0),
         _number(obj, "status", "currentReplicas"),

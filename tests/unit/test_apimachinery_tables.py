@@ -204,3 +204,108 @@ def test_a_table_has_headers_once_and_rows_with_metadata() -> None:
     later = table(printer, [obj], NOW, {}, TableOptions("None", False))
     assert later["columnDefinitions"] is None
     assert set(later["rows"][0]) == {"cells"}
+
+
+def test_restarts_of_sidecars_count_and_those_of_init_containers_do_not() -> None:
+    sidecar = {
+        "name": "proxy",
+        "restartCount": 2,
+        "started": True,
+        "ready": True,
+        "state": {"running": {}},
+        "lastState": {"terminated": {"finishedAt": BORN}},
+    }
+    once = {
+        "name": "once",
+        "restartCount": 5,
+        "state": {"terminated": {"exitCode": 0, "reason": "Completed"}},
+    }
+    spec = {"initContainers": [{"name": "once"}, {"name": "proxy", "restartPolicy": "Always"}]}
+    pod = {"phase": "Running", "initContainerStatuses": [once, sidecar]}
+    pod["containerStatuses"] = [RUNNING]
+    assert status_of(spec=spec, status=pod) == ["2/2", "Running", "2 (5m ago)"]
+    # Initialized once, an init container that fails again changes nothing.
+    once["state"] = {"terminated": {"exitCode": 1, "reason": "Error"}}
+    pod["conditions"] = [{"type": "Initialized", "status": "True"}]
+    assert status_of(spec=spec, status=pod) == ["1/2", "Init:Error", "0"]
+
+
+def test_a_load_balancer_s_addresses_are_sorted_and_each_told_once() -> None:
+    ingress = [
+        {"ip": "10.0.0.9"},
+        {"hostname": "b.example"},
+        {"ip": "10.0.0.10"},
+        {"ip": "10.0.0.9"},
+    ]
+    service = {
+        "spec": {"type": "LoadBalancer", "clusterIP": "10.3.0.1", "externalIPs": ["1.1.1.1"]},
+        "status": {"loadBalancer": {"ingress": ingress}},
+    }
+    assert cells("services", service)[3] == "10.0.0.10,10.0.0.9,b.example,1.1.1.1"
+
+
+@pytest.mark.parametrize(
+    ("hosts", "shown"),
+    [
+        ([], "*"),
+        ([""], "*"),
+        (["a", "", "b"], "a,b"),
+        (["a", "b", "c", "d", "e"], "a,b,c + 2 more..."),
+        (["a", "b", "c", ""], "a,b,c + 1 more..."),
+    ],
+)
+def test_an_ingress_shows_three_hosts(hosts: list[str], shown: str) -> None:
+    rules = [{"host": host} if host else {} for host in hosts]
+    ingress = {"spec": {"rules": rules}, "status": {}}
+    assert cells("ingresses", ingress, "networking.k8s.io")[2] == shown
+
+
+def test_an_event_without_times_or_source_says_what_it_knows() -> None:
+    event = {
+        "eventTime": BORN,
+        "reportingComponent": "kubelet",
+        "reportingInstance": "node-1",
+        "involvedObject": {"kind": "Node"},
+        "series": None,
+    }
+    row = cells("events", event)
+    assert (row[0], row[3], row[5], row[7], row[8]) == ("5m", "node", "kubelet, node-1", "5m", 1)
+    assert cells("events", {"firstTimestamp": BORN, "count": 4})[0] == "5m"
+
+
+@pytest.mark.parametrize(
+    ("metrics", "current", "shown"),
+    [
+        ([], [], "<none>"),
+        ([("Resource", {"name": "cpu"}, {"averageUtilization": 50})], [], "cpu: <unknown>/50%"),
+        ([("Resource", {"name": "cpu"}, {})], [], "cpu: <unknown>/<auto>"),
+        (
+            [("ContainerResource", {"name": "memory"}, {"averageValue": "1Gi"})],
+            [("containerResource", {"averageValue": "12Mi"})],
+            "memory: 12Mi/1Gi",
+        ),
+        ([("Pods", {}, {"averageValue": "10"})], [("pods", {"averageValue": "7"})], "7/10"),
+        ([("Object", {}, {"value": "10"})], [], "<unknown>/10"),
+        ([("External", {}, {"averageValue": "10"})], [], "<unknown>/10 (avg)"),
+        ([("Odd", {}, {})], [], "<unknown type>"),
+        (
+            [("Object", {}, {"value": "1"})] * 4,
+            [("object", {"value": "0"})],
+            "0/1, <unknown>/1 + 2 more...",
+        ),
+    ],
+)
+def test_what_an_autoscaler_looks_at(metrics: Any, current: Any, shown: str) -> None:
+    spec = [
+        {"type": kind, (kind[:1].lower() + kind[1:]): {**more, "target": target}}
+        for kind, more, target in metrics
+    ]
+    status = [{field: {"current": values}} for field, values in current]
+    scaler = {"spec": {"metrics": spec, "maxReplicas": 1}, "status": {"currentMetrics": status}}
+    row = cells("horizontalpodautoscalers", scaler, "autoscaling", "v2")
+    assert row[2] == shown
+
+
+def test_a_port_of_a_slice_without_a_number_has_its_name() -> None:
+    slice_ = {"ports": [{"name": "dns"}, {"name": "x", "port": 53}, {}]}
+    assert cells("endpointslices", slice_, "discovery.k8s.io")[2] == "dns,53,*"
