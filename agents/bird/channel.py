@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from agents.bird.net import Afi
     from agents.bird.nexthop import Resolver
     from agents.bird.rib import Path, Table
+    from agents.bird.tracing import Trace
 
 # Routes that one turn takes away or filters again before others get theirs.
 SLICE: Final = 20000
@@ -89,6 +90,7 @@ class Channel:
         self.med_metric = False
         self.path_metric = True
         self.prefer_older = False
+        self.trace: Trace | None = None
         # Numbers by which other speakers know our paths (RFC 7911), from 1.
         self._tx_ids: dict[int, int] = {}
 
@@ -142,6 +144,9 @@ class Channel:
     def _outcome(self, keys: Sequence[bytes], path: Path, leaf: Leaf) -> int:
         if not leaf.accept:
             self.stats.imp_updates_filtered += len(keys)
+            if self.trace is not None:
+                for key in keys:
+                    self.trace.import_refused("filtered out", self.afi, key, path)
             done = self.table.update(self, path.path_id, keys, None)
             # To the table, as to BIRD's, a refused route is one taken back.
             self.stats.imp_withdraws_accepted += done.accepted

@@ -23,12 +23,14 @@ from agents.bird.events import Dial, HangUp, StateChanged
 from agents.bird.fsm import RANK, ConnectionEnd, State
 from agents.bird.messages import Notification, Open, RouteRefresh
 from agents.bird.terms import source_address, ttl
+from emulator.addr import format_ip
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from agents.bird.config import BgpConfig
     from agents.bird.peer_host import PeerHost
+    from agents.bird.tracing import Trace
 
 # A second connection that came so soon after the session is a collision of two attempts, not a
 # restart of the peer: who is Established dials no more.  Real stacks need milliseconds, a machine
@@ -79,6 +81,7 @@ class Connections:
         self.incoming: Connection | None = None
         self.session: Connection | None = None
         self.established_at = 0.0
+        self.trace: Trace | None = None
         self._host = host
         self._owner = owner
         self._number = number
@@ -112,16 +115,33 @@ class Connections:
             and bool(restart.families)
         )
 
+    def set_trace(self, trace: Trace | None) -> None:
+        """Tell a listener what happens from now on, None for nobody."""
+        self.trace = trace
+        for connection in self.all():
+            connection.is_tapped = self._is_tapped
+
+    @property
+    def _is_tapped(self) -> bool:
+        return self._host.tap is not None or self.trace is not None
+
+    def _event(self, text: str) -> None:
+        if self.trace is not None:
+            self.trace.event(text)
+
     # Beginnings and ends
 
     def start(self, delay_s: float | None, now: float) -> None:
         """Dial, after a jittered ``delay_s`` if it is given."""
+        if delay_s is not None:
+            self._event(f"Connect delayed by {delay_s:.0f} seconds")
         self.outgoing = Connection(self._number(), self, self._host.rng, outgoing=True, now=now)
         self.outgoing.start(delay_s, now=now)
 
-    def accept(self, now: float) -> Connection:
-        """Take the peer's connection; there must be no other of its making."""
+    def accept(self, port: int, now: float) -> Connection:
+        """Take the peer's connection, from its ``port``; there must be no other of its making."""
         assert self.incoming is None
+        self._event(f"Incoming connection from {self._neighbor} (port {port}) accepted")
         self.incoming = Connection(self._number(), self, self._host.rng, outgoing=False, now=now)
         self.incoming.connected(now=now)
         return self.incoming
@@ -141,6 +161,10 @@ class Connections:
                 farewell = Notification(CEASE, CEASE_HARD_RESET, data)
             connection.stop(farewell, now=now)
 
+    @property
+    def _neighbor(self) -> str:
+        return format_ip(self.config.neighbor)
+
     # ConnectionOwner
 
     def open_to_send(self, connection: Connection) -> Open:
@@ -149,13 +173,18 @@ class Connections:
         capabilities = local_capabilities(
             config, restarting=host.recovering, preserved=host.preserved
         )
-        connection.is_tapped = host.tap is not None
+        connection.is_tapped = self._is_tapped
+        if connection.outgoing:
+            self._event("Connected")
         asn = config.local_as if config.local_as <= 0xFFFF else AS_TRANS
         return Open(asn, config.timers.hold_s, host.router_id, capabilities)
 
     def dial(self, connection: Connection, now: float) -> None:
         """Ask the shell to connect."""
         config = self.config
+        if self.trace is not None:
+            local = format_ip(source_address(config, self._host))
+            self._event(f"Connecting to {self._neighbor} from local address {local}")
         send_ttl, min_ttl = ttl(config)
         self._host.emit(
             Dial(
@@ -201,8 +230,10 @@ class Connections:
                 ours == theirs and self.config.local_as > self.config.peer_as
             )
             if we_dominate == connection.outgoing:
+                self._event("Connection collision, giving up the other connection")
                 other.fail(BgpPeerError(CEASE, CEASE_COLLISION), now=now)
             else:
+                self._event("Connection collision, giving up this connection")
                 raise BgpPeerError(CEASE, CEASE_COLLISION)
 
     def established(self, connection: Connection, now: float) -> None:
@@ -230,7 +261,9 @@ class Connections:
         )
 
     def tapped(self, connection: Connection, kind: int, body: bytes, received: bool) -> None:
-        """Pass a message to the tap."""
+        """Pass a message to the tap, tell the listener."""
+        if self.trace is not None:
+            self.trace.message(kind, body, received=received)
         tap = self._host.tap
         if tap is not None:
             tap.message(

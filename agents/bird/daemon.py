@@ -251,7 +251,7 @@ class BirdDaemon:
                     if self._strangers:
                         self.loop.call_soon(self._ask_strangers)
                 case ProtocolLogged(protocol, text):
-                    self._log.info("%s: %s", protocol, text)
+                    self._log.info("%s%s", f"{protocol}: " if protocol else "", text)
             if self._on_event is not None:
                 self._on_event(event)
 
@@ -354,7 +354,7 @@ class BirdDaemon:
         if self._strangers.are_welcome and not self.speaker.has_neighbor(neighbor):
             self._strangers.take(wire, host, self.loop)
             return None
-        number = self.speaker.accepted(neighbor, now=self.loop.time())
+        number = self.speaker.accepted(neighbor, now=self.loop.time(), port=wire.peer_port)
         if number is not None:
             self._wires[number] = wire
             self._protect(wire, neighbor)

@@ -88,6 +88,13 @@ class ProtocolLogged:
 
 
 @dataclass(frozen=True, slots=True)
+class Traced:
+    """A line somebody asked for with ``debug``."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class BfdWanted:
     """A session wants its neighbour watched; answer with ``Speaker.bfd_down``."""
 
@@ -114,6 +121,7 @@ Event = (
     | SessionUp
     | SessionDown
     | ProtocolLogged
+    | Traced
     | BfdWanted
     | BfdUnwanted
 )

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from agents.bird.config import BgpConfig, Limit
     from agents.bird.connection import Connection
     from agents.bird.peer_host import PeerHost
+    from agents.bird.tracing import Trace
 
 
 class RouteExchange:
@@ -51,6 +52,7 @@ class RouteExchange:
         self._host = host
         self._on_change = on_change
         self._intake: Intake | None = None
+        self._trace: Trace | None = None
         # The session's connection and what was negotiated on it.
         self._connection: Connection | None = None
 
@@ -60,6 +62,14 @@ class RouteExchange:
     @property
     def _terms(self) -> Negotiated | None:
         return self._connection.terms if self._connection is not None else None
+
+    def set_trace(self, trace: Trace | None) -> None:
+        """Tell a listener what happens from now on, None for nobody."""
+        self._trace = trace
+        for channel in self.channels.values():
+            channel.trace = trace
+        for exporter in self.exporters.values():
+            exporter.set_trace(trace)
 
     # Sessions
 
@@ -107,6 +117,10 @@ class RouteExchange:
         host.tables[afi].exporters.append(exporter)
         mark = config.graceful_restart is not GracefulRestart.OFF
         exporter.start_feed(forced=False, after=end_of_rib(afi) if mark else b"")
+        if self._trace is not None:
+            exporter.set_trace(self._trace)
+            if not exporter.busy:
+                self._trace.fed(afi)
 
     def end(self) -> None:
         """The session is over; what becomes of the peer's routes is for the caller to say."""
@@ -146,17 +160,20 @@ class RouteExchange:
             return
         channel = self.channels[afi]
         if request.subtype == REFRESH_REQUEST:
-            before = after = b""
-            if terms.enhanced_refresh:
-                before = message(
-                    ROUTE_REFRESH, RouteRefresh(afi, SAFI_UNICAST, REFRESH_BEGIN).body()
-                )
-                after = message(ROUTE_REFRESH, RouteRefresh(afi, SAFI_UNICAST, REFRESH_END).body())
-            exporter.repeat(before, after)
+            self._repeat(afi, exporter)
         elif request.subtype == REFRESH_BEGIN and terms.enhanced_refresh:
             self.neighbor_restart.refresh_begins(channel, now)
         elif request.subtype == REFRESH_END and terms.enhanced_refresh:
             self.neighbor_restart.repeated(channel)
+
+    def _repeat(self, afi: Afi, exporter: BgpExporter) -> None:
+        """Tell everything again, between its marks where the peer knows those (RFC 7313)."""
+        before = after = b""
+        terms = self._terms
+        if terms is not None and terms.enhanced_refresh:
+            before = message(ROUTE_REFRESH, RouteRefresh(afi, SAFI_UNICAST, REFRESH_BEGIN).body())
+            after = message(ROUTE_REFRESH, RouteRefresh(afi, SAFI_UNICAST, REFRESH_END).body())
+        exporter.repeat(before, after)
 
     # Work
 
@@ -180,8 +197,8 @@ class RouteExchange:
             if exporter.busy:
                 exporter.work()
 
-    def seal(self) -> list[Limit]:
-        """Turn waiting routes into messages; the limits that were reached."""
+    def seal(self) -> list[tuple[str, Limit]]:
+        """Turn waiting routes into messages; the limits that were reached, each with its name."""
         reached = []
         for exporter in self.exporters.values():
             exporter.seal()
@@ -191,10 +208,11 @@ class RouteExchange:
             if exporter.limit_hit:
                 exporter.limit_hit = False
                 if exporter.config.export_limit is not None:
-                    reached.append(exporter.config.export_limit)
+                    reached.append(("export", exporter.config.export_limit))
         for channel in self.channels.values():
             if channel.limit_hit is not None:
-                reached.append(channel.limit_hit)
+                name = "import" if channel.limit_hit is channel.import_limit else "receive"
+                reached.append((name, channel.limit_hit))
                 channel.limit_hit = None
         return reached
 
@@ -211,8 +229,8 @@ class RouteExchange:
 
     def tell_again(self) -> bool:
         """Repeat everything to the peer."""
-        for exporter in self.exporters.values():
-            exporter.start_feed(forced=True)
+        for afi, exporter in self.exporters.items():
+            self._repeat(afi, exporter)
         return bool(self.exporters)
 
     def reconfigure(self, new: BgpConfig) -> None:

@@ -14,6 +14,7 @@ from agents.bird.attribute_codec import encode
 from agents.bird.config import LimitAction
 from agents.bird.filter_eval import Leaf, facts_of, finish, specialise
 from agents.bird.outgoing import may_export, outgoing
+from agents.bird.tracing import ExportTrace
 from agents.bird.update import announcements, withdrawals
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from agents.bird.filter_eval import Branch
     from agents.bird.outgoing import Terms
     from agents.bird.rib import Path, Table
+    from agents.bird.tracing import Trace
 
 # Networks that one turn feeds before others get theirs: about 5 ms.
 FEED_SLICE: Final = 20000
@@ -51,7 +53,8 @@ class BgpExporter:
         self.config = config
         self.terms = terms
         self.wants_all_paths = add_path
-        self.skips_inside = add_path and terms.internal and not terms.rr_client
+        self._may_skip = add_path and terms.internal and not terms.rr_client
+        self.skips_inside = self._may_skip
         self.sent: dict[bytes, Attrs] = {}
         self.congested = False
         # True until the speaker's own restart is over: nothing is told before.
@@ -59,6 +62,7 @@ class BgpExporter:
         self.limit_hit = False
         # Routes whose attributes no message can hold, since somebody last asked.
         self.unsendable = 0
+        self.trace: ExportTrace | None = None
         self._send = send
         self._on_change = on_change
         self._table: Table = channel.table
@@ -72,6 +76,28 @@ class BgpExporter:
         self._feed_unread = False
         self._after_feed: list[bytes] = []
         self._last: tuple[Path, Leaf | Branch | None] | None = None
+
+    def set_trace(self, trace: Trace | None) -> None:
+        """Tell a listener what happens from now on, None for nobody."""
+        self.count_skipped()
+        # A listener wants to hear of what is refused, too.
+        self.skips_inside = self._may_skip and trace is None
+        self.trace = None
+        if trace is not None:
+            told = self._paths_told()
+            self.trace = ExportTrace(trace, self._table.afi, told, self.wants_all_paths)
+            self.trace.is_feeding = bool(self._feed or self._after_feed)
+
+    def _paths_told(self) -> dict[bytes, Path]:
+        """The routes behind what was sent."""
+        if not self.wants_all_paths:
+            return {key: path for key in self.sent if (path := self._table.best(key)) is not None}
+        return {
+            key: path
+            for key in self.sent
+            for path in self._table.paths(key[4:])
+            if path.channel.tx_path_id(path.path_id).to_bytes(4, "big") == key[:4]
+        }
 
     # Feeding
 
@@ -99,6 +125,8 @@ class BgpExporter:
         if after:
             self._after_feed.append(after)
         self._last = None
+        if self.trace is not None:
+            self.trace.feed_begins(self._feed_unread)
         self._on_change()
 
     def _all_networks(self) -> list[bytes]:
@@ -157,6 +185,8 @@ class BgpExporter:
             self.seal()
             self._send(self._after_feed)
             self._after_feed = []
+        if self.trace is not None and not self._feed:
+            self.trace.feed_ends()
 
     def count_skipped(self) -> None:
         """Put what was not even offered into the statistics, as BIRD counts it."""
@@ -286,6 +316,8 @@ class BgpExporter:
         outcome = self._outcome(path, keys)
         if outcome is None:
             stats.exp_updates_rejected += len(keys)
+            if self.trace is not None:
+                self.trace.refused("rejected by protocol", keys, path, again=forced)
             self._withdraw([head + key for key in keys] if head else keys)
             return
         if isinstance(outcome, Leaf):
@@ -311,6 +343,8 @@ class BgpExporter:
         forced: bool,
         fresh: bool,
     ) -> None:
+        if not leaf.accept and self.trace is not None:
+            self.trace.refused("filtered out", keys, path, again=forced)
         if head:
             keys = [head + key for key in keys]
         if not leaf.accept:
@@ -318,7 +352,7 @@ class BgpExporter:
             self._withdraw(keys)
             return
         attrs = outgoing(leaf, path, self.terms, self.config)
-        self._announce(keys, attrs, forced=forced, fresh=fresh)
+        self._announce(keys, attrs, path, forced=forced, fresh=fresh)
 
     def _outcome(self, path: Path, keys: Sequence[bytes]) -> Leaf | Branch | None:
         """The filter's answer for a path, None if the protocol itself refuses it."""
@@ -334,7 +368,9 @@ class BgpExporter:
         self._last = (path, outcome)
         return outcome
 
-    def _announce(self, keys: Sequence[bytes], attrs: Attrs, *, forced: bool, fresh: bool) -> None:
+    def _announce(
+        self, keys: Sequence[bytes], attrs: Attrs, path: Path, *, forced: bool, fresh: bool
+    ) -> None:
         sent = self.sent
         if not fresh and not sent.keys().isdisjoint(keys):
             if not forced:
@@ -355,6 +391,8 @@ class BgpExporter:
                         return
         self.channel.stats.exp_updates_accepted += len(keys)
         sent.update(dict.fromkeys(keys, attrs))
+        if self.trace is not None:
+            self.trace.announced(keys, path)
         self._on_change()
         bucket = self._buckets.get(attrs)
         if bucket is None:
@@ -370,6 +408,8 @@ class BgpExporter:
         if not gone:
             return
         self.channel.stats.exp_withdraws_accepted += len(gone)
+        if self.trace is not None:
+            self.trace.withdrawn(gone)
         for key in gone:
             del sent[key]
         if self._buckets:

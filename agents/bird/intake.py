@@ -219,7 +219,13 @@ class Intake:
                 channel.stats.imp_updates_invalid += len(good)
                 channel.take_away(path_id, good)
                 continue
-            good = channel.within_limits(path_id, good)
-            if good:
+            within = channel.within_limits(path_id, good)
+            if within or channel.trace is not None:
                 hop = channel.resolver.entry(next_hop[:16])
-                channel.announce(good, Path(channel, attrs, now, path_id=path_id, hop=hop))
+                path = Path(channel, attrs, now, path_id=path_id, hop=hop)
+                if within:
+                    channel.announce(within, path)
+                if channel.trace is not None:
+                    for key in good:
+                        if key not in within:
+                            channel.trace.import_refused("ignored [limit]", afi, key, path)

@@ -19,6 +19,7 @@ from agents.bird.filter_eval import evaluate, facts_of
 from agents.bird.filters import Source
 from agents.bird.net import Afi, Net
 from agents.bird.rib import NextHop, Path, Table
+from agents.bird.tracing import ExportTrace
 from emulator.errors import UsageError
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
     from agents.bird.config import DirectConfig, KernelConfig, StaticConfig, StaticRoute
     from agents.bird.nexthop import Resolver
+    from agents.bird.tracing import Trace
 
 # The name of the kernel's routing protocol number 12.
 PROTOCOL: Final = "bird"
@@ -230,10 +232,20 @@ class KernelProtocol:
         self.installed: dict[bytes, KernelRoute] = {}
         # Routes the kernel refused, with its words; tried again with each scan.
         self.refused: dict[bytes, str] = {}
+        self.trace: ExportTrace | None = None
+        self._listener: Trace | None = None
         self._port = port
         self._table = table
         self._devices: frozenset[str] = frozenset()
         self._dirty: dict[bytes, None] = dict.fromkeys(table.routes)
+
+    def set_trace(self, trace: Trace | None) -> None:
+        """Tell a listener what happens from now on, None for nobody."""
+        self.channel.trace = self._listener = trace
+        self.trace = None
+        if trace is not None:
+            told = {k: path for k in self.installed if (path := self._table.best(k)) is not None}
+            self.trace = ExportTrace(trace, self._table.afi, told, with_ids=False)
 
     @property
     def wants_all_paths(self) -> bool:
@@ -291,12 +303,18 @@ class KernelProtocol:
         if wanted is None:
             if have is not None:
                 stats.exp_withdraws_accepted += 1
+                if self.trace is not None:
+                    self.trace.withdrawn((key,))
                 del self.installed[key]
                 self._remove(key, have)
             return
         if have == wanted:
             return
         stats.exp_updates_accepted += 1
+        # What somebody else deleted is put back without a word.
+        if self.trace is not None and (have is not None or not self.trace.was_told(key)):
+            best = self._table.paths(key)[0]
+            self.trace.announced((key,), best, several=len(wanted.ways) > 1)
         try:
             self._port.replace(wanted)
         except UsageError as error:
@@ -319,11 +337,12 @@ class KernelProtocol:
     def wanted(self, key: bytes) -> KernelRoute | None:
         """What the kernel should have for a network, None for nothing of ours."""
         paths = self._table.paths(key)
-        if not paths or paths[0].channel is self.channel or self.config.disabled:
+        if not paths or self.config.disabled:
             return None
         best = paths[0]
-        if best.channel.source is Source.DEVICE:
+        if best.channel is self.channel or best.channel.source is Source.DEVICE:
             # The kernel has its own route for each address.
+            self._trace_refused("rejected by protocol", key, best)
             return None
         net = Net.from_key(self._table.afi, key)
         stats = self.channel.stats
@@ -332,6 +351,7 @@ class KernelProtocol:
         first = self._filtered(net, best)
         if first is None:
             stats.exp_updates_filtered += 1
+            self._trace_refused("filtered out", key, best)
             return None
         metric = first.krt_metric or 0
         if best.dest is not Dest.UNICAST:
@@ -352,6 +372,10 @@ class KernelProtocol:
             ways.sort(key=lambda w: (w.gateway, w.dev))
         return KernelRoute(net, Dest.UNICAST, tuple(ways), metric)
 
+    def _trace_refused(self, why: str, key: bytes, path: Path) -> None:
+        if self.trace is not None:
+            self.trace.refused(why, (key,), path)
+
     def _filtered(self, net: Net, path: Path) -> Attrs | None:
         leaf = evaluate(self.config.export_filter, net, path.attrs, facts_of(path))
         return leaf.attrs if leaf.accept else None
@@ -371,6 +395,8 @@ class KernelProtocol:
             self.refresh()
         alien: dict[bytes, Path] = {}
         present: dict[bytes, KernelRoute] = {}
+        if self._listener is not None:
+            self._listener.event("Scanning routing table")
         for route in self._port.routes():
             if route.net.afi is not self._table.afi:
                 continue
@@ -389,6 +415,8 @@ class KernelProtocol:
                     dest=route.dest,
                     ways=tuple(NextHop(w.gateway, w.dev) for w in route.ways),
                 )
+        if self._listener is not None:
+            self._trace_scan(self._listener, alien, present)
         _set_routes(self.channel, alien)
         if self.held:
             return
@@ -400,6 +428,21 @@ class KernelProtocol:
             del self.installed[key]
             self._dirty[key] = None
         self._dirty.update(dict.fromkeys(self.refused))
+
+    def _trace_scan(
+        self, trace: Trace, alien: Mapping[bytes, Path], present: Mapping[bytes, KernelRoute]
+    ) -> None:
+        for key in alien:
+            known = key in self.channel.received
+            trace.kernel(key, "[alien] seen" if known else "[alien] created")
+        for key, route in present.items():
+            if self.installed.get(key) == route:
+                trace.kernel(key, "seen")
+        trace.pruning()
+        for key in self.installed:
+            if key not in present:
+                trace.kernel(key, "installing")
+        trace.event("Pruning inherited routes")
 
     @property
     def _learns(self) -> bool:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from agents.bird.kernel import DirectProtocol, KernelProtocol, StaticProtocol
 from agents.bird.net import Afi
+from agents.bird.tracing import trace_interfaces
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from agents.bird.kernel import Interface, KernelPort
     from agents.bird.nexthop import Resolver
     from agents.bird.rib import Table
+    from agents.bird.tracing import Trace
 
 
 class LocalProtocols:
@@ -42,6 +44,22 @@ class LocalProtocols:
         self._resolvers = resolvers
         self._interval_s = 0.0
         self._told: object = None
+        self._device = ""
+        # Who listens to which protocol.
+        self._traces: dict[str, Trace] = {}
+
+    def set_trace(self, name: str, trace: Trace | None) -> None:
+        """Tell a listener what a protocol does from now on, None for nobody."""
+        if trace is None:
+            self._traces.pop(name, None)
+        else:
+            self._traces[name] = trace
+        if self.kernel is not None and self.kernel.config.name == name:
+            self.kernel.set_trace(trace)
+        for protocol in (*self.statics.values(), self.direct):
+            if protocol is not None and protocol.config.name == name:
+                for channel in protocol.channels.values():
+                    channel.trace = trace
 
     def configure(self, config: SpeakerConfig, now: float, *, held: bool) -> None:
         """Follow the configuration, then look at the kernel; ``held`` keeps it from being written.
@@ -57,6 +75,7 @@ class LocalProtocols:
         if config.kernel is not None:
             intervals.append(config.kernel.scan_s)
         self._interval_s = min(intervals)
+        self._device = config.device.name
         self._configure_static(config, now)
         self._configure_direct(config, now)
         self._configure_kernel(config, now, held)
@@ -106,7 +125,9 @@ class LocalProtocols:
     def scan(self, now: float) -> None:
         """Look at the kernel: interfaces, others' routes, whether ours are still there."""
         if self._port is not None:
-            self.interfaces = self._port.interfaces()
+            before, self.interfaces = self.interfaces, self._port.interfaces()
+            if self._traces:
+                self._trace_scan(before)
             self.scan_at = now + self._interval_s
             local = frozenset(address.address for i in self.interfaces for address in i.addresses)
             for afi, resolver in self._resolvers.items():
@@ -119,6 +140,22 @@ class LocalProtocols:
             static.update(self.interfaces, now)
         if self.kernel is not None:
             self.kernel.scan(self.interfaces, now)
+
+    def _trace_scan(self, before: Sequence[Interface]) -> None:
+        """Tell listeners what a scan of the interfaces brought."""
+        device = self._traces.get(self._device)
+        if device is not None:
+            device.event("Scanning interfaces")
+        for name in self._traces:
+            self.trace_interfaces(name, before)
+
+    def trace_interfaces(self, name: str, before: Sequence[Interface] = ()) -> None:
+        """Tell a protocol's listener of the interfaces, as far as they are not as before."""
+        trace = self._traces.get(name)
+        if trace is None or name == self._device:
+            return
+        is_direct = self.direct is not None and name == self.direct.config.name
+        trace_interfaces(trace, before, self.interfaces, with_addresses=is_direct)
 
     def scan_soon(self, now: float) -> None:
         """Look again at once instead of after the interval."""

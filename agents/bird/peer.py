@@ -34,11 +34,13 @@ from agents.bird.messages import OPEN, Notification, message, shutdown_data
 from agents.bird.peer_host import Life, PeerHost
 from agents.bird.penalty import Penalty
 from agents.bird.terms import lasting, source_address, ttl
+from emulator.addr import format_ip
 
 if TYPE_CHECKING:
     from agents.bird.config import BgpConfig, Limit
     from agents.bird.connection import Connection
     from agents.bird.messages import RouteRefresh
+    from agents.bird.tracing import Trace
 
 # The wait before another attempt where none is configured, as BIRD has it: a peer that refuses at
 # once would be dialled without a pause.
@@ -61,6 +63,7 @@ class Peer:
         self.penalty = Penalty()
         self.connections = Connections(config, host, self, functools.partial(host.register, self))
         self.exchange = RouteExchange(config, host, functools.partial(host.touch, self))
+        self._trace: Trace | None = None
         self._first_start = True
         self._watched = False
 
@@ -97,6 +100,12 @@ class Peer:
             return False
         return any(afi not in self.exchange.end_of_rib_seen for afi in session.terms.families)
 
+    def set_trace(self, trace: Trace | None) -> None:
+        """Tell a listener what happens from now on, None for nobody."""
+        self._trace = trace
+        self.connections.set_trace(trace)
+        self.exchange.set_trace(trace)
+
     # Life
 
     def start(self, now: float) -> None:
@@ -127,6 +136,8 @@ class Peer:
         data = shutdown_data(text) if subcode in (CEASE_ADMIN_SHUTDOWN, CEASE_ADMIN_RESET) else b""
         self.penalty.until = None
         self.last_error = error
+        if self._trace is not None and self.life is not Life.DOWN:
+            self._trace.stopping()
         self.connections.stop_hard(Notification(CEASE, subcode, data), now)
         self.exchange.neighbor_restart.cancel()
         self.last_error = error
@@ -173,6 +184,9 @@ class Peer:
 
     def _live(self, life: Life, now: float) -> None:
         if life is not self.life:
+            if self._trace is not None:
+                resumed = self.exchange.neighbor_restart.is_active
+                self._trace.life(life, resumed=resumed)
             self.life = life
             self.since = now
 
@@ -181,6 +195,10 @@ class Peer:
 
     def _log(self, text: str) -> None:
         self.host.emit(ProtocolLogged(self.config.name, text))
+
+    def _event(self, text: str) -> None:
+        if self._trace is not None:
+            self._trace.event(text)
 
     # Time and work
 
@@ -236,11 +254,12 @@ class Peer:
 
     def flush_output(self) -> None:
         """Turn waiting routes into messages, check limits."""
-        for limit in self.exchange.seal():
-            self._limit(limit)
+        for name, limit in self.exchange.seal():
+            self._limit(name, limit)
 
-    def _limit(self, limit: Limit) -> None:
-        self._log(f"Route limit ({limit.count}) reached, action {limit.action}")
+    def _limit(self, name: str, limit: Limit) -> None:
+        text = f"hits route {name} limit ({limit.count}), action: {limit.action}"
+        self.host.emit(ProtocolLogged("", f"Protocol {self.config.name} {text}"))
         now = self.host.now
         error = ("Automatic shutdown: ", "Route limit exceeded")
         if limit.action is LimitAction.RESTART:
@@ -250,15 +269,18 @@ class Peer:
             self.enabled = False
             self.stop(now, CEASE_MAX_PREFIXES, error)
 
-    def accept(self, now: float) -> Connection | None:
-        """An incoming connection of this neighbour; None to refuse it."""
+    def accept(self, port: int, now: float) -> Connection | None:
+        """An incoming connection of this neighbour, from its ``port``; None to refuse it."""
         if (
             self.life not in (Life.START, Life.UP)
             or self.penalty.until is not None
             or self.connections.incoming is not None
         ):
+            if self._trace is not None:
+                peer = format_ip(self.config.neighbor)
+                self._trace.event(f"Incoming connection from {peer} (port {port}) rejected")
             return None
-        return self.connections.accept(now)
+        return self.connections.accept(port, now)
 
     # SessionOwner
 
@@ -266,6 +288,7 @@ class Peer:
         """The session is up."""
         assert connection.peer_open is not None
         assert connection.local_open is not None
+        self._event("BGP session established")
         self._live(Life.UP, now)
         self.last_error = ("", "")
         self.host.emit(
@@ -318,6 +341,7 @@ class Peer:
                 if self.life is Life.START:
                     self.connections.start(None, now)
                 return
+            self._event(f"Connection lost ({reason})" if reason else "Connection closed")
             self._remember(connection, "Socket: ", reason or "Connection closed")
         elif end is ConnectionEnd.RECEIVED and notification is not None:
             self._remember(connection, "Received: ", notification.text)
@@ -366,6 +390,12 @@ class Peer:
         )
         self.connections.session = None
         self.exchange.end()
+        if graceful:
+            self.exchange.neighbor_restart.begin(terms, now)
+            self._live(Life.START, now)
+        elif end is ConnectionEnd.STOPPED:
+            self._live(Life.FLUSH, now)
+        self._event("BGP session closed")
         if self._watched:
             self._watched = False
             self.host.emit(BfdUnwanted(self.config.name, self.config.neighbor))
@@ -379,10 +409,7 @@ class Peer:
                 graceful,
             )
         )
-        if graceful:
-            self.exchange.neighbor_restart.begin(terms, now)
-            self._live(Life.START, now)
-        else:
+        if not graceful:
             self._live(Life.FLUSH, now)
             # What waits beside it would become a session among routes that are being flushed.
             self._stop_others(CEASE_REJECTED, now)

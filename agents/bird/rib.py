@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from agents.bird.channel import Channel
     from agents.bird.net import Afi
     from agents.bird.nexthop import HostEntry
+    from agents.bird.tracing import Trace
 
 # BIRD's IGP_METRIC_UNKNOWN: a next hop behind a route that has no metric.
 METRIC_UNKNOWN: Final = 0x80000000
@@ -203,6 +204,12 @@ class Table:
         routes = self.routes
         if not keys:
             return Updated(0, 0)
+        if channel.trace is not None:
+            if len(keys) > 1:
+                # Each route's lines belong together: what came of it, who was told.
+                done = [self.update(channel, path_id, (key,), path) for key in keys]
+                return Updated(sum(d.accepted for d in done), sum(d.ignored for d in done))
+            self._trace(channel.trace, channel, path_id, keys[0], path)
         had = channel.routes
         if path is not None and routes.keys().isdisjoint(keys):
             before = len(routes)
@@ -236,6 +243,26 @@ class Table:
                 if exporter.wants_all_paths and not (inside and exporter.skips_inside):
                     exporter.path_changed(changed, channel, path_id, path)
         return result
+
+    def _trace(
+        self, trace: Trace, channel: Channel, path_id: int, key: bytes, path: Path | None
+    ) -> None:
+        """Tell what an update of one route is about to do."""
+        have = self.paths(key)
+        mine = next((p for p in have if p.channel is channel and p.path_id == path_id), None)
+        others = tuple(p for p in have if p is not mine)
+        if path is not None:
+            if mine is not None and _same(mine, path):
+                what = "ignored"
+            else:
+                best = select((*others, path))
+                what = "added [best]" if best is path else "added"
+            trace.imported(what, self.afi, key, path)
+        elif mine is not None:
+            what = "removed"
+            if mine is have[0]:
+                what = "removed [replaced]" if others else "removed [sole]"
+            trace.imported(what, self.afi, key, mine)
 
     def _take_away(self, channel: Channel, path_id: int, keys: Sequence[bytes]) -> bool:
         """Remove networks that one and the same Path of this channel is the only route to."""

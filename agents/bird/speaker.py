@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from agents.bird.config import BgpConfig, SpeakerConfig
     from agents.bird.connection import Connection
     from agents.bird.kernel import KernelPort
+    from agents.bird.tracing import Trace
 
 
 class Speaker:
@@ -199,12 +200,15 @@ class Speaker:
             connection.lost(reason, now=now)
             self._heard(peer, now)
 
-    def accepted(self, neighbor: int, *, now: float) -> int | None:
-        """Somebody connected from this emulated address; a number, or None to close it."""
+    def accepted(self, neighbor: int, *, now: float, port: int = 0) -> int | None:
+        """Somebody connected from this emulated address; a number, or None to close it.
+
+        ``port`` is for the trace.
+        """
         self.now = now
         for peer in self.peers_at(neighbor):
             if peer.enabled:
-                connection = peer.accept(now)
+                connection = peer.accept(port, now)
                 self._heard(peer, now)
                 return None if connection is None else connection.number
         self.emit(ProtocolLogged("", "Unexpected connect from unknown address"))
@@ -310,6 +314,14 @@ class Speaker:
         return found
 
     # Commands
+
+    def set_trace(self, name: str, trace: Trace | None) -> None:
+        """``debug``: tell a listener what a protocol does, None for nobody."""
+        peer = self.peers.get(name)
+        if peer is not None:
+            peer.set_trace(trace)
+        else:
+            self.local.set_trace(name, trace)
 
     def find(self, name: str) -> Peer | None:
         """A BGP protocol by name."""

@@ -57,6 +57,12 @@ class Wire(asyncio.Protocol):
         found = self._transport.get_extra_info("socket")
         return found if hasattr(found, "setsockopt") else None
 
+    @property
+    def peer_port(self) -> int:
+        """The port at the other end."""
+        assert self._transport is not None
+        return int(self._transport.get_extra_info("peername")[1])
+
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
         self._transport.set_write_buffer_limits(HIGH_WATER)

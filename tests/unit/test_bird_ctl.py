@@ -354,7 +354,7 @@ async def test_a_session_hears_what_it_asked_to_hear(tmp_path: Path) -> None:
         assert await client.ask("echo all") == ["0000 "]
         assert await client.ask("restart Mesh") == ["0012-Mesh: restarted", "0000 "]
         async with asyncio.timeout(10):
-            while not any("Mesh: State changed from" in line for line in client.echoed):
+            while not any("Mesh: State changed to" in line for line in client.echoed):
                 await client.ask("eval 1")
                 await asyncio.sleep(0.01)
         assert control.speaker.peers["Mesh"].enabled

@@ -6,11 +6,10 @@ big table: nothing is computed for a reader who does not read.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Final, Protocol, TypeVar
+from typing import TYPE_CHECKING, Final, Protocol
 
-from agents.bird.config import DeviceConfig, DirectConfig, KernelConfig, StaticConfig
 from agents.bird.ctl import reply, show_daemon
 from agents.bird.ctl.command import (
     PRIVILEGED,
@@ -34,8 +33,10 @@ from agents.bird.ctl.listing import Listing
 from agents.bird.ctl.memory import memory_use
 from agents.bird.ctl.reply import DONE, CommandError, Dialect, Line, Part, final
 from agents.bird.ctl.show_protocols import show_protocols, table_name
+from agents.bird.ctl.switches import Switches
 from agents.bird.ctl.times import Times
-from agents.bird.events import SessionDown, SessionUp, StateChanged
+from agents.bird.ctl.trace import ProtocolTrace
+from agents.bird.events import Traced
 from agents.bird.net import Afi
 from agents.bird.peer_host import Life
 from agents.bird.snapshot import protocols, status
@@ -45,13 +46,10 @@ if TYPE_CHECKING:
     import datetime
     from collections.abc import Iterable, Iterator, Sequence
 
-    from agents.bird.config import SpeakerConfig, StaticRoute
+    from agents.bird.config import SpeakerConfig, StaticConfig, StaticRoute
     from agents.bird.ctl.command import Command
     from agents.bird.ctl.show_daemon import BfdRow
-    from agents.bird.events import Event
     from agents.bird.speaker import Speaker
-
-P = TypeVar("P", StaticConfig, DeviceConfig, KernelConfig, DirectConfig)
 
 VERSIONS: Final = {Dialect.BIRD1: "v0.3.3+birdv1.6.8", Dialect.BIRD2: "2.0.12"}
 
@@ -97,28 +95,6 @@ class Session:
     echo: tuple[str, ...] = ()
 
 
-@dataclass(slots=True)
-class Switches:
-    """Protocols other than BGP that were enabled or disabled by hand, by name."""
-
-    off: dict[str, bool] = field(default_factory=dict)
-
-    def apply(self, config: SpeakerConfig) -> SpeakerConfig:
-        """A configuration with what was switched."""
-        if not self.off:
-            return config
-        static = tuple(self._switch(each) for each in config.static)
-        config = replace(config, static=static, device=self._switch(config.device))
-        if config.kernel is not None:
-            config = replace(config, kernel=self._switch(config.kernel))
-        if config.direct is not None:
-            config = replace(config, direct=self._switch(config.direct))
-        return config
-
-    def _switch(self, part: P) -> P:
-        return replace(part, disabled=self.off.get(part.name, part.disabled))
-
-
 class Engine:
     """Understands and carries out commands."""
 
@@ -139,7 +115,7 @@ class Engine:
         self._previous: SpeakerConfig | None = None
         self._applied = host.speaker.config
         self._undo_at: float | None = None
-        self._debug: dict[str, tuple[str, ...]] = {}
+        self._traces: dict[str, ProtocolTrace] = {}
 
     # -- for the shell -----------------------------------------------------------------------------
 
@@ -148,7 +124,12 @@ class Engine:
         return final(reply.WELCOME, f"BIRD {self.version} ready.")
 
     def configure(self, config: SpeakerConfig) -> None:
-        """Put a configuration in force, with what was switched by hand."""
+        """Put a configuration in force, with what was switched by hand.
+
+        Nothing is traced any more: BIRD's configurations say what is, and Calico's nothing.
+        """
+        for name in list(self._traces):
+            self._trace(name, ())
         self._previous, self._applied = self._applied, config
         self._host.speaker.configure(self._switches.apply(config), now=self._host.now())
         self._host.settle()
@@ -161,21 +142,6 @@ class Engine:
         """Undo what was not confirmed."""
         if self._undo_at is not None and now >= self._undo_at:
             self._undo()
-
-    def trace(self, event: Event) -> str:
-        """The line that an event is for those who debug its protocol, "" for none."""
-        match event:
-            case StateChanged(peer=peer, old=old, new=new) if "states" in self._flags(peer):
-                return f"{peer}: State changed from {old} to {new}"
-            case SessionUp(peer=peer) if "events" in self._flags(peer):
-                return f"{peer}: BGP session established"
-            case SessionDown(peer=peer) if "events" in self._flags(peer):
-                return f"{peer}: BGP session closed"
-            case _:
-                return ""
-
-    def _flags(self, name: str) -> tuple[str, ...]:
-        return self._debug.get(name, ())
 
     def execute(self, line: str, session: Session) -> Iterator[Part]:
         """The reply to one line."""
@@ -222,7 +188,7 @@ class Engine:
                 return self._act(command)
             case Debug(target, flags):
                 for name in self._matching(target):
-                    self._debug[name] = flags
+                    self._trace(name, flags)
                 return (DONE,)
             case Echo(flags):
                 session.echo = flags
@@ -247,6 +213,24 @@ class Engine:
                 return final(reply.GRACEFUL_RESTART, "Graceful restart requested")
             case _:
                 return DONE
+
+    def _trace(self, name: str, flags: tuple[str, ...]) -> None:
+        speaker = self._host.speaker
+        self._traces.pop(name, None)
+        if flags:
+            self._traces[name] = ProtocolTrace(
+                name,
+                flags,
+                self.dialect,
+                lambda text: speaker.emit(Traced(text)),
+                self._index_of,
+                is_static=name in speaker.local.statics,
+            )
+        speaker.set_trace(name, self._traces.get(name))
+
+    def _index_of(self, dev: str) -> int:
+        found = (i.index for i in self._host.speaker.local.interfaces if i.name == dev)
+        return next(found, 0)
 
     # -- show --------------------------------------------------------------------------------------
 
@@ -400,7 +384,14 @@ class Engine:
         self._switches.off[name] = off
         speaker = self._host.speaker
         reconfigured_at = speaker.configured_at
+        trace = self._traces.get(name)
+        if trace is not None:
+            trace.switched(off=off)
         speaker.configure(self._switches.apply(self._applied), now=now)
+        if trace is not None:
+            if not off:
+                speaker.local.trace_interfaces(name)
+            trace.settled(off=off)
         speaker.configured_at = reconfigured_at
         speaker.local.since[name] = now
 

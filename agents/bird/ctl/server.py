@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from agents.bird.ctl.engine import Engine, Session
 from agents.bird.ctl.reply import TOO_LONG, Dialect, final, frame
-from agents.bird.events import ProtocolLogged
+from agents.bird.events import ProtocolLogged, Traced
 from agents.bird.mrt import table_dump
 from emulator.errors import UsageError
 
@@ -171,12 +171,11 @@ class BirdControl:
         """Show what happened to the sessions that listen (``echo``)."""
         if isinstance(event, ProtocolLogged):
             kind, text = "info", f"{event.protocol}: {event.text}".removeprefix(": ")
-        else:
-            kind, text = "trace", self.engine.trace(event)
-        if not text:
-            return
-        if kind == "trace":
+        elif isinstance(event, Traced):
+            kind, text = "trace", event.text
             self._log.info("%s", text)
+        else:
+            return
         for session, writer in self._sessions.values():
             if kind in session.echo and not writer.is_closing():
                 transport = writer.transport
