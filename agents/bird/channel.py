@@ -166,6 +166,10 @@ class Channel:
             if refused:
                 self.stats.imp_updates_ignored += len(refused)
                 self._forget(path.path_id, list(refused))
+                if self.trace is not None:
+                    for key in keys:
+                        if key in refused:
+                            self.trace.import_refused("ignored [limit]", self.afi, key, path)
                 keys = [key for key in keys if key not in refused]
                 if not keys:
                     return 0
