@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import socket
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -362,9 +363,17 @@ async def test_a_session_hears_what_it_asked_to_hear(tmp_path: Path) -> None:
 
 async def test_the_socket_goes_with_its_daemon(tmp_path: Path) -> None:
     path = tmp_path / "bird.ctl"
-    path.write_text("left by one that was killed")
-    path.unlink()
-    async with controlled(speaker_config("10.0.0.1"), tmp_path):
+    # Left by one that was killed.
+    with socket.socket(socket.AF_UNIX) as killed:
+        killed.bind(str(path))
+    async with controlled(speaker_config("10.0.0.1"), tmp_path), asyncio.timeout(10):
+        while True:
+            try:
+                async with session(path) as client:
+                    assert await client.ask("eval 1") == ["0023 1"]
+                    break
+            except ConnectionRefusedError:
+                await asyncio.sleep(0.001)
         assert path.stat().st_mode & 0o777 == 0o660
     assert not path.exists()
 

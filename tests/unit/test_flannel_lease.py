@@ -125,6 +125,20 @@ def test_previous_subnet_is_taken_if_free_and_compatible() -> None:
     assert "is not compatible with the Etcd network config, ignoring" in outside.notes[0]
 
 
+def test_a_previous_subnet_that_overlaps_another_node_s_is_not_taken() -> None:
+    previous = Create(Prefix.parse("10.3.6.0/24"))
+    for other in ("10.3.6.128/25", "10.3.4.0/22"):
+        assert leaser("10.3.6.0/24").propose([lease(other)]).action != previous
+    assert leaser("10.3.6.0/24").propose([lease("10.3.7.0/24")]).action == previous
+
+
+def test_an_own_lease_of_both_families_is_none_of_this_network() -> None:
+    dual = replace(lease("10.3.5.0/24", "172.17.4.201"), ipv6="fd00:1::/64")
+    decision = leaser().propose([dual])
+    assert decision.delete == (dual,)
+    assert isinstance(decision.action, Create)
+
+
 def test_allocation_skips_what_overlaps_and_looks_at_no_more_than_100() -> None:
     held = [lease("10.3.0.0/17"), lease("10.3.128.0/24")]
     picked = {leaser(seed=seed).propose(held).action for seed in range(400)}

@@ -51,6 +51,7 @@ class FakeApi:
         self.objects: dict[str, dict[str, Any]] = {}
         self.version = 1
         self.events: list[dict[str, Any]] = []
+        self.patches: list[str] = []
         # The container states told, one after the other.
         self.states: list[str] = []
         self.changed = asyncio.Event()
@@ -117,6 +118,12 @@ class FakeApi:
         if request.method == "DELETE":
             self.remove(path)
             return web.json_response({"status": "Success"})
+        uid = body.get("metadata", {}).get("uid")
+        if "/pods/" in path and uid != self.objects[path]["metadata"]["uid"]:
+            # A kubelet says which pod it means: another of the name may have followed.
+            status = {"kind": "Status", "code": 409, "reason": "Conflict", "message": "other uid"}
+            return web.json_response(status, status=409)
+        self.patches.append(request.path)
         self.put(path, _merge(self.objects[path], body))
         return web.json_response(self.objects[path])
 
@@ -389,6 +396,38 @@ async def test_what_others_say_of_a_pod_is_put_right(tmp_path: Path) -> None:
         await world.running("web")
 
 
+async def test_a_status_that_is_as_it_was_is_not_sent_again(tmp_path: Path) -> None:
+    async with node(tmp_path) as world:
+        path = "/api/v1/namespaces/default/pods/web"
+        world.create("web", NGINX)
+        await world.running("web")
+        sent = world.api.patches.count(f"{path}/status")
+        for number in range(3):
+            obj = json.loads(json.dumps(world.pod("web")))
+            obj["metadata"]["labels"] = {"number": str(number)}
+            world.api.put(path, obj)
+        # Whoever comes later is served later.
+        world.create("other", NGINX)
+        await world.running("other")
+        assert world.api.patches.count(f"{path}/status") == sent
+
+
+async def test_the_last_word_on_a_pod_is_not_said_of_the_next_of_its_name(tmp_path: Path) -> None:
+    async with node(tmp_path) as world:
+        path = "/api/v1/namespaces/default/pods/web"
+        world.create("web", NGINX | {"image": "busybox", "args": ["sleep", "3600"]})
+        await world.running("web")
+        # The kubelet learns of both at once, while the first one's program is still to be killed.
+        world.delete("web", 0)
+        world.api.remove(path)
+        world.create("web", NGINX)
+        world.pod("web")["metadata"]["uid"] = "uid-2"
+        world.api.put(path, world.pod("web"))
+        await world.running("web")
+        assert world.container("web")["restartCount"] == 0
+        assert world.container("web")["image"] == "nginx:1.7.9"
+
+
 async def test_a_pod_no_kubelet_can_read_does_not_harm_the_others(tmp_path: Path) -> None:
     async with node(tmp_path) as world:
         world.create("odd", {"image": "nginx"})
@@ -534,6 +573,21 @@ async def test_a_crashing_container_loops_and_tells(tmp_path: Path) -> None:
         assert world.status("crash")["phase"] == "Running"
 
 
+async def test_logs_of_the_last_two_runs_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(record, "BACKOFF_START_S", 0.02)
+    monkeypatch.setattr(record, "BACKOFF_MAX_S", 0.02)
+    command = ["sh", "-c", "echo run; exit 3"]
+    async with node(tmp_path) as world:
+        world.create("crash", {"name": "c", "image": "busybox", "command": command})
+        await world.api.until(lambda: world.container("crash").get("restartCount", 0) >= 4)
+        folder = tmp_path / "var/log/pods/default_crash_uid-crash/c"
+        numbers = sorted(int(path.stem) for path in folder.glob("*.log"))
+        assert 1 <= len(numbers) <= 2
+        assert numbers[0] >= 3
+
+
 async def test_a_missing_program_is_a_start_error(tmp_path: Path) -> None:
     async with node(tmp_path) as world:
         world.create(
@@ -588,6 +642,17 @@ async def test_probes_decide_readiness_and_liveness(tmp_path: Path) -> None:
         world.create("dying", NGINX | {"livenessProbe": dead}, terminationGracePeriodSeconds=1)
         await world.api.until(lambda: world.container("dying").get("restartCount", 0) >= 1)
         assert "Killing" in world.reasons("dying")
+
+
+async def test_a_failing_program_that_ignores_the_signal_is_killed_after_the_grace(
+    tmp_path: Path,
+) -> None:
+    dead = {"tcpSocket": {"port": 81}, "periodSeconds": 0.05, "failureThreshold": 2}
+    sleeper = {"name": "c", "image": "busybox", "args": ["sleep", "3600"], "livenessProbe": dead}
+    async with node(tmp_path) as world:
+        world.create("deaf", sleeper, terminationGracePeriodSeconds=1)
+        await world.api.until(lambda: world.container("deaf").get("restartCount", 0) >= 1)
+        assert world.container("deaf")["lastState"]["terminated"]["exitCode"] == 137
 
 
 async def test_logs_are_read_cut_and_followed(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 from agents.kubeproxy.daemon import KubeProxyConfig, run_kubeproxy
 from agents.kubeproxy.ruleset import NodeConfig, NodePort
 from emulator.addr import Prefix
+from emulator.errors import UsageError
 from emulator.kubeclient.resource import ENDPOINTSLICES, SERVICES
 from emulator.netstack.netfilter import Netfilter, run_iptables
 from emulator.netstack.packet import AddressType
@@ -108,6 +109,39 @@ async def test_services_and_endpoints_become_rules_and_open_ports(proxy: Proxy) 
         proxy.api.remove(SERVICES, "default", "web")
         await until(lambda: proxy.opened[-1] == ())
         assert "10.2.1.6" not in proxy.kernel.nat()
+        task.cancel()
+    # Told when they change, whatever else does.
+    assert proxy.opened == [(NodePort("tcp", 30080),), ()]
+
+
+async def test_rules_that_were_refused_halfway_are_not_taken_for_those_before(
+    proxy: Proxy, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    restore = Netfilter.restore
+
+    def refuse(self: Netfilter, text: str, **options: Any) -> None:
+        restore(self, text, **options)
+        if "--seconds 200 " in text:
+            raise UsageError("iptables-restore: line 3 failed")
+
+    def put(seconds: int) -> None:
+        affinity = {"clientIP": {"timeoutSeconds": seconds}}
+        spec = {"clusterIP": "10.3.0.10", "ports": [{"port": 80, "protocol": "TCP"}]}
+        spec |= {"sessionAffinity": "ClientIP", "sessionAffinityConfig": affinity}
+        proxy.api.put(SERVICES, {"metadata": {"name": "web", "namespace": "default"}, "spec": spec})
+
+    monkeypatch.setattr(Netfilter, "restore", refuse)
+    put(100)
+    put_endpoints(proxy.api, "web", "10.2.1.5")
+    async with asyncio.TaskGroup() as group:
+        task = group.create_task(proxy.run())
+        await proxy.ready.wait()
+        assert "--seconds 100 " in proxy.kernel.nat()
+        put(200)
+        await until(lambda: "line 3 failed" in caplog.text)
+        assert "--seconds 200 " in proxy.kernel.nat()
+        put(100)
+        await until(lambda: "--seconds 100 " in proxy.kernel.nat())
         task.cancel()
 
 

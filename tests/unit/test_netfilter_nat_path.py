@@ -10,6 +10,7 @@ import pytest
 from emulator.addr import Prefix, parse_ip
 from emulator.netstack.netfilter import Netfilter, run_conntrack, run_iptables
 from emulator.netstack.netfilter.connection import ASSURED, SEEN_REPLY
+from emulator.netstack.netfilter.tcp_states import TcpState
 from emulator.netstack.packet import (
     AddressType,
     Counter,
@@ -559,3 +560,20 @@ def test_every_change_of_rules_voids_cached_flows() -> None:
     assert node.view.invalidations == before + 1
     run_iptables(node.netfilter, ["-nvL"])
     assert node.view.invalidations == before + 1
+
+
+def test_a_packet_over_the_loopback_device_is_counted_and_advances_its_connection_once() -> None:
+    node = Node()
+    here, there = ("127.0.0.1", 40000), ("127.0.0.1", 80)
+    story = (
+        (here, there, SYN), (there, here, SYNACK), (here, there, ACK),
+        (here, there, FIN), (there, here, ACK), (there, here, FIN), (here, there, ACK),
+    )  # fmt: skip
+    for (src, sport), (dst, dport), flags in story:
+        data = tcp(src, sport, dst, dport, flags)
+        assert isinstance(node.send(data, out_dev="lo"), Packet)
+        assert isinstance(node.receive(data, in_dev="lo"), Packet)
+    (connection,) = node.netfilter.conntrack
+    assert connection.packets == [4, 3]
+    assert connection.tcp_state is TcpState.TIME_WAIT
+    assert node.netfilter.conntrack.statistics.invalid == 0

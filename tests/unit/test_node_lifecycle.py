@@ -116,6 +116,9 @@ def test_how_fast_nodes_may_be_given_up() -> None:
     assert eviction_rate(TIMINGS, 3, 0) == 0.1
     assert eviction_rate(TIMINGS, 0, 3) == 0.0
     assert eviction_rate(TIMINGS, 2, 3) == 0.0
+    # Two lost nodes are no disruption unless they are all there are (ComputeZoneState).
+    assert eviction_rate(TIMINGS, 1, 2) == 0.1
+    assert eviction_rate(TIMINGS, 0, 2) == 0.0
     assert eviction_rate(TIMINGS, 20, 60) == 0.01
     limiter = EvictionLimiter()
     assert limiter.wait_s(0.1, 100) == 0.0

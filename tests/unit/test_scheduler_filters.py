@@ -76,6 +76,27 @@ def test_taken_ports_and_too_many_pods() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("held", "asked", "free"),
+    [
+        ("10.0.0.1", "10.0.0.2", True),
+        ("10.0.0.1", "10.0.0.1", False),
+        ("10.0.0.1", "", False),
+        ("0.0.0.0", "10.0.0.1", False),
+    ],
+)
+def test_a_host_port_is_taken_per_address(held: str, asked: str, free: bool) -> None:
+    def with_port(name: str, ip: str) -> Object:
+        made = pod(name)
+        port = {"containerPort": 80, "hostPort": 80, "hostIP": ip}
+        made["spec"]["containers"][0]["ports"] = [port]
+        return made
+
+    info = node()
+    info.add(pod_info(with_port("a", held)))
+    assert (reasons_against(pod_info(with_port("b", asked)), info) == []) is free
+
+
 def test_the_event_counts_nodes_by_reason() -> None:
     taint = "node(s) had untolerated taint {node.kubernetes.io/unreachable: }"
     assert fit_error(3, [[taint], ["Insufficient cpu"], ["Insufficient cpu"]]) == (
