@@ -12,9 +12,16 @@ import pytest
 from emulator.addr import Prefix, parse_ip, parse_mac
 from emulator.errors import UsageError
 from emulator.netstack.fib import NextHop, Route, RouteType
-from emulator.netstack.show.bridge import render_bridge_fdb
-from emulator.netstack.show.link import render_ip_addr, render_ip_link
-from emulator.netstack.show.neigh import render_ip_neigh
+from emulator.netstack.show.bridge import render_brctl_show, render_bridge_fdb, render_bridge_link
+from emulator.netstack.show.ifconfig import render_ifconfig
+from emulator.netstack.show.link import (
+    render_ip_addr,
+    render_ip_addr_brief,
+    render_ip_addr_oneline,
+    render_ip_link,
+    render_ip_link_brief,
+)
+from emulator.netstack.show.neigh import render_arp, render_ip_neigh
 from emulator.netstack.show.route import render_ip_route, render_route_get
 from tests.joined_kernels import Segment
 
@@ -316,3 +323,38 @@ def test_routes_with_several_ways_are_those_of_linux() -> None:
     ns.link_del("d0")
     shown.append(render_ip_route(ns.routes()))
     assert "--\n".join(shown) == real.stdout, real.stderr
+
+
+OTHERS = {
+    "ip -br link": lambda ns: render_ip_link_brief(ns.links()),
+    "ip -br addr": lambda ns: render_ip_addr_brief(ns.links(), ns.addrs()),
+    "ip -o -4 addr": lambda ns: render_ip_addr_oneline(ns.addrs()),
+    "ip -o link": lambda ns: render_ip_link(ns.links(), oneline=True),
+    "ip addr": lambda ns: render_ip_addr(ns.links(), ns.addrs()),
+    "ip -s link": lambda ns: render_ip_link(ns.links(), statistics=True),
+    "bridge link": lambda ns: render_bridge_link(ns.links()),
+    "brctl show": lambda ns: render_brctl_show(ns.links()),
+    "ifconfig": lambda ns: render_ifconfig(ns.links(), ns.addrs()),
+    "ifconfig -a": lambda ns: render_ifconfig(ns.links(), ns.addrs(), everything=True),
+    "arp -n": lambda ns: render_arp(ns.neighs()),
+}
+
+
+def without_traffic(text: str) -> str:
+    """What a real device has sent by itself differs every time."""
+    text = re.sub(r"(?m)^ +\d+ +\d+ +0 +\d+ +0 +0 $", "counted", text)
+    text = re.sub(r"X packets \d+  bytes \d+ \([^)]*\)", "X packets", text)
+    return re.sub(r"dropped \d+", "dropped", text)
+
+
+def test_the_other_tools_print_the_same_text() -> None:
+    require_iproute2()
+    known = [command for command in OTHERS if shutil.which(command.split()[0])]
+    real = in_new_netns(
+        f"{SETUP}\nip neigh add 10.2.1.9 lladdr 02:00:00:00:00:77 dev cni0 nud noarp\n"
+        + "echo ==\n".join(f"{command}\n" for command in known)
+    )
+    ns = emulated()
+    said = {command: without_traffic(OTHERS[command](ns)) for command in known}
+    printed = (without_traffic(text) for text in real.stdout.split("==\n"))
+    assert said == dict(zip(known, printed, strict=True)), real.stderr

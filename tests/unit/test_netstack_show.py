@@ -6,11 +6,11 @@ import dataclasses
 
 from emulator.addr import Prefix, parse_ip, parse_mac
 from emulator.netstack.fib import Route, RouteType
-from emulator.netstack.records import AddrInfo, LinkInfo
+from emulator.netstack.records import AddrInfo, LinkInfo, NeighInfo, NeighState
 from emulator.netstack.show.bridge import render_brctl_show, render_bridge_fdb
 from emulator.netstack.show.ifconfig import render_ifconfig_one
 from emulator.netstack.show.link import render_ip_addr, render_ip_link
-from emulator.netstack.show.neigh import render_ip_neigh
+from emulator.netstack.show.neigh import render_arp, render_ip_neigh
 from emulator.netstack.show.route import render_ip_route, render_route_get
 from tests.joined_kernels import Segment
 
@@ -134,3 +134,20 @@ def test_a_flannel_node() -> None:
     assert "3: flannel.1: <BROADCAST,MULTICAST,UP,LOWER_UP> mtu 1450" in render_ip_link(
         root.links()
     )
+
+
+def test_arp_shows_no_entry_of_a_device_without_arp_and_forgets_what_failed() -> None:
+    mac = parse_mac("02:00:00:00:00:01")
+    neighs = [
+        NeighInfo("eth0", parse_ip("10.0.0.1"), mac, NeighState.REACHABLE),
+        NeighInfo("eth0", parse_ip("10.0.0.2"), mac, NeighState.FAILED),
+        NeighInfo("eth0", parse_ip("10.0.0.3"), None, NeighState.INCOMPLETE),
+        NeighInfo("tunl0", parse_ip("10.0.0.4"), mac, NeighState.NOARP),
+        NeighInfo("eth0", parse_ip("10.0.0.5"), mac, NeighState.PERMANENT),
+    ]
+    assert render_arp(neighs).splitlines()[1:] == [
+        "10.0.0.1                 ether   02:00:00:00:00:01   C                     eth0",
+        "10.0.0.2                         (incomplete)                              eth0",
+        "10.0.0.3                         (incomplete)                              eth0",
+        "10.0.0.5                 ether   02:00:00:00:00:01   CM                    eth0",
+    ]

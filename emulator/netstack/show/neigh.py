@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from emulator.addr import format_ip, format_mac
 from emulator.netstack.records import NeighState
@@ -13,11 +13,16 @@ if TYPE_CHECKING:
     from emulator.netstack.records import NeighInfo
 
 
+_HIDDEN: Final = (NeighState.NOARP, NeighState.NONE)
+# Not NUD_VALID: an address known once counts no more.
+_UNKNOWN: Final = (NeighState.INCOMPLETE, NeighState.FAILED)
+
+
 def render_ip_neigh(neighs: Iterable[NeighInfo], *, dev: str = "") -> str:
     """``ip neigh [show [dev DEV]]`` without NOARP and NONE; a device filter is not repeated."""
     lines = []
     for neigh in neighs:
-        if neigh.state in (NeighState.NOARP, NeighState.NONE) or (dev and neigh.dev != dev):
+        if neigh.state in _HIDDEN or (dev and neigh.dev != dev):
             continue
         text = f"{format_ip(neigh.ip)} "
         if not dev:
@@ -29,10 +34,12 @@ def render_ip_neigh(neighs: Iterable[NeighInfo], *, dev: str = "") -> str:
 
 
 def render_arp(neighs: Iterable[NeighInfo]) -> str:
-    """``arp -n`` of net-tools."""
+    """``arp -n`` of net-tools, which reads what /proc/net/arp has."""
     rows = ["Address                  HWtype  HWaddress           Flags Mask            Iface\n"]
     for neigh in neighs:
-        if neigh.mac is None:
+        if neigh.state in _HIDDEN:
+            continue
+        if neigh.mac is None or neigh.state in _UNKNOWN:
             hardware = f"{'':8}{'(incomplete)':<20}{'':22}"
         else:
             flags = "CM" if neigh.state is NeighState.PERMANENT else "C"
