@@ -7,6 +7,7 @@ the table of tests/unit/test_bgp_update_errors.py.
 
 from __future__ import annotations
 
+import functools
 import struct
 from collections.abc import Callable
 from typing import Final, NamedTuple
@@ -44,6 +45,9 @@ OPTIONAL: Final = 0x80
 TRANSITIVE: Final = 0x40
 PARTIAL: Final = 0x20
 EXTENDED: Final = 0x10
+
+# Blocks remembered as they are sent: those of one burst.
+MAX_ENCODED: Final = 1024
 
 # Optional and Transitive bits of the attributes we know (RFC 4271 §5 and the RFC of each).
 _FLAGS: Final = {
@@ -438,6 +442,8 @@ def attribute(flags: int, kind: int, value: bytes) -> bytes:
     return bytes((flags, kind, len(value))) + value
 
 
+# What a reflector sends to one client after the other differs only in the client.
+@functools.lru_cache(maxsize=MAX_ENCODED)
 def encode(attrs: Attrs, *, as4: bool, next_hop: bool) -> bytes:
     """The attribute block of an UPDATE, by ascending type as BIRD sends it.
 

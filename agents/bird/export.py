@@ -313,15 +313,21 @@ class BgpExporter:
     ) -> None:
         stats = self.channel.stats
         stats.exp_updates_received += len(keys)
-        outcome = self._outcome(path, keys)
+        if len(keys) == 1:
+            if may_export(path, self.channel, self.terms):
+                table = self._table
+                answer = table.answers.of(self.config.export_filter, path, table.afi, keys[0])
+                leaving = answer.leaving(self.terms, self.config)
+                self._deliver(keys, path, leaving, head, forced, fresh)
+            else:
+                self._refuse(keys, path, head, forced)
+            return
+        outcome = self._outcome(path)
         if outcome is None:
-            stats.exp_updates_rejected += len(keys)
-            if self.trace is not None:
-                self.trace.refused("rejected by protocol", keys, path, again=forced)
-            self._withdraw([head + key for key in keys] if head else keys)
+            self._refuse(keys, path, head, forced)
             return
         if isinstance(outcome, Leaf):
-            self._deliver(keys, path, outcome, head, forced, fresh)
+            self._deliver(keys, path, self._leaving(outcome, path), head, forced, fresh)
             return
         groups: dict[int, tuple[Leaf, list[bytes]]] = {}
         for key in keys:
@@ -332,39 +338,46 @@ class BgpExporter:
             else:
                 group[1].append(key)
         for leaf, some in groups.values():
-            self._deliver(some, path, leaf, head, forced, fresh)
+            self._deliver(some, path, self._leaving(leaf, path), head, forced, fresh)
+
+    def _leaving(self, leaf: Leaf, path: Path) -> Attrs | None:
+        return outgoing(leaf, path, self.terms, self.config) if leaf.accept else None
+
+    def _refuse(self, keys: Sequence[bytes], path: Path, head: bytes, forced: bool) -> None:
+        """What the protocol itself does not let out."""
+        self.channel.stats.exp_updates_rejected += len(keys)
+        if self.trace is not None:
+            self.trace.refused("rejected by protocol", keys, path, again=forced)
+        self._withdraw([head + key for key in keys] if head else keys)
 
     def _deliver(
         self,
         keys: Sequence[bytes],
         path: Path,
-        leaf: Leaf,
+        attrs: Attrs | None,
         head: bytes,
         forced: bool,
         fresh: bool,
     ) -> None:
-        if not leaf.accept and self.trace is not None:
+        """Announce with these attributes; None: the filter refused."""
+        if attrs is None and self.trace is not None:
             self.trace.refused("filtered out", keys, path, again=forced)
         if head:
             keys = [head + key for key in keys]
-        if not leaf.accept:
+        if attrs is None:
             self.channel.stats.exp_updates_filtered += len(keys)
             self._withdraw(keys)
             return
-        attrs = outgoing(leaf, path, self.terms, self.config)
         self._announce(keys, attrs, path, forced=forced, fresh=fresh)
 
-    def _outcome(self, path: Path, keys: Sequence[bytes]) -> Leaf | Branch | None:
+    def _outcome(self, path: Path) -> Leaf | Branch | None:
         """The filter's answer for a path, None if the protocol itself refuses it."""
         last = self._last
         if last is not None and last[0] is path:
             return last[1]
         outcome: Leaf | Branch | None = None
         if may_export(path, self.channel, self.terms):
-            export_filter = self.config.export_filter
-            if len(keys) == 1:
-                return self._table.answers.of(export_filter, path, self._table.afi, keys[0])
-            outcome = specialise(export_filter, path.attrs, facts_of(path))
+            outcome = specialise(self.config.export_filter, path.attrs, facts_of(path))
         self._last = (path, outcome)
         return outcome
 

@@ -8,7 +8,7 @@ first route takes them.  A message's thousand prefixes with one set of attribute
 from __future__ import annotations
 
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from agents.bird.attributes import (
     Attrs,
@@ -57,10 +57,7 @@ from agents.bird.net import Afi, Net
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from agents.bird.rib import NextHop, Path
-
-# Answers remembered for sessions that ask the same: a node's own routes times its filters.
-MAX_KNOWN: Final = 4096
+    from agents.bird.rib import Path
 
 # Bits of ``Leaf.fresh``: the filter itself set these (BIRD's EAF_FRESH).
 FRESH_NEXT_HOP: Final = 1
@@ -80,6 +77,7 @@ _LISTS: Final = {
     CommunityKind.EXTENDED: ("ext_communities", 8),
     CommunityKind.LARGE: ("large_communities", 4),
 }
+_PLACES: Final = {field: at for at, field in enumerate(Attrs._fields)}
 _COMPARISONS: Final[dict[str, Callable[[object, object], bool]]] = {
     "=": lambda a, b: a == b,
     "!=": lambda a, b: a != b,
@@ -164,32 +162,6 @@ def evaluate(filter_: Filter, net: Net, attrs: Attrs, facts: Facts) -> Leaf:
     return finish(specialise(filter_, attrs, facts), net.afi, net.key)
 
 
-class Answers:
-    """What filters said of routes, for all sessions that have the same filter.
-
-    A node of a mesh tells each of its peers the same few routes.
-    """
-
-    __slots__ = ("_known",)
-
-    def __init__(self) -> None:
-        self._known: dict[
-            tuple[int, int, bytes], tuple[Filter, Path, tuple[NextHop, ...], Leaf]
-        ] = {}
-
-    def of(self, filter_: Filter, path: Path, afi: Afi, key: bytes) -> Leaf:
-        """The answer for one network."""
-        name = (id(filter_), id(path), key)
-        known = self._known.get(name)
-        # Both objects are kept, so that no other can come to have their ids.
-        if known is None or known[2] is not path.ways:
-            if len(self._known) >= MAX_KNOWN:
-                self._known.clear()
-            leaf = finish(specialise(filter_, path.attrs, facts_of(path)), afi, key)
-            known = self._known[name] = (filter_, path, path.ways, leaf)
-        return known[3]
-
-
 def facts_of(path: Path) -> Facts:
     """What a filter sees of a path as it is now."""
     ways = path.ways
@@ -262,8 +234,8 @@ def _act(statement: Statement, attrs: Attrs) -> Attrs:
 
 
 def _with(attrs: Attrs, field: str, value: object) -> Attrs:
-    changed: dict[str, Any] = {field: value}
-    return attrs._replace(**changed)
+    at = _PLACES[field]
+    return Attrs._make((*attrs[:at], value, *attrs[at + 1 :]))
 
 
 def _octets(value: tuple[int, ...], size: int) -> bytes:

@@ -15,7 +15,6 @@ from agents.bird.attributes import Attrs
 from agents.bird.channel import Channel
 from agents.bird.config import Dest
 from agents.bird.decision import mergeable
-from agents.bird.filter_eval import evaluate, facts_of
 from agents.bird.filters import Source
 from agents.bird.net import Afi, Net
 from agents.bird.rib import NextHop, Path, Table
@@ -348,7 +347,7 @@ class KernelProtocol:
         stats = self.channel.stats
         stats.exp_updates_received += 1
         ways: list[KernelWay] = []
-        first = self._filtered(net, best)
+        first = self._filtered(net, key, best)
         if first is None:
             stats.exp_updates_filtered += 1
             self._trace_refused("filtered out", key, best)
@@ -360,7 +359,7 @@ class KernelProtocol:
         if self.config.merge_paths:
             members += [p for p in paths[1:] if mergeable(best, p)]
         for path in members:
-            attrs = first if path is best else self._filtered(net, path)
+            attrs = first if path is best else self._filtered(net, key, path)
             if attrs is None:
                 continue
             for way in self._ways(path, attrs):
@@ -376,8 +375,8 @@ class KernelProtocol:
         if self.trace is not None:
             self.trace.refused(why, (key,), path)
 
-    def _filtered(self, net: Net, path: Path) -> Attrs | None:
-        leaf = evaluate(self.config.export_filter, net, path.attrs, facts_of(path))
+    def _filtered(self, net: Net, key: bytes, path: Path) -> Attrs | None:
+        leaf = self._table.answers.of(self.config.export_filter, path, net.afi, key).leaf
         return leaf.attrs if leaf.accept else None
 
     def _ways(self, path: Path, attrs: Attrs) -> list[KernelWay]:

@@ -100,19 +100,21 @@ def outgoing(leaf: Leaf, path: Path, terms: Terms, config: ChannelConfig) -> Att
     communities = attrs.communities
     if terms.graceful_shutdown and not has_community(communities, GRACEFUL_SHUTDOWN):
         communities += GRACEFUL_SHUTDOWN.to_bytes(4, "big")
-    return attrs._replace(
-        origin=attrs.origin or 0,
-        as_path=as_path,
-        next_hop=_next_hop(leaf, path, terms, config),
-        med=med,
-        local_pref=local_pref,
-        communities=communities,
-        originator_id=originator,
-        cluster_list=clusters,
-        ext_communities=extended,
+    return Attrs(
+        attrs.origin or 0,
+        as_path,
+        _next_hop(leaf, path, terms, config),
+        med,
+        local_pref,
+        attrs.atomic_aggregate,
+        attrs.aggregator,
+        communities,
+        originator,
+        clusters,
+        extended,
+        attrs.large_communities,
+        attrs.unknown,
         preference=0,
-        krt_tunnel=None,
-        krt_metric=None,
     )
 
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
+from agents.bird.answers import Answers
 from agents.bird.attributes import LLGR_STALE, Attrs, has_community
 from agents.bird.config import Dest
 from agents.bird.decision import select
-from agents.bird.filter_eval import Answers
 from agents.bird.filters import Source
 
 if TYPE_CHECKING:

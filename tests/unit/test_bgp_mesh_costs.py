@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from agents.bird.answers import Answers
 from agents.bird.attributes import Attrs
 from agents.bird.channel import Channel
-from agents.bird.config import DirectConfig
-from agents.bird.filter_eval import Answers
-from agents.bird.filters import Accept, Filter, If, IfnameMatches, Source
+from agents.bird.config import DirectConfig, NextHopRule
+from agents.bird.filters import ACCEPT_ALL, Accept, Filter, If, IfnameMatches, Source
 from agents.bird.net import Afi, Net
 from agents.bird.netlink import NamespacePort
 from agents.bird.nexthop import HostEntry, Resolver
+from agents.bird.outgoing import Terms
 from agents.bird.rib import NextHop, Path, Table
 from agents.bird.speaker import Speaker
 from tests.bgp_speakers import World, bgp, calico_bgp, channel, speaker_config
@@ -68,10 +69,27 @@ def test_an_answer_is_given_again_until_the_route_goes_another_way() -> None:
     out = Filter((If(IfnameMatches(("eth*",)), (Accept(),)),))
     answers = Answers()
     first = answers.of(out, path, Afi.IPV4, KEY)
-    assert first.accept
+    assert first.leaf.accept
     assert answers.of(out, path, Afi.IPV4, KEY) is first
     hop.ways = (NextHop(b"", "wlan0"),)
-    assert not answers.of(out, path, Afi.IPV4, KEY).accept
+    assert not answers.of(out, path, Afi.IPV4, KEY).leaf.accept
+
+
+def test_peers_on_the_same_terms_are_told_the_same_attributes() -> None:
+    table = Table(Afi.IPV4)
+    path = Path(Channel("static1", Source.STATIC, table, Resolver(table)), Attrs(), 0.0)
+    answer = Answers().of(ACCEPT_ALL, path, Afi.IPV4, KEY)
+    inside = Terms(True, 64512, True, 4096, b"\x0a\0\0\1")
+    outside = Terms(False, 64512, True, 4096, b"\x0a\0\0\1")
+    plain, own = channel(), channel(next_hop=NextHopRule.SELF)
+    told = answer.leaving(inside, plain)
+    assert told is not None
+    assert answer.leaving(inside, channel()) is told
+    assert told.local_pref == 100
+    there = answer.leaving(outside, plain)
+    assert there is not None
+    assert there.local_pref is None
+    assert answer.leaving(inside, own) is not told
 
 
 def test_the_kernel_is_looked_at_when_its_protocols_change() -> None:
