@@ -66,7 +66,7 @@ def decode(data: bytes, media: str, schema: str, kind: str) -> Any:
 
             try:
                 loaded = yaml.safe_load(data)
-            except yaml.YAMLError as error:
+            except (yaml.YAMLError, RecursionError) as error:
                 raise bad_request(f"error converting YAML to JSON: {error}") from None
             return strict.load_json(json.dumps(loaded, default=str).encode())
         if media == JSON:

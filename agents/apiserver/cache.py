@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 from agents.apiserver.config import FRESH_TIMEOUT_S, WATCH_RING
 from emulator.apimachinery.behaviour import selectable_fields
 from emulator.apimachinery.objects import dump_json
-from emulator.apimachinery.status import expired, too_large_revision, unavailable
+from emulator.apimachinery.status import expired, internal, too_large_revision, unavailable
 
 if TYPE_CHECKING:
     import logging
@@ -50,7 +50,12 @@ class Entry:
     def obj(self) -> Obj:
         """The object with its resourceVersion; not to be changed by the caller."""
         if self._obj is None:
-            obj: Obj = json.loads(self.value)
+            obj = decode(self.value)
+            if obj is None:
+                raise internal(
+                    f"unable to decode {self.key}: etcd holds something else than an object there; "
+                    "mend or delete its key"
+                )
             obj.setdefault("metadata", {})["resourceVersion"] = str(self.revision)
             self._obj = obj
         return self._obj
@@ -72,6 +77,17 @@ class Entry:
     def at(self, revision: int) -> Entry:
         """The same object at another revision (the last state in a DELETED event)."""
         return Entry(self.key, self.value, revision)
+
+
+def decode(value: bytes) -> Obj | None:
+    """A stored object, None for what is none."""
+    try:
+        obj = json.loads(value)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(obj, dict) or not isinstance(obj.get("metadata", {}), dict):
+        return None
+    return obj
 
 
 class Event:
@@ -203,8 +219,19 @@ class Cache:
         self.loaded.set()
 
     def _take(self, item: Stored) -> None:
-        directory, key = self._split(item.key)
-        self.bucket(directory).entries[key] = Entry(key, item.value, item.revision)
+        if self._is_readable(item.key, item.value):
+            directory, key = self._split(item.key)
+            self.bucket(directory).entries[key] = Entry(key, item.value, item.revision)
+
+    def _is_readable(self, key: bytes, value: bytes) -> bool:
+        """False for what another program left below its root that is no object.
+
+        Below ``/registry/`` only this server writes: it does not look twice.
+        """
+        if not key.startswith(self._roots) or decode(value) is not None:
+            return True
+        self._log.warning("%s is left out: it is no object", key.decode("utf-8", "replace"))
+        return False
 
     async def _follow(self) -> None:
         first = min((PREFIX, *self._roots))
@@ -221,7 +248,7 @@ class Cache:
         self.revision = max(self.revision, change.revision)
         directory, key = self._split(change.key)
         bucket = self.bucket(directory)
-        if change.value is None:
+        if change.value is None or not self._is_readable(change.key, change.value):
             bucket.drop(key, change.revision)
         else:
             bucket.put(Entry(key, change.value, change.revision))

@@ -125,7 +125,7 @@ class ListPages:
             padded = token + "=" * (-len(token) % 4)
             decoded = json.loads(base64.urlsafe_b64decode(padded.encode()))
             number = int(decoded["start"])
-        except (binascii.Error, ValueError, KeyError, TypeError) as error:
+        except (binascii.Error, ValueError, KeyError, TypeError, RecursionError) as error:
             raise bad_request(f"continue key is not valid: {error}") from None
         found = self._left.get(number)
         if found is None:

@@ -26,7 +26,7 @@ def apply_patch(media: str, data: bytes, old: Obj, resource: ResourceType) -> Ob
     """The patched object.  StatusError 400, 415 or 422."""
     try:
         patch = json.loads(data)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise bad_request(f"error decoding patch: {error}") from None
     if media == JSON_PATCH:
         return _json_patch(patch, old)

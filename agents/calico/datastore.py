@@ -7,7 +7,6 @@ every single-key verb of libcalico-go/lib/backend/etcdv3 is a special case of th
 from __future__ import annotations
 
 import functools
-import json
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
@@ -352,7 +351,7 @@ def decode(key: str, data: bytes) -> Any:
     if not data:
         return None
     try:
-        return json.loads(data)
+        return gojson.loads(data)
     except ValueError as error:
         raise ParsingError(key, data[:200].decode(errors="replace"), str(error)) from None
 

@@ -94,6 +94,8 @@ def parse_network_config(data: bytes, profile: Profile = "modern") -> NetworkCon
         document = json.loads(data)
     except ValueError as error:
         raise ConfigError(f"the network config is not JSON: {error}") from None
+    except RecursionError:
+        raise ConfigError("the network config is nested too deeply") from None
     if not isinstance(document, dict):
         raise ConfigError("the network config must be a JSON object")
     fields = _folded(document)

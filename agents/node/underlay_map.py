@@ -30,6 +30,8 @@ PREFIX: Final = b"/podwire/underlay/"
 # person who watches sees the port go dark.
 LEASE_TTL_S: Final = 15
 RETRY_S: Final = 0.5
+# Of a value that is none, so much is told: an entry has less.
+MAX_SHOWN: Final = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +60,8 @@ class UnderlayEntry:
             parse_mac(entry.mac)
             ports = (int(entry.vxlan_port), int(entry.carrier_port))
             bgp_port = int(entry.bgp_port)
-        except (ValueError, TypeError, AttributeError, UsageError) as error:
-            raise UsageError(f"underlay entry {value!r}: {error}") from None
+        except (ValueError, TypeError, AttributeError, RecursionError, UsageError) as error:
+            raise UsageError(f"underlay entry {value[:MAX_SHOWN]!r}: {error}") from None
         if not all(0 < port < 65536 for port in ports) or not 0 <= bgp_port < 65536:
             raise UsageError(f"underlay entry {value!r}: ports must be 1 to 65535")
         return entry

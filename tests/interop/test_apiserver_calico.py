@@ -191,3 +191,26 @@ spec: {ingress: [{action: Allow, http: {methods: [GET]}}]}
         code, _, err = await world.kubectl("create", "-f", "-", stdin=policy)
         assert code == 1
         assert "http needs Calico's application layer policy, which is not emulated" in err
+
+
+async def test_what_others_leave_below_calico_s_root_hides_nothing(
+    tmp_path: Path, etcd: EtcdClient
+) -> None:
+    deep = b"[" * 5000 + b"]" * 5000
+    before = {"garbage": b"garbage", "list": b"[]", "deep": deep}
+    for name, value in before.items():
+        await etcd.put(resources.resource_key("IPPool", name).encode(), value)
+    async with cluster(tmp_path, etcd) as world:
+        await world.ok("create", "-f", "-", stdin=POOL)
+        for name, value in before.items():
+            await etcd.put(resources.resource_key("IPPool", f"late-{name}").encode(), value)
+        assert await world.ok("get", "ippools", "-o", "name") == (
+            "ippool.crd.projectcalico.org/extra\n"
+        )
+        # One that was an object and is no more is gone; it may be one again.
+        key = resources.resource_key("IPPool", "extra").encode()
+        (kv,) = (await etcd.get(key)).kvs
+        await etcd.put(key, deep)
+        assert await world.ok("get", "ippools", "-o", "name") == ""
+        await etcd.put(key, kv.value)
+        assert "extra" in await world.ok("get", "ippools")

@@ -74,7 +74,9 @@ def test_wrong_configurations_are_refused_in_flannels_words(
     assert str(caught.value) == text
 
 
-@pytest.mark.parametrize("data", [b"", b"[]", b"\xff", b'{"Network":5}', b"null"])
+@pytest.mark.parametrize(
+    "data", [b"", b"[]", b"\xff", b'{"Network":5}', b"null", b"[" * 5000 + b"]" * 5000]
+)
 def test_garbage_is_a_config_error(data: bytes) -> None:
     with pytest.raises(ConfigError):
         parse_network_config(data)

@@ -30,6 +30,8 @@ def read_documents(text: str) -> list[Resource]:
         documents = list(yaml.safe_load_all(text))
     except yaml.YAMLError as error:
         raise UsageError(f"yaml: {' '.join(str(error).split())}") from None
+    except RecursionError:
+        raise UsageError("yaml: nested too deeply") from None
     found: list[Resource] = []
     for number, document in enumerate(documents, 1):
         if document is not None:

@@ -191,6 +191,6 @@ def _labels_in(text: object) -> dict[str, Any]:
     """The labels an annotation remembers; none if a person wrote something else there."""
     try:
         labels = json.loads(text) if isinstance(text, str) else None
-    except ValueError:
+    except (ValueError, RecursionError):
         labels = None
     return labels if isinstance(labels, dict) else {}
