@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from emulator.addr import parse_ip
 from emulator.cli.etcd_access import access_of, add_access_arguments
+from emulator.cli.running import is_port
 from emulator.cli.up import read_file
 from emulator.cluster.plan import cluster_directory, make_plan, preferred_block
 from emulator.cluster.process import run_role
@@ -81,11 +82,6 @@ def _server(text: str, default_port: int) -> tuple[str, int]:
     if not host or "/" in text or (colon and not is_port(port)):
         raise UsageError(f"--server: {text!r} is not HOST or HOST:PORT")
     return host, int(port) if colon else default_port
-
-
-def is_port(text: str) -> bool:
-    """True for 1 to 65535 in digits."""
-    return text.isascii() and text.isdigit() and 0 < int(text) < 65536
 
 
 def check_ip(flag: str, text: str) -> str:

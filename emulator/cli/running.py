@@ -27,6 +27,11 @@ T = TypeVar("T")
 ANSWER_TIMEOUT_S: Final = 3.0
 
 
+def is_port(text: str) -> bool:
+    """True for 1 to 65535 in digits."""
+    return text.isascii() and text.isdigit() and len(text) < 6 and 0 < int(text) < 65536
+
+
 def add_name(parser: argparse.ArgumentParser) -> None:
     """The option every verb has that works on a cluster."""
     parser.add_argument("--name", default="podwire", help="the cluster's name (default: podwire)")

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import math
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from emulator.addr import parse_ip
-from emulator.cli.running import add_name, fetch_status, run_async
+from emulator.cli.running import add_name, fetch_status, is_port, run_async
 from emulator.cli.trace_text import last_seen, render
 from emulator.errors import PodwireError, UsageError
 from emulator.kubeclient.config import KubeConfig
@@ -59,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 async def _run(args: argparse.Namespace) -> int:
-    if not args.timeout > 0:
+    if not 0 < args.timeout < math.inf:
         raise UsageError(f"--timeout: {args.timeout:g} is not a time to wait, in seconds")
     status = await fetch_status(args)
     config = KubeConfig.from_file(status["kubeconfig"])
@@ -126,7 +127,7 @@ async def _source(client: RestClient, status: dict[str, Any], args: argparse.Nam
 
 async def _target(client: RestClient, status: dict[str, Any], args: argparse.Namespace) -> Target:
     name, colon, port_text = args.target.partition(":")
-    if colon and not (port_text.isdigit() and 0 < int(port_text) < 65536):
+    if colon and not is_port(port_text):
         raise UsageError(f"TO: {port_text!r} is not a port")
     port = int(port_text or 0)
     if args.udp and not port:
@@ -145,7 +146,12 @@ async def _target(client: RestClient, status: dict[str, Any], args: argparse.Nam
         return Target(args.target, ip, port)
     with contextlib.suppress(ApiError):
         service = await client.get(SERVICES, args.namespace, name)
-        return Target(args.target, service["spec"]["clusterIP"], port)
+        ip = service["spec"].get("clusterIP") or "None"
+        if ip == "None":
+            raise UsageError(
+                f"TO: service {name!r} has no address of its own; name one of its pods"
+            )
+        return Target(args.target, ip, port)
     raise UsageError(f"TO: {name!r} is no address, node, pod or service in {args.namespace!r}")
 
 
