@@ -125,7 +125,8 @@ class _Node:
                 f"{config.host}: {error.strerror or error}"
             ) from None
         await self._outside.start()
-        config.root.mkdir(parents=True, exist_ok=True)
+        # Every Linux has one, and that is where people let a node's programs write.
+        (config.root / "tmp").mkdir(parents=True, exist_ok=True)
         config.control_socket.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         await self._control.start_unix(str(config.control_socket))
 

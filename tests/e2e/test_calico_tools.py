@@ -91,6 +91,13 @@ def test_birdc_shows_the_sessions_and_routes_of_a_node(calico: Podwire) -> None:
 
 
 @pytest.mark.skipif(BIRDC is None, reason=bgp_peers.NO_BIRD2)
+def test_a_table_is_dumped_where_the_readme_says(calico: Podwire) -> None:
+    assert birdc(calico, 0, "mrt", "dump", "table", '"master"', "to", '"/tmp/table.mrt"') == []
+    assert "/tmp/table.mrt" in calico.node("kube-0", "ls", "/tmp/table.mrt").out
+    assert any(path.stat().st_size for path in calico.home.rglob("kube-0/tmp/table.mrt"))
+
+
+@pytest.mark.skipif(BIRDC is None, reason=bgp_peers.NO_BIRD2)
 def test_a_disabled_session_takes_the_route_along_and_bird_comes_back(calico: Podwire) -> None:
     def routes(node: str) -> str:
         return calico.node(node, "ip", "route").out
