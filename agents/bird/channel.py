@@ -60,15 +60,20 @@ class Channel:
         table: Table,
         resolver: Resolver,
         import_filter: Filter = ACCEPT_ALL,
+        preference: int = 0,
     ) -> None:
+        """``preference`` is that of routes of BGP; other protocols' routes have their own."""
         self.name = name
         self.source = source
         self.table = table
         self.resolver = resolver
         self.import_filter = import_filter
+        self.preference = preference
         self.stats = Stats()
         # How many of its routes are in the table (kept by the table).
         self.routes = 0
+        # Of how many networks its route is the best (kept by the table).
+        self.preferred = 0
         # Numbers the lives of the session behind it; older routes are stale.
         self.generation = 0
         self.receive_limit: Limit | None = None

@@ -207,8 +207,8 @@ class Intake:
         if bad and not known.looped:
             self._on_bad(bad)
         attrs = known.attrs
-        if attrs.next_hop != next_hop:
-            attrs = attrs._replace(next_hop=next_hop)
+        if attrs.next_hop != next_hop or attrs.preference != channel.preference:
+            attrs = attrs._replace(next_hop=next_hop, preference=channel.preference)
         for path_id, keys in groups:
             good = routable(afi, keys, nlri)
             if len(good) != len(keys):

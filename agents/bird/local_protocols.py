@@ -157,6 +157,19 @@ class LocalProtocols:
         is_direct = self.direct is not None and name == self.direct.config.name
         trace_interfaces(trace, before, self.interfaces, with_addresses=is_direct)
 
+    def link_to(self, address: int) -> str:
+        """The interface on whose network an IPv4 address is, "" if there is none."""
+        for interface in self.interfaces:
+            for have in interface.addresses if interface.up else ():
+                shift = 32 - have.length
+                if (
+                    len(have.address) == 4
+                    and shift
+                    and (int.from_bytes(have.address, "big") >> shift == address >> shift)
+                ):
+                    return interface.name
+        return ""
+
     def scan_soon(self, now: float) -> None:
         """Look again at once instead of after the interval."""
         if self._port is not None:

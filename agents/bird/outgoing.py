@@ -43,7 +43,9 @@ class Terms(NamedTuple):
     long_lived: bool = False
     graceful_shutdown: bool = False
     default_local_pref: int = DEFAULT_LOCAL_PREF
+    # The link to a neighbour without ``multihop``, and its address there.
     single_hop_dev: str = ""
+    neighbor: bytes = b""
 
 
 def may_export(path: Path, peer: Channel, terms: Terms) -> bool:
@@ -137,11 +139,15 @@ def _next_hop(leaf: Leaf, path: Path, terms: Terms, config: ChannelConfig) -> by
                 or terms.rs_client
             ):
                 return have
-            dev = terms.single_hop_dev
-            if dev and path.ways and path.ways[0].dev == dev:
+            if path.ways and _is_third_party(have, path.ways[0].dev, terms):
                 return have
         elif path.dest is Dest.UNICAST and len(path.ways) == 1 and path.hop is None:
             way = path.ways[0]
-            if way.gateway and (terms.internal or way.dev == terms.single_hop_dev != ""):
+            if way.gateway and (terms.internal or _is_third_party(way.gateway, way.dev, terms)):
                 return way.gateway
     return terms.next_hop
+
+
+def _is_third_party(hop: bytes, dev: str, terms: Terms) -> bool:
+    """True for somebody else on the neighbour's own link, whom it can reach without us."""
+    return dev == terms.single_hop_dev != "" and hop != terms.neighbor

@@ -51,6 +51,9 @@ class PeerHost(Protocol):
     def unregister(self, number: int) -> None:
         """The connection is over."""
 
+    def link_to(self, neighbor: int) -> str:
+        """The interface on whose network an IPv4 address is, "" if there is none."""
+
     def recovery_moved(self) -> None:
         """A peer the speaker's own restart may wait for came, went or told everything."""
 

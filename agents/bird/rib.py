@@ -215,6 +215,7 @@ class Table:
             before = len(routes)
             routes.update(dict.fromkeys(keys, path))
             channel.routes += len(routes) - before
+            channel.preferred += len(routes) - before
             result = Updated(len(keys), 0)
             for exporter in self.exporters:
                 if not exporter.wants_all_paths:
@@ -279,6 +280,7 @@ class Table:
         for key in keys:
             routes.pop(key, None)
         channel.routes -= before - len(routes)
+        channel.preferred -= before - len(routes)
         return True
 
     def _update_each(
@@ -298,11 +300,13 @@ class Table:
                     continue
                 best = routes[key] = path
                 channel.routes += 1
+                channel.preferred += 1
             elif isinstance(old, Path):
                 if old.channel is channel and old.path_id == path_id:
                     if path is None:
                         del routes[key]
                         channel.routes -= 1
+                        channel.preferred -= 1
                         best = None
                     elif _same(old, path):
                         ignored += 1
@@ -321,6 +325,8 @@ class Table:
                     if best is old:
                         changed.append(key)
                         continue
+                    old.channel.preferred -= 1
+                    channel.preferred += 1
             else:
                 mine = next((p for p in old if p.channel is channel and p.path_id == path_id), None)
                 if mine is None and path is None:
@@ -350,7 +356,10 @@ class Table:
 
     def _settle(self, key: bytes, paths: tuple[Path, ...]) -> Path:
         """Store a network's routes, the best first; returns it."""
-        best = select(paths)
+        best, before = select(paths), self.best(key)
+        if before is not None and before.channel is not best.channel:
+            before.channel.preferred -= 1
+            best.channel.preferred += 1
         if len(paths) == 1:
             self.routes[key] = best
         elif paths[0] is best:

@@ -159,6 +159,10 @@ class Speaker:
         if connection is not None and connection.out:
             self._farewells[number] = connection
 
+    def link_to(self, neighbor: int) -> str:
+        """The interface on whose network an IPv4 address is, "" if there is none."""
+        return self.local.link_to(neighbor)
+
     def recovery_moved(self) -> None:
         """See ``PeerHost``: our restart may be over."""
         if self.recovering and not self.waiting_for():

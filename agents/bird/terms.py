@@ -46,6 +46,7 @@ def make_channel(config: BgpConfig, host: PeerHost, afi: Afi) -> Channel:
         host.tables[afi],
         host.resolvers[afi],
         settings.import_filter,
+        settings.preference,
     )
     channel.external = not config.internal
     channel.neighbor = config.neighbor
@@ -68,7 +69,7 @@ def decode_context(config: BgpConfig, host: PeerHost, *, as4: bool) -> DecodeCon
         own_address=source_address(config, host).to_bytes(4, "big"),
         enforce_first_as=config.peer_as if config.enforce_first_as else 0,
         default_local_pref=config.default_local_pref,
-        preference=next(c.preference for c in (config.ipv4, config.ipv6) if c is not None),
+        preference=config.ipv4.preference if config.ipv4 is not None else 0,
     )
 
 
@@ -104,6 +105,8 @@ def export_terms(
         long_lived=negotiated.peer_long_lived is not None,
         graceful_shutdown=config.graceful_shutdown,
         default_local_pref=config.default_local_pref,
+        single_hop_dev="" if config.multihop else host.link_to(config.neighbor),
+        neighbor=config.neighbor.to_bytes(4, "big"),
     )
 
 

@@ -69,6 +69,10 @@ class Cluster:
                         assert chan.routes == 0 or peer.life == "flush"
             for table in speaker.tables.values():
                 by_channel: dict[int, int] = {}
+                best = [
+                    entry[0] if isinstance(entry, tuple) else entry
+                    for entry in table.routes.values()
+                ]
                 for entry in table.routes.values():
                     for path in entry if isinstance(entry, tuple) else (entry,):
                         by_channel[id(path.channel)] = by_channel.get(id(path.channel), 0) + 1
@@ -76,6 +80,9 @@ class Cluster:
                     chan = peer.exchange.channels[Afi.IPV4]
                     if chan.table is table:
                         assert by_channel.get(id(chan), 0) == chan.routes
+                        best = (table.best(key) for key in table.routes)
+                        preferred = sum(path is not None and path.channel is chan for path in best)
+                        assert preferred == chan.preferred
 
     def expected(self, name: str) -> set[str]:
         found = {net for other in NAMES for net in self.nets(other)}

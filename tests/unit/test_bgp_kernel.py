@@ -306,3 +306,29 @@ def test_the_scan_takes_away_what_a_former_life_left_with_another_metric() -> No
     peer = neighbor(ns, config(kernel=with_metric(200)))
     peer.pass_time(5)
     assert [route.metric for route in ns.routes() if route.protocol == "bird"] == [200]
+
+
+@pytest.mark.parametrize(
+    ("multihop", "gateway", "hop"),
+    [
+        (0, "10.10.70.1", "10.10.70.1"),
+        (0, "10.10.70.9", "10.10.68.222"),
+        (0, "172.17.0.9", "10.10.68.222"),
+        (64, "10.10.70.1", "10.10.68.222"),
+    ],
+)
+def test_an_external_neighbour_on_the_link_is_sent_to_the_gateway_itself(
+    multihop: int, gateway: str, hop: str
+) -> None:
+    """A third party's address is NEXT_HOP only where the neighbour reaches it without us."""
+    route = StaticRoute(Net.parse("10.20.0.0/16"), Dest.UNICAST, via=parse_address(gateway))
+    settings = replace(config(), static=(StaticConfig((route,)),))
+    (mesh,) = settings.bgp
+    outside = replace(mesh, neighbor=parse_ip("10.10.70.9"), peer_as=65001, multihop=multihop)
+    peer = HandPeer(
+        replace(settings, bgp=(outside,)), neighbor="10.10.70.9", kernel=NamespacePort(node())
+    )
+    peer.establish(Capabilities(families=(1,), as4=65001), asn=65001, router_id="10.10.70.9")
+    exporter = peer.speaker.peers["Mesh"].exchange.exporters[Afi.IPV4]
+    told = exporter.sent[Net.parse("10.20.0.0/16").key]
+    assert told.next_hop == parse_address(hop)

@@ -8,7 +8,7 @@ from agents.bird.capabilities import Capabilities, Restart
 from agents.bird.config import GracefulRestart
 from agents.bird.messages import NOTIFICATION, OPEN, UPDATE
 from agents.bird.net import Afi, Net
-from agents.bird.snapshot import protocols
+from agents.bird.snapshot import protocols, routes
 from tests.bgp_speakers import (
     HandPeer,
     World,
@@ -74,6 +74,19 @@ def test_ipv6_routes_travel_over_an_ipv4_session() -> None:
     assert world.run(5, lambda: world.table("10.0.0.2", Afi.IPV6))
     assert world.next_hop("10.0.0.2", "fd00:126::/122") == "fd00:64::11"
     assert world.table("10.0.0.2") == {"192.168.1.0/26": ["a"]}
+
+
+def test_each_family_has_its_own_preference() -> None:
+    hop = Net.parse("fd00:64::11/128").network.to_bytes(16, "big")
+    one = bgp("b", "10.0.0.2", ipv6=channel(next_hop_address=hop))
+    two = bgp("a", "10.0.0.1", ipv4=channel(preference=120), ipv6=channel(preference=130))
+    world = World()
+    world.add(speaker_config("10.0.0.1", [one], ["fd00:126::/122", "192.168.1.0/26"]))
+    world.add(speaker_config("10.0.0.2", [two]))
+    assert world.run(5, lambda: world.table("10.0.0.2", Afi.IPV6))
+    for afi, preference in ((Afi.IPV4, 120), (Afi.IPV6, 130)):
+        (route,) = routes(world.speakers["10.0.0.2"], afi)
+        assert route.attrs.preference == preference
 
 
 def test_two_attempts_at_once_leave_one_session_that_stays() -> None:

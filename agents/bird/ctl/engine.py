@@ -248,9 +248,7 @@ class Engine:
         speaker = self._host.speaker
         wanted = self._matching(command.target)
         configs = {name: peer.config for name, peer in speaker.peers.items()}
-        known = {
-            info.name: info for info in protocols(speaker, now=self._host.now(), count=command.all)
-        }
+        known = {info.name: info for info in protocols(speaker, now=self._host.now())}
         infos = [known[name] for name in wanted if name in known]
         yield from show_protocols(infos, configs, self._times(), detail=command.all)
         yield DONE
