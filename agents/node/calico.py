@@ -12,7 +12,7 @@ import contextlib
 import dataclasses
 from typing import TYPE_CHECKING, Any, Final
 
-from agents.bird.config import CALICO_TIMERS
+from agents.bird.config import CALICO_TIMERS, BfdOptions
 from agents.calico.client import ResourceClient
 from agents.calico.cni import CalicoCni
 from agents.calico.confd.daemon import ConfdConfig, prefixes_of, run_confd
@@ -178,7 +178,13 @@ class CalicoNetwork:
         await run_felix(felix, own, self._kernel, self._datastore, self._mirror)
 
     async def _run_confd(self, part: Part) -> None:
-        confd = ConfdConfig(self._config.name, self._config.root, timers=TIMERS)
+        bfd = self._settings.bfd
+        options = None
+        if bfd is not None:
+            options = BfdOptions(
+                bfd.interval_s, bfd.interval_s, multiplier=bfd.multiplier, graceful=bfd.graceful
+            )
+        confd = ConfdConfig(self._config.name, self._config.root, timers=TIMERS, bfd=options)
         await run_confd(
             confd, part("confd"), self._datastore, self._client, self._bird.configure, self._mirror
         )

@@ -6,10 +6,9 @@ One that was told to end (``birdc down``) comes back, as its supervisor would se
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 from typing import TYPE_CHECKING, Final
 
-from agents.bird.config import BGP_PORT, BfdOptions
+from agents.bird.config import BGP_PORT
 from agents.bird.ctl.reply import Dialect
 from agents.bird.ctl.server import BirdControl
 from agents.bird.daemon import BirdDaemon
@@ -86,21 +85,11 @@ class NodeBird:
 
     def configure(self, config: SpeakerConfig) -> None:
         """What confd computed."""
-        self._wanted = self._with_bfd(config)
+        self._wanted = config
         self._configured.set()
         self._reconfigured.set()
         if self._control is not None:
             self._control.configure(self._wanted)
-
-    def _with_bfd(self, config: SpeakerConfig) -> SpeakerConfig:
-        bfd = self._settings.bfd
-        if bfd is None:
-            return config
-        options = BfdOptions(
-            bfd.interval_s, bfd.interval_s, multiplier=bfd.multiplier, graceful=bfd.graceful
-        )
-        peers = tuple(dataclasses.replace(peer, bfd=options) for peer in config.bgp)
-        return dataclasses.replace(config, bgp=peers)
 
     async def run(self, env: RoleEnv) -> None:
         """Run until cancelled, from the first configuration on."""

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from agents.bird.config import BfdOptions
 from agents.calico.confd.peering import Secret
 from agents.calico.confd.plan import make_plan
 from agents.calico.confd.render import render
@@ -115,7 +116,10 @@ RICH = (
 
 @pytest.mark.parametrize("pool", POOLS)
 @pytest.mark.parametrize("more", [(), RICH], ids=["mesh", "everything"])
-async def test_bird_accepts_every_file(pool: str, more: tuple[KVPair, ...], tmp_path: Path) -> None:
+@pytest.mark.parametrize("bfd", [None, BfdOptions(), BfdOptions(0.05, graceful=True)])
+async def test_bird_accepts_every_file(
+    pool: str, more: tuple[KVPair, ...], bfd: BfdOptions | None, tmp_path: Path
+) -> None:
     program = bird()
     state = read_state(
         [
@@ -125,7 +129,7 @@ async def test_bird_accepts_every_file(pool: str, more: tuple[KVPair, ...], tmp_
         ],
         {"kube-0": (Cidr.parse("192.168.145.64/26"),)},
     )
-    plan = make_plan(state, "kube-0")
+    plan = make_plan(state, "kube-0", bfd=bfd)
     assert plan is not None
     assert plan.problems == ()
     for name, text in render(plan, {Secret("bgp", "mesh"): "hush"}).items():

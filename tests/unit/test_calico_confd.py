@@ -15,7 +15,7 @@ from agents.bird.attributes import (
     format_path,
     large_triples,
 )
-from agents.bird.config import GracefulRestart, NextHopRule
+from agents.bird.config import BfdOptions, GracefulRestart, NextHopRule
 from agents.bird.filter_eval import Facts, Leaf, evaluate
 from agents.bird.filters import Source
 from agents.bird.net import Net
@@ -211,6 +211,20 @@ def test_a_broken_peer_costs_only_itself() -> None:
         "BGPPeer broken: asNumber: the AS of 10.192.0.100 is not known; give it",
     )
     assert len(made.peers) == 2
+
+
+def test_bfd_is_in_the_files_and_for_peers_with_a_source_address() -> None:
+    spec = {"peerIP": "10.192.0.100", "asNumber": 65000, "sourceAddress": "None"}
+    bfd = BfdOptions(0.05, 0.05, multiplier=3, graceful=True)
+    made = make_plan(state(stored("BGPPeer", "tor", spec)), MASTER, bfd=bfd)
+    assert made is not None
+    watched = {session.name: session.bfd for session in speaker_config(made).bgp}
+    assert watched.pop("Global_10_192_0_100") is None
+    assert set(watched.values()) == {bfd}
+    text = render(made)["bird.cfg"]
+    assert "protocol bfd {\n  multihop { interval 50 ms; multiplier 3; };\n}\n" in text
+    assert text.count("bfd graceful;") == len(watched) == 2
+    assert "bfd" not in render(plan())["bird.cfg"]
 
 
 def test_what_a_peer_is_told_reaches_the_speaker() -> None:

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from agents.bird.config import SpeakerConfig, Timers
+    from agents.bird.config import BfdOptions, SpeakerConfig, Timers
     from agents.calico.confd.peering import Secret
     from agents.calico.confd.plan import BgpPlan
     from agents.calico.confd.services import Service
@@ -59,13 +59,17 @@ _KINDS: Final = ("Node", "BGPConfiguration", "BGPPeer", "BGPFilter", "IPPool")
 
 @dataclass(frozen=True, slots=True)
 class ConfdConfig:
-    """``root`` is the node's ``/``; ``router_id`` is calico-node's CALICO_ROUTER_ID."""
+    """``root`` is the node's ``/``; ``router_id`` is calico-node's CALICO_ROUTER_ID.
+
+    ``bfd`` watches the peers; Calico's resources have no word for it.
+    """
 
     node_name: str
     root: Path
     router_id: str = ""
     timers: Timers = CALICO_TIMERS
     recovery_wait_s: float = 240.0
+    bfd: BfdOptions | None = None
 
 
 async def run_confd(
@@ -279,7 +283,11 @@ class _Confd:
         services = self._services()
         try:
             return make_plan(
-                state, self._config.node_name, services, router_id=self._config.router_id
+                state,
+                self._config.node_name,
+                services,
+                router_id=self._config.router_id,
+                bfd=self._config.bfd,
             )
         except UsageError as error:
             self._tell((str(error),))

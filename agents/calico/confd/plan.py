@@ -16,6 +16,7 @@ from emulator.errors import UsageError
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from agents.bird.config import BfdOptions
     from agents.calico.confd.services import Service
     from agents.calico.confd.state import BgpNode, BgpPool, State
 
@@ -51,6 +52,8 @@ class BgpPlan:
     communities: tuple[Communities, ...]
     log_level: str
     problems: tuple[str, ...]
+    # With every peer we have a source address for; None for none.
+    bfd: BfdOptions | None = None
 
     def is_reflector_for(self, peer: Peer) -> bool:
         """True if the peer is this node's route reflector client."""
@@ -67,6 +70,7 @@ def make_plan(
     services: Sequence[Service] = (),
     *,
     router_id: str = "",
+    bfd: BfdOptions | None = None,
 ) -> BgpPlan | None:
     """Decide a node's configuration; None for a node without an IPv4 address.
 
@@ -104,6 +108,7 @@ def make_plan(
         communities=_communities(config),
         log_level=str(config.get("logSeverityScreen") or "Info"),
         problems=(*state.problems, *problems, *missing),
+        bfd=bfd,
     )
 
 

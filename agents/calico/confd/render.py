@@ -171,6 +171,7 @@ def _bird(plan: BgpPlan, passwords: Mapping[Secret, str]) -> str:
         _KERNEL.format(filter=policy.KERNEL_FILTER),
         f"protocol device {{\n{debug}  scan time 2;\n}}\n",
         f"protocol direct {{\n{debug}  interface {_interfaces(plan)};\n}}\n",
+        *_bfd(plan),
         _TEMPLATE.format(debug=debug, description=DESCRIPTION, own=plan.as_number),
     ]
     for kind, title, none in _SECTIONS:
@@ -195,6 +196,14 @@ def _interfaces(plan: BgpPlan) -> str:
         f'-"{pattern[1:]}"' if pattern.startswith("-") else f'"{pattern}"'
         for pattern in direct_interfaces(plan)
     )
+
+
+def _bfd(plan: BgpPlan) -> tuple[str, ...]:
+    if plan.bfd is None:
+        return ()
+    interval = round(plan.bfd.min_tx_s * 1000)
+    text = f"interval {interval} ms; multiplier {plan.bfd.multiplier};"
+    return (f"protocol bfd {{\n  multihop {{ {text} }};\n}}\n",)
 
 
 def _debug(plan: BgpPlan) -> str:
@@ -238,6 +247,8 @@ def _peer(plan: BgpPlan, peer: Peer, passwords: Mapping[Secret, str]) -> str:
     lines.append(f"neighbor {format_ip(peer.ip)}{port} as {peer.as_number};")
     if peer.use_source:
         lines.append(f"source address {format_ip(plan.node.ip)};")
+        if plan.bfd is not None:
+            lines.append("bfd graceful;" if plan.bfd.graceful else "bfd on;")
     internal = "true" if policy.is_internal(plan, peer).value else "false"
     body = _calls(plan, peer, "import", internal)
     lines.append(f"import filter {{\n{body}    accept;\n  }};" if body else "import all;")

@@ -180,4 +180,6 @@ def _session(
         graceful_restart=GracefulRestart.ON,
         graceful_restart_time_s=120 if peer.restart_s is None else peer.restart_s,
         disabled=peer.password is not None and peer.password not in passwords,
+        # As with BIRD, which refuses it for a multihop peer without a source address.
+        bfd=plan.bfd if peer.use_source else None,
     )
