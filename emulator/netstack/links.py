@@ -379,7 +379,7 @@ class Links:
             ns.addressing.device_up(device)
         else:
             ns.addressing.device_down(device)
-            ns.neigh.flush_device(device, keep_permanent=False)
+            ns.neigh.flush_device(device)
             gone = getattr(ns.netfilter, "device_gone", None)
             if gone is not None:
                 gone(device.name)

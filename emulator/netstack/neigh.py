@@ -246,11 +246,10 @@ class NeighbourTable:
             raise UsageError("RTNETLINK answers: No such file or directory")
         self._remove(entry)
 
-    def flush_device(self, dev: Device, *, keep_permanent: bool = False) -> None:
-        """A device went down or away: its neighbours are forgotten."""
+    def flush_device(self, dev: Device) -> None:
+        """A device went down or away: its neighbours are forgotten, permanent ones too."""
         for entry in [e for e in self._entries.values() if e.dev is dev]:
-            if not (keep_permanent and entry.state is NeighState.PERMANENT):
-                self._remove(entry)
+            self._remove(entry)
 
     def _remove(self, entry: Neighbour) -> None:
         if entry.timer is not None:

@@ -7,11 +7,15 @@ import json
 import logging
 from typing import TYPE_CHECKING, Any
 
+import aiohttp
 import pytest
+from aiohttp import web
 
 from agents.apiserver import watching
 from agents.apiserver.cache import Cache, Entry, Event, object_key
 from agents.apiserver.config import MAX_WATCH_BACKLOG
+from agents.apiserver.forms import OBJECT_KINDS, Form
+from agents.apiserver.negotiate import accepted
 from agents.apiserver.objects import Objects
 from agents.apiserver.services import ServiceAddresses
 from agents.apiserver.watching import Watcher, WatchRequest
@@ -180,6 +184,58 @@ async def test_a_bookmark_never_overtakes_an_event(
     order = [(revision, kind == "BOOKMARK") for kind, revision in lines.words]
     assert {kind for kind, _ in lines.words} == {"ADDED", "BOOKMARK"}
     assert order == sorted(order)
+
+
+async def test_a_watch_that_fell_behind_is_told_so_and_ends(setup: Setup) -> None:
+    written: list[bytes] = []
+
+    class Stream:
+        async def write(self, data: bytes) -> None:
+            written.append(data)
+
+    stream: Any = Stream()
+    watcher = Watcher(lambda _: True)
+    watcher.deliver(None)
+    asked = WatchRequest({"timeoutSeconds": "60"}, seeded_rng(1, "lost"))
+    async with asyncio.timeout(5):
+        await watching._pump(stream, stream, watcher, setup.cache, asked, stream)
+    (line,) = written
+    told = json.loads(line)
+    assert (told["type"], told["object"]["code"], told["object"]["reason"]) == (
+        "ERROR",
+        410,
+        "Expired",
+    )
+
+
+async def test_a_client_that_leaves_is_soon_forgotten(
+    setup: Setup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing happens that could show that nobody reads any more."""
+    monkeypatch.setattr(watching, "WATCH_LIVENESS_S", 0.01)
+    bucket = setup.cache.bucket(MAPS.directory)
+
+    async def watch(request: web.Request) -> web.StreamResponse:
+        form = Form(MAPS, accepted("application/json", kinds=OBJECT_KINDS), {}, lambda: 1.7e9)
+        asked = WatchRequest({}, seeded_rng(1, "leaving"))
+        args = (request, setup.cache, MAPS.directory, asked, form)
+        return await watching.serve(*args, lambda _: True)
+
+    app = web.Application()
+    app.router.add_get("/", watch)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    try:
+        url = f"http://127.0.0.1:{runner.addresses[0][1]}/"
+        async with asyncio.timeout(10):
+            async with aiohttp.ClientSession() as http, http.get(url) as answer:
+                assert answer.status == 200
+                assert len(bucket.watchers) == 1
+            while bucket.watchers:
+                await asyncio.sleep(0.001)
+    finally:
+        await runner.cleanup()
 
 
 async def test_an_address_of_a_write_that_was_cut_off_is_not_given_twice(setup: Setup) -> None:

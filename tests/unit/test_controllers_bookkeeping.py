@@ -7,9 +7,11 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from agents.controllers.expectations import EXPECTATION_TIMEOUT_S, Expectations
+from agents.controllers.garbage import Item, OwnerGraph, item_of
 from agents.controllers.job import plan_job
 from emulator.kubeclient.controller import Controller
 from emulator.kubeclient.errors import ApiError
+from emulator.kubeclient.resource import CONFIGMAPS
 
 if TYPE_CHECKING:
     import pytest
@@ -24,6 +26,20 @@ def test_expectations_that_were_given_up_do_not_count_any_more() -> None:
     assert not expectations.satisfied("ns/rs", later)
     expectations.creation_seen("ns/rs")
     assert expectations.satisfied("ns/rs", later)
+
+
+def test_an_owner_that_waits_is_looked_at_when_a_reference_to_it_is_dropped() -> None:
+    reference = {"apiVersion": "v1", "kind": "ConfigMap", "name": "owner", "uid": "o"}
+
+    def made(uid: str, **meta: Any) -> Item:
+        metadata = {"name": uid, "namespace": "n", "uid": uid, **meta}
+        return item_of({"metadata": metadata}, CONFIGMAPS)
+
+    graph = OwnerGraph()
+    graph.put(made("o", deletionTimestamp="now", finalizers=["foregroundDeletion"]))
+    assert graph.put(made("d", ownerReferences=[reference])) == ["d"]
+    assert graph.put(made("d")) == ["o"]
+    assert graph.dependents("o") == []
 
 
 def test_pods_that_show_after_their_job_has_failed_are_deleted_too() -> None:

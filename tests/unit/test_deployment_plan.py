@@ -54,6 +54,18 @@ def stored(rs: Object, number: int = 1, available: int | None = None) -> Object:
     return found
 
 
+def test_while_new_pods_are_not_there_yet_unhealthy_old_ones_stay_as_well() -> None:
+    """reconcileOldReplicaSets: what the new set lacks counts against what may go."""
+    assert shrink_old(10, 0, Size(5, 0), [Size(10, 8)]) == (10,)
+    assert shrink_old(10, 0, Size(5, 1), [Size(10, 8)]) == (9,)
+    assert shrink_old(10, 0, Size(5, 5), [Size(10, 8)]) == (5,)
+
+
+def test_a_share_never_works_against_the_direction_of_the_scaling() -> None:
+    assert proportional(10, 0, 9, [Size(5, 5, 10), Size(4, 4, 20)]) == (6, 4)
+    assert proportional(8, 0, 9, [Size(5, 5, 4), Size(4, 4, 8)]) == (4, 4)
+
+
 def test_the_hash_is_made_of_letters_that_spell_nothing() -> None:
     assert safe_encode("2589014671") == "69df458bc5"
     assert fnv32a(b"") == 0x811C9DC5

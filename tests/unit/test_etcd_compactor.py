@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+
+from etcd.client import EtcdClient
 from etcd.core.compactor import Compactor, Periodic, Revision
 from tests.etcd_servers import memory_etcd
 
@@ -54,9 +57,13 @@ def test_revision_mode_keeps_the_newest() -> None:
 
 
 async def test_a_server_compacts_by_itself() -> None:
-    async with memory_etcd(compaction_retention=0.2) as server:
-        from etcd.client import EtcdClient
-
-        async with EtcdClient([server.endpoint]) as client:
-            while server.member.engine.store.compacted < 2:
-                await client.put(b"k", b"v")
+    async with (
+        asyncio.timeout(20),
+        memory_etcd(compaction_retention=0.2) as server,
+        EtcdClient([server.endpoint]) as client,
+    ):
+        store = server.member.engine.store
+        while store.compacted < 2:
+            written = (await client.put(b"k", b"v")).revision
+        # What was written within the retention is still there.
+        assert 2 <= store.compacted < written

@@ -76,6 +76,44 @@ def test_a_packet_too_big_for_the_overlay_is_refused_with_its_mtu() -> None:
     assert pod.route_mtu(parse_ip("10.2.2.2")) == 1500
 
 
+def test_a_router_cannot_widen_the_path_that_another_has_found_narrow() -> None:
+    net = Segment()
+    pod, there = net.pod(0, 2), parse_ip("10.2.2.2")
+
+    def told(mtu: int) -> int:
+        quoted = ipv4.build(parse_ip("10.2.1.2"), there, 17, bytes(8))
+        message = icmpv4.error(3, 4, quoted, mtu=mtu).emit()
+        net.kernels[0].root.output(
+            ipv4.build(parse_ip("10.2.1.1"), parse_ip("10.2.1.2"), 1, message)
+        )
+        net.settle()
+        return pod.route_mtu(there)
+
+    assert [told(mtu) for mtu in (9000, 1400, 1430, 1300, 1399)] == [1450, 1400, 1400, 1300, 1300]
+
+
+def test_of_fragments_only_the_first_is_answered_by_an_error() -> None:
+    net = Segment()
+    pod = net.pod(0, 2)
+    errors: list[bytes] = []
+
+    def sink(at: float, frame: bytes, out: bool) -> None:
+        if not out and frame[12:14] == b"\x08\0" and frame[23] == 1:
+            errors.append(frame[34:36])
+
+    net.kernels[0].capture(pod, "eth0", sink)
+    echo = icmpv4.echo_request(7, 1, bytes(3000)).emit()
+    whole = ipv4.build(parse_ip("10.2.1.2"), parse_ip("8.8.8.8"), 1, echo, ident=9)
+    *later, first = reversed(ipv4.fragment(whole, 1400))
+    for piece in later:
+        assert pod.output(piece) is None
+    net.settle()
+    assert (len(later), errors) == (2, [])
+    assert pod.output(first) is None
+    net.settle()
+    assert errors == [b"\3\0"]
+
+
 def test_a_big_ping_without_df_is_cut_and_put_together() -> None:
     net = Segment()
     pod = net.pod(0, 2)

@@ -12,7 +12,7 @@ from emulator.netstack.fib import Route
 from emulator.netstack.neigh import MAX_ENTRIES
 from emulator.netstack.netfilter.conntrack import EARLY_DROP_RANGE
 from emulator.netstack.packet import DropReason
-from emulator.netstack.reassembly import HIGH_THRESHOLD
+from emulator.netstack.reassembly import HIGH_THRESHOLD, MAX_PIECES
 from emulator.netstack.sock.tcp import Endpoint
 from emulator.netstack.timers import MAX_CANCELLED, Timers
 from emulator.wire import ethernet, ipv4, tcp, udp, vxlan
@@ -116,6 +116,15 @@ class TestFragments:
         for ident in range(100):
             self.receive(0, b"", more=True, ident=ident)
         assert dropped(self.root, DropReason.BAD_HEADER) == 100
+
+    def test_a_packet_comes_in_no_more_than_so_many_pieces(self) -> None:
+        data = udp.Udp(1, 5000, bytes(8 * MAX_PIECES)).emit(self.src, self.dst, with_checksum=False)
+        for number in range(MAX_PIECES):
+            self.receive(8 * number, data[8 * number :][:8], more=True)
+        assert dropped(self.root, DropReason.BAD_HEADER) == 0
+        self.receive(8 * MAX_PIECES, data[8 * MAX_PIECES :], more=True)
+        assert dropped(self.root, DropReason.BAD_HEADER) == 1
+        assert self.sock.receive() is None
 
     def test_tiny_fragments_count_with_what_they_cost(self) -> None:
         for ident in range(HIGH_THRESHOLD // 512):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from emulator.addr import parse_ip
+from emulator.addr import BROADCAST_MAC, parse_ip
 from emulator.netstack.neigh import MAX_QUEUE
 from emulator.netstack.packet import DropReason
 from emulator.netstack.records import NeighState
-from emulator.wire.arp import Arp
+from emulator.netstack.skb import Skb
+from emulator.wire.arp import REPLY, Arp
+from emulator.wire.ethernet import ETHERTYPE_ARP
 from tests.joined_kernels import Segment
 
 
@@ -62,7 +64,7 @@ def test_a_neighbour_that_left_fails_after_its_probes() -> None:
         sock.close()
         if state_of(pod, "10.2.1.3") is NeighState.FAILED:
             break
-    assert state_of(pod, "10.2.1.3") in (NeighState.FAILED, NeighState.INCOMPLETE)
+    assert state_of(pod, "10.2.1.3") is NeighState.FAILED
 
 
 def test_arp_asks_three_times_a_second_apart() -> None:
@@ -111,3 +113,27 @@ def test_proxy_arp_answers_for_what_is_routed_elsewhere() -> None:
     assert net.ping(pod, "10.2.2.2").icmp_type == 3
     net.kernels[0].root.sysctl["net.ipv4.conf.cni0.proxy_arp"] = 1
     assert net.ping(pod, "10.2.2.2").ttl == 62
+
+
+def test_an_answer_to_nobody_mentions_a_neighbour_and_confirms_nothing() -> None:
+    net = Segment()
+    pod, other = net.pod(0, 2), net.pod(0, 3)
+    net.ping(pod, "10.2.1.3")
+    assert state_of(pod, "10.2.1.3") is NeighState.REACHABLE
+    dev, moved = other.device("eth0"), b"\x02\0\0\0\0\x63"
+    ip = parse_ip("10.2.1.3")
+    news = Arp(REPLY, moved, ip, moved, ip).emit()
+    dev.transmit(Skb(BROADCAST_MAC, moved, ETHERTYPE_ARP, news))
+    net.settle()
+    (entry,) = [n for n in pod.neighs() if n.ip == ip]
+    assert (entry.mac, entry.state) == (moved, NeighState.STALE)
+
+
+def test_a_device_that_goes_down_forgets_its_neighbours() -> None:
+    net = Segment()
+    pod = net.pod(0, 2)
+    net.pod(0, 3)
+    net.ping(pod, "10.2.1.3")
+    pod.neigh_replace("eth0", parse_ip("10.2.1.4"), b"\2\0\0\0\0\4")
+    pod.link_set("eth0", up=False)
+    assert pod.neighs() == ()

@@ -7,6 +7,7 @@ import itertools
 
 import pytest
 
+from emulator.netstack.sock import tcp_receive
 from emulator.netstack.sock.segment import NO_OPTIONS, Segment
 from emulator.netstack.sock.tcp import (
     ORPHAN_RETRIES,
@@ -403,6 +404,39 @@ def test_sack_sends_exactly_the_holes_again() -> None:
     assert shape(answer) == [("A", 0, 0, 1000), ("A", 3000, 0, 2000)]
     assert give(c, ACK, 0, 10_000) == []
     assert c.snd.recovery.name == "OPEN"
+
+
+@pytest.mark.parametrize(("timeouts", "again"), [(1, 3000), (2, 1000)])
+def test_a_second_timeout_takes_back_what_sack_said(timeouts: int, again: int) -> None:
+    """RFC 2018 section 8: the receiver may have thrown away what it had."""
+    c = established(Options(mss=MSS, sack_ok=True))
+    c.send(bytes(6000))
+    out(c)
+    one = ISS + 1
+    give(c, ACK, 0, 0, options=Options(sack=((one + 1000, one + 3000),)))
+    for _ in range(timeouts):
+        now = c.get_timer()
+        c.handle_timer(now=now)
+        assert shape(out(c, now)) == [("A", 0, 0, MSS)]
+    assert shape(give(c, ACK, 0, 1000, now=now))[0][1] == again
+
+
+def test_crumbs_move_the_edge_of_the_window_in_steps_worth_sending_into(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """RFC 9293 section 3.8.6.2.2: against silly windows."""
+    monkeypatch.setattr(tcp_receive, "RECEIVE_BUFFER", 20_000)
+    c = established()
+    edges = []
+    for seq in range(0, 5000, 10):
+        give(c, ACK | PSH, seq, 0, payload=bytes(10))
+        c.read()
+        # The same again is answered at once.
+        (answer,) = give(c, ACK | PSH, seq, 0, payload=bytes(10))
+        edges.append(answer.ack - IRS - 1 + answer.window)
+    steps = {after - before for before, after in itertools.pairwise(edges)} - {0}
+    assert steps
+    assert min(steps) >= MSS
 
 
 def test_what_arrives_early_is_told_by_sack_newest_first() -> None:
