@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from agents.bird.config import GracefulRestart
 from agents.bird.filters import Accept, Filter, If, Reject, net_in
 from agents.bird.net import Afi
 from tests.bgp_speakers import FAST, World, bgp, calico_bgp, channel, speaker_config
@@ -29,6 +30,9 @@ class Cluster:
         self.world = World(latency_s=0.01)
         self.routes: dict[str, tuple[int, ...]] = dict.fromkeys(NAMES, (0,))
         self.refused: dict[str, bool] = dict.fromkeys(NAMES, False)
+        # Sessions that one side is not configured for, or with other terms than usual.
+        self.unwanted: set[tuple[str, str]] = set()
+        self.odd: set[tuple[str, str]] = set()
         self.life = 0
         for name in NAMES:
             self.start(name)
@@ -40,7 +44,11 @@ class Cluster:
             # With a reflector only the first speaks with everybody.
             if other == name or (self.reflector and NAMES[0] not in (name, other)):
                 continue
+            if (name, other) in self.unwanted:
+                continue
             protocol = make(f"to_{other}", other, timers=TIMERS)
+            if (name, other) in self.odd:
+                protocol = replace(protocol, **ODD)
             client = self.reflector and name == NAMES[0]
             assert protocol.ipv4 is not None
             refuse = Filter((If(net_in("172.16.0.0/12+"), (Reject(),)), Accept()))
@@ -92,6 +100,13 @@ class Cluster:
 
 
 ACCEPT = channel().import_filter
+# Terms that take another session: 2-octet AS numbers, no restart, one path, another hold time.
+ODD: dict[str, Any] = {
+    "as4": False,
+    "graceful_restart": GracefulRestart.OFF,
+    "ipv4": channel(),
+    "timers": replace(TIMERS, hold_s=3),
+}
 
 name = st.sampled_from(NAMES)
 action = st.one_of(
@@ -103,6 +118,8 @@ action = st.one_of(
     st.tuples(st.just("routes"), name, st.sets(st.integers(0, 6))),
     st.tuples(st.just("filter"), name, st.booleans()),
     st.tuples(st.just("toggle"), name, name),
+    st.tuples(st.just("unpeer"), name, name),
+    st.tuples(st.just("terms"), name, name),
     st.tuples(st.just("restart"), name, name),
     st.tuples(st.just("reload"), name, name),
     st.tuples(st.just("wait"), st.sampled_from((0.005, 0.02, 0.5, 3.0, 20.0))),
@@ -140,6 +157,11 @@ def act(cluster: Cluster, step: tuple[object, ...]) -> None:
         cluster.refused[here] = bool(rest[1])
         if running:
             world.configure(cluster.config(here))
+    elif what in ("unpeer", "terms") and here != there:
+        changed = cluster.unwanted if what == "unpeer" else cluster.odd
+        changed ^= {(here, there)}
+        if running:
+            world.configure(cluster.config(here))
     elif what == "toggle" and has_peer:
         speaker = world.speakers[here]
         if not speaker.disable(protocol, now=world.now):
@@ -164,9 +186,11 @@ def test_any_history_ends_with_the_models_routes(
         cluster.check()
     world = cluster.world
     world.cut.clear()
+    cluster.unwanted.clear()
     for missing in NAMES:
         if missing not in world.speakers:
             cluster.start(missing)
+        world.configure(cluster.config(missing))
         for protocol in list(world.speakers[missing].peers):
             world.speakers[missing].enable(protocol, now=world.now)
         world.settle(missing)
