@@ -8,7 +8,7 @@ a plain route to nodes on the same segment.  host-gw: only plain routes.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from agents.flannel.config import SUPPORTED_BACKENDS, VXLAN_OVERHEAD, BackendConfig
 from agents.flannel.lease import parse_vxlan_data
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from agents.flannel.lease import Lease
+
+
+_EVERYTHING: Final = Prefix(0, 0)
 
 
 class ExternalInterface(NamedTuple):
@@ -151,12 +154,28 @@ def desired_link(backend: BackendConfig, iface: ExternalInterface) -> VxlanLink 
 
 
 def desired_state(
-    backend: BackendConfig, iface: ExternalInterface, own: Prefix, others: Iterable[Lease]
+    backend: BackendConfig,
+    iface: ExternalInterface,
+    own: Prefix,
+    others: Iterable[Lease],
+    network: Prefix = _EVERYTHING,
 ) -> Plan:
-    """What the kernel should hold with these other nodes; ``own`` is this node's subnet."""
+    """What the kernel should hold with these other nodes; ``own`` is this node's subnet.
+
+    A lease of addresses outside ``network`` would take routes away that are none of flannel's.
+    """
+    inside: list[Lease] = []
+    ignored: list[str] = []
+    for lease in others:
+        if lease.subnet.length > network.length and lease.subnet.network in network:
+            inside.append(lease)
+        else:
+            ignored.append(f"ignoring subnet {lease.subnet}: it is no part of {network}")
     if backend.type == "vxlan":
-        return _vxlan(backend, iface, own, others)
-    return _host_gw(iface, others)
+        state, more = _vxlan(backend, iface, own, inside)
+    else:
+        state, more = _host_gw(iface, inside)
+    return Plan(state, (*ignored, *more))
 
 
 def _vxlan(

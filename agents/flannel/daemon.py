@@ -136,6 +136,7 @@ class _Flanneld:
         self._view: LeaseView
         self._lease_changed = asyncio.Event()
         self._ignored: tuple[str, ...] = ()
+        self._refused: tuple[str, ...] = ()
 
     async def run(self) -> None:
         """One life: from the configuration to a revoked lease."""
@@ -260,14 +261,22 @@ class _Flanneld:
 
     def _program(self) -> None:
         desired, ignored = desired_state(
-            self._network.backend, self._iface, self._lease.subnet, self._view.leases()
+            self._network.backend,
+            self._iface,
+            self._lease.subnet,
+            self._view.leases(),
+            self._network.network,
         )
         if ignored != self._ignored:
             self._ignored = ignored
             for line in ignored:
                 self._log.warning("%s", line)
         observed = self._kernel.observe(self._network.backend, self._network.network, self._iface)
-        self._kernel.apply(reconcile(desired, observed))
+        refused = self._kernel.apply_each(reconcile(desired, observed))
+        for line in refused:
+            if line not in self._refused:
+                self._log.error("%s", line)
+        self._refused = refused
 
     def _rule_sets(self) -> list[RuleSet]:
         network, wanted = self._network.network, []

@@ -12,7 +12,7 @@ from agents.flannel.backend import (
     RouteVia,
     VxlanLink,
 )
-from emulator.addr import Prefix, format_ip
+from emulator.addr import Prefix, format_ip, format_mac
 from emulator.errors import UsageError
 from emulator.netstack.fib import Route, RouteType
 from emulator.netstack.records import NeighState
@@ -139,6 +139,21 @@ class FlannelKernel:
         for action in actions:
             self._perform(action)
 
+    def apply_each(self, actions: Iterable[Action]) -> tuple[str, ...]:
+        """Perform actions in order; what the kernel said of neighbours and routes it refused.
+
+        One node's odd lease must not cost the others.  UsageError where the device is refused.
+        """
+        refused: list[str] = []
+        for action in actions:
+            try:
+                self._perform(action)
+            except UsageError as error:
+                if isinstance(action, (wish.LinkAdd, wish.LinkDel, wish.AddrAdd, wish.AddrDel)):
+                    raise
+                refused.append(f"{_described(action)}: {error}")
+        return tuple(refused)
+
     def _perform(self, action: Action) -> None:
         ns = self._ns
         match action:
@@ -198,6 +213,17 @@ class FlannelKernel:
 
     def _read_chain(self, table: str, chain: str) -> list[str]:
         return [spec.save() for spec in self._specs(table, chain)]
+
+
+def _described(action: Action) -> str:
+    match action:
+        case wish.NeighReplace(dev, ip, _):
+            return f"AddARP failed: {format_ip(ip)} dev {dev}"
+        case wish.FdbReplace(dev, mac, dst):
+            return f"AddFDB failed: {format_mac(mac)} dev {dev} dst {format_ip(dst)}"
+        case wish.RouteReplace(dst, via):
+            return f"failed to add route: {dst} via {format_ip(via.via)} dev {via.dev}"
+    return f"failed to remove {action}"
 
 
 def _route(dst: Prefix, via: RouteVia) -> Route:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from agents.flannel.daemon import FlannelConfig, run_flannel
+from agents.flannel.lease import format_key
 from agents.flannel.subnetenv import parse_previous_subnet
 from agents.kubeproxy.daemon import Proxier
 from agents.kubeproxy.model import Endpoint, Key, ServicePort
@@ -405,3 +406,38 @@ def test_one_seed_gives_one_digest_of_every_packet_under_any_hash_seed(tmp_path:
 
 if __name__ == "__main__":
     print(in_cluster(eventful, Path(sys.argv[2]), nodes=3, seed=int(sys.argv[1])))
+
+
+def test_odd_leases_cost_only_themselves(tmp_path: Path) -> None:
+    """Outside the network, and such as overlap a node's own, whose gateway no kernel takes."""
+    good = Prefix.parse("10.2.252.0/24")
+
+    async def write(subnets: list[Prefix]) -> None:
+        async with EtcdClient([f"{ETCD}:2379"]) as etcd:
+            for number, subnet in enumerate(subnets):
+                data = f'{{"VNI":1,"VtepMAC":"02:00:00:00:01:0{number}"}}'
+                value = f'{{"PublicIP":"172.18.4.9","BackendType":"vxlan","BackendData":{data}}}'
+                key = f"/coreos.com/network/subnets/{format_key(subnet)}"
+                await etcd.put(key.encode(), value.encode())
+
+    async def scenario(cluster: Cluster) -> None:
+        one, two = cluster.nodes
+        odd = [
+            *map(Prefix.parse, ("0.0.0.0/0", "127.0.0.0/24", "172.17.4.0/24", "10.2.0.0/16")),
+            *(Prefix(node.subnet.network, 25) for node in cluster.nodes),
+        ]
+        before = {node.ip: node.kernel.root.routes() for node in cluster.nodes}
+        writer = cluster.world.host("writer", "172.17.4.9")
+        await writer.spawn(write([*odd, good]), name="write")
+        for node, other in ((one, two), (two, one)):
+            root = node.kernel.root
+            await cluster.world.until(
+                lambda root=root: any(route.dst == good for route in root.routes()),
+                what="the one good lease is routed",
+            )
+            added = {route.dst for route in root.routes()} - {r.dst for r in before[node.ip]}
+            assert added == {good, Prefix(other.subnet.network, 25)}
+        assert await ping(one, two.pod_ip) == 0, "somebody else has that half of the subnet"
+        await writer.crash()
+
+    in_cluster(scenario, tmp_path)

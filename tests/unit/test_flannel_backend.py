@@ -143,3 +143,17 @@ def test_masquerade_rules_are_those_of_flannel() -> None:
     assert made.missing_jumps(lambda table, chain: ["-j OTHER", jump]) == ()
     assert made.missing_jumps(lambda table, chain: []) == (("POSTROUTING", jump),)
     assert forward_rules(Prefix.parse("10.2.0.0/16")).jumps[0][0] == "FORWARD"
+
+
+def test_a_lease_outside_the_network_takes_no_route_away() -> None:
+    network = Prefix.parse("10.2.0.0/16")
+    subnets = ("0.0.0.0/0", "172.17.4.0/24", "10.2.0.0/16", "10.0.0.0/8", "10.2.9.0/24")
+    leases = [
+        lease(subnet, f"172.17.4.{last}", bytes((2, 0, 0, 0, 0, last)))
+        for last, subnet in enumerate(subnets, 1)
+    ]
+    state, ignored = desired_state(VXLAN, IFACE, OWN, leases, network)
+    assert list(state.routes) == [Prefix.parse("10.2.9.0/24")]
+    assert ignored == tuple(
+        f"ignoring subnet {subnet}: it is no part of 10.2.0.0/16" for subnet in subnets[:-1]
+    )
