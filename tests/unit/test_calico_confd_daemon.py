@@ -179,6 +179,8 @@ async def test_a_session_that_cannot_be_costs_only_itself(
         await until(lambda: "Global_10_9_0_2" in running.sessions(), "the sound peer is there")
         assert list(running.sessions()) == ["Global_10_9_0_2"]
         assert "BGP peer Global_10_9_0_1 is left out" in caplog.text
+        await until(lambda: "Global_10_9_0_2" in running.text("bird.cfg"), "there is a file")
+        assert "Global_10_9_0_1" not in running.text("bird.cfg")
         assert "Only internal neighbor can be RR client" in caplog.text
 
 
@@ -214,7 +216,10 @@ async def test_a_session_waits_for_its_secret(tmp_path: Path) -> None:
         running.put("BGPPeer", "tor", peer)
         await until(lambda: bool(running.configs[-1].bgp), "the session is known")
         assert running.sessions() == {}
+        await until(lambda: "Peers of every node" in running.text("bird.cfg"), "there is a file")
+        assert "Global_10_9_0_1" not in running.text("bird.cfg")
         running.set_password("first")
         await until(lambda: bool(running.sessions()), "the session is made")
+        await until(lambda: 'password "first";' in running.text("bird.cfg"), "the file has it")
         running.api.remove(SECRETS, NAMESPACE, "s")
         await until(lambda: not running.sessions(), "the password is forgotten")

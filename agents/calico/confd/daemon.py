@@ -10,7 +10,7 @@ import asyncio
 import base64
 import binascii
 import contextlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from agents.bird.config import CALICO_TIMERS
@@ -231,7 +231,10 @@ class _Confd:
             self._told = speaker
             if self._unwritten is None:
                 self._unwritten_since = self._env.clock.monotonic()
-            self._unwritten = plan
+            # BIRD would refuse what was left out, and speak without the password it waits for.
+            spoken = {bgp.name for bgp in speaker.bgp if not bgp.disabled}
+            peers = tuple(peer for peer in plan.peers if peer.name in spoken)
+            self._unwritten = replace(plan, peers=peers)
             self._on_config(speaker)
             if first:
                 self._env.ready(f"confd configures {len(speaker.bgp)} BGP sessions")
