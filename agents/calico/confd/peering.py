@@ -206,7 +206,7 @@ def _to_node(state: State, own: BgpNode, node: BgpNode, spec: Mapping[str, Any],
 def _to_address(state: State, own: BgpNode, spec: Mapping[str, Any], kind: str) -> list[Peer]:
     ip, port = split_peer(str(spec.get("peerIP") or ""))
     if ip.version != 4:
-        return []
+        raise UsageError(f"peerIP: {ip} is left out: nodes speak BGP with IPv4 addresses")
     node = next((node for node in state.nodes if node.ip == ip.value), None)
     as_number = parse_as(spec.get("asNumber"))
     if as_number is None and node is not None:
