@@ -211,6 +211,9 @@ def test_a_broken_peer_costs_only_itself() -> None:
         "BGPPeer broken: asNumber: the AS of 10.192.0.100 is not known; give it",
     )
     assert len(made.peers) == 2
+    beyond = stored("BGPPeer", "six", {"peerIP": "fd00::1", "asNumber": 65000})
+    (problem,) = plan(MASTER, beyond).problems
+    assert problem.startswith("BGPPeer six: peerIP: fd00::1 is left out")
 
 
 def test_bfd_is_in_the_files_and_for_peers_with_a_source_address() -> None:
