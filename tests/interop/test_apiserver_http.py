@@ -67,7 +67,7 @@ class Stream:
         self.answer = answer
 
     async def next(self) -> tuple[str, dict[str, Any]]:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             event = json.loads(await self.answer.content.readline())
         return event["type"], event["object"]
 

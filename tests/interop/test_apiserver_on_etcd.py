@@ -85,7 +85,7 @@ async def test_a_watch_sees_what_others_write_to_etcd(tmp_path: Path, etcd: Etcd
         version = made["metadata"]["resourceVersion"]
         async with c.get(PODS, params={"watch": "true", "resourceVersion": version}) as stream:
             await etcd.delete(b"/registry/pods/default/a")
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(30):
                 event = json.loads(await stream.content.readline())
         assert (event["type"], event["object"]["metadata"]["name"]) == ("DELETED", "a")
         assert int(event["object"]["metadata"]["resourceVersion"]) > int(version)

@@ -52,7 +52,7 @@ async def connection(found: BirdDaemon) -> AsyncIterator[asyncio.StreamReader]:
 
 
 async def test_who_comes_by_a_second_port_is_heard_as_who_comes_by_the_first() -> None:
-    async with asyncio.timeout(8), daemon(0.0) as found:
+    async with asyncio.timeout(30), daemon(0.0) as found:
         found.configure(replace(CONFIG, bgp=(bgp("peer", THEIRS, passive=True),)))
         second = listen_tcp(OURS, 0)
         port = second.getsockname()[1]
@@ -77,7 +77,7 @@ async def nothing(reader: asyncio.StreamReader) -> bool:
 
 
 async def test_a_peer_that_comes_before_its_configuration_is_taken_in_with_it() -> None:
-    async with asyncio.timeout(8), daemon(7.0) as found, connection(found) as reader:
+    async with asyncio.timeout(30), daemon(60.0) as found, connection(found) as reader:
         while not found.strangers:
             await asyncio.sleep(0.001)
         peer = bgp("early", THEIRS, passive=True)
@@ -88,18 +88,18 @@ async def test_a_peer_that_comes_before_its_configuration_is_taken_in_with_it() 
 
 
 async def test_patience_ends() -> None:
-    async with asyncio.timeout(8), daemon(0.05) as found, connection(found) as reader:
+    async with asyncio.timeout(30), daemon(0.05) as found, connection(found) as reader:
         assert await nothing(reader)
         assert not found.strangers
 
 
 async def test_without_patience_nobody_waits() -> None:
-    async with asyncio.timeout(8), daemon(0.0) as found, connection(found) as reader:
+    async with asyncio.timeout(30), daemon(0.0) as found, connection(found) as reader:
         assert await nothing(reader)
 
 
 async def test_a_stranger_that_leaves_is_forgotten() -> None:
-    async with asyncio.timeout(8), daemon(0.2) as found:
+    async with asyncio.timeout(30), daemon(0.2) as found:
         async with connection(found):
             while not found.strangers:
                 await asyncio.sleep(0.001)

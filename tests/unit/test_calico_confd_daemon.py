@@ -21,23 +21,15 @@ from emulator.runtime.clock import real_clock
 from emulator.runtime.role import RoleEnv
 from tests.calico_memory import MemoryDatastore
 from tests.kube_fakes import FakeApi
+from tests.waiting import until
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator
     from pathlib import Path
 
     import pytest
 
     from agents.bird.config import SpeakerConfig
-
-
-async def until(condition: Callable[[], bool], what: str) -> None:
-    try:
-        async with asyncio.timeout(8):
-            while not condition():
-                await asyncio.sleep(0.005)
-    except TimeoutError:
-        raise AssertionError(f"never: {what}") from None
 
 
 class Running:
@@ -94,7 +86,7 @@ async def _confd(running: Running, client: RestClient) -> AsyncIterator[Running]
         )
     )
     try:
-        async with asyncio.timeout(8):
+        async with asyncio.timeout(30):
             await running.ready.wait()
         yield running
     finally:

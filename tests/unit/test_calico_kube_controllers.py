@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
@@ -28,9 +28,7 @@ from emulator.kubeclient.resource import NAMESPACES, NETWORKPOLICIES, NODES, POD
 from emulator.runtime.clock import real_clock
 from tests.calico_memory import MemoryDatastore
 from tests.kube_fakes import FakeApi
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
+from tests.waiting import until
 
 LOG = logging.getLogger("test")
 
@@ -219,15 +217,6 @@ def test_a_nodes_labels_are_kubernetes_and_what_people_gave_it() -> None:
     assert again["metadata"]["labels"] == {"rack": "7", "zone": "b"}
 
 
-async def until(condition: Callable[[], bool], what: str) -> None:
-    try:
-        async with asyncio.timeout(8):
-            while not condition():
-                await asyncio.sleep(0.005)
-    except TimeoutError:
-        raise AssertionError(f"never: {what}") from None
-
-
 async def test_the_controller_follows_the_api_server_and_mends_the_datastore() -> None:
     store = MemoryDatastore()
     clock, rng = real_clock(), random.Random(1)
@@ -240,7 +229,7 @@ async def test_the_controller_follows_the_api_server_and_mends_the_datastore() -
         )
         tasks = [asyncio.create_task(informers.run()), asyncio.create_task(controller.run())]
         try:
-            async with asyncio.timeout(8):
+            async with asyncio.timeout(30):
                 await synced.wait()
             profile = resource_key("Profile", "kns.shop")
             assert profile in store.keys("")

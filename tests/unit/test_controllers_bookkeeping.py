@@ -71,7 +71,7 @@ async def test_conflicts_that_a_slow_watch_explains_are_no_warnings(
 
     controller = Controller("deployment", reconcile, log=logging.getLogger("test"))
     controller.queue.add("n/d")
-    async with asyncio.timeout(5), asyncio.TaskGroup() as group:
+    async with asyncio.timeout(30), asyncio.TaskGroup() as group:
         running = group.create_task(controller.run())
         await done.wait()
         running.cancel()

@@ -32,20 +32,12 @@ from emulator.kubeclient.resource import (
 from emulator.runtime.clock import Clock, real_clock
 from emulator.runtime.role import RoleEnv
 from tests.kube_fakes import FakeApi, FakeKubelet
+from tests.waiting import until
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator
 
 Object = dict[str, Any]
-
-
-async def until(condition: Callable[[], bool], what: str, within_s: float = 8) -> None:
-    try:
-        async with asyncio.timeout(within_s):
-            while not condition():
-                await asyncio.sleep(0.005)
-    except TimeoutError:
-        raise AssertionError(f"not within {within_s} s: {what}") from None
 
 
 def node(name: str, **spec: Any) -> Object:

@@ -108,6 +108,6 @@ async def test_a_call_the_client_gives_up_is_counted_as_canceled(tmp_path: Path)
         async with EtcdClient([server.endpoint]) as client, client.watch(b"a"):
             pass
         name = "grpc_server_handled_total{Canceled,Watch,etcdserverpb.Watch,bidi_stream}"
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             while name not in await scrape(server.endpoint):
                 await asyncio.sleep(0.01)

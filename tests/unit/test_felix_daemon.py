@@ -17,20 +17,12 @@ from emulator.runtime.clock import real_clock
 from emulator.runtime.role import RoleEnv
 from tests.calico_memory import MemoryDatastore
 from tests.calico_policy_world import World
+from tests.waiting import until
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator
 
     import pytest
-
-
-async def until(condition: Callable[[], bool], what: str) -> None:
-    try:
-        async with asyncio.timeout(8):
-            while not condition():
-                await asyncio.sleep(0.005)
-    except TimeoutError:
-        raise AssertionError(f"never: {what}") from None
 
 
 class Running:
@@ -65,7 +57,7 @@ async def felix() -> AsyncIterator[Running]:
     config = FelixConfig("kube-0", resync_s=0.1)
     task = asyncio.create_task(run_felix(config, env, running.world.kernel, running.store))
     try:
-        async with asyncio.timeout(8):
+        async with asyncio.timeout(30):
             await running.ready.wait()
         yield running
     finally:

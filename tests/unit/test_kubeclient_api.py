@@ -25,9 +25,10 @@ from emulator.kubeclient import (
 from emulator.kubeclient.resource import DEPLOYMENTS, EVENTS, NODES, PODS, SERVICES
 from emulator.runtime.clock import real_clock
 from tests.kube_fakes import FakeApi
+from tests.waiting import until
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator
 
 QUICK = BackoffPolicy(initial_s=0.001, max_s=0.01)
 
@@ -45,12 +46,6 @@ async def watch_to_the_end(client: RestClient, *, resource_version: str) -> None
     async with client.watch(SERVICES, resource_version=resource_version) as batches:
         async for _ in batches:
             pass
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(5):
-        while not condition():
-            await asyncio.sleep(0.002)
 
 
 @pytest.fixture

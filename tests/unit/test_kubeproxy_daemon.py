@@ -19,9 +19,10 @@ from emulator.netstack.packet import AddressType
 from emulator.runtime.clock import real_clock
 from emulator.runtime.role import RoleEnv
 from tests.kube_fakes import FakeApi
+from tests.waiting import until
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator
 
 
 class Kernel:
@@ -68,12 +69,6 @@ class Proxy:
 async def proxy() -> AsyncIterator[Proxy]:
     async with FakeApi() as api:
         yield Proxy(api)
-
-
-async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(10):
-        while not condition():
-            await asyncio.sleep(0.005)
 
 
 def put_service(api: FakeApi, name: str, ip: str, protocol: str = "TCP", **port: int) -> None:

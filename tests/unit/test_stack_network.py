@@ -26,6 +26,7 @@ from emulator.netstack.sock.tcp import Endpoint
 from emulator.netstack.sock.tcp_state import State
 from emulator.runtime.stack import StackNetwork
 from emulator.runtime.stack_http import StackConnector, StackSite
+from tests.waiting import until
 
 A, B, NOBODY = "10.2.1.1", "10.2.2.2", "10.2.9.9"
 
@@ -136,12 +137,6 @@ def a(wire: Wire) -> Host:
 @pytest.fixture
 def b(wire: Wire) -> Host:
     return wire.hosts[parse_ip(B)]
-
-
-async def until(condition, within: float = 5.0) -> None:
-    async with asyncio.timeout(within):
-        while not condition():
-            await asyncio.sleep(0.001)
 
 
 async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

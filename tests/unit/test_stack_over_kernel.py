@@ -19,14 +19,9 @@ from emulator.netstack.sock.tcp_state import State
 from emulator.runtime.stack import StackNetwork
 from emulator.runtime.stack_http import StackConnector, StackSite
 from emulator.runtime.underlay import KernelDriver, UnderlayDriver
+from tests.waiting import until
 
 POD_A, POD_B = "10.2.1.2", "10.2.2.2"
-
-
-async def until(condition, within: float = 5.0) -> None:
-    async with asyncio.timeout(within):
-        while not condition():
-            await asyncio.sleep(0.001)
 
 
 class Node:

@@ -14,6 +14,7 @@ from emulator.errors import UsageError
 from emulator.runtime import underlay_socket
 from emulator.runtime.underlay import KernelDriver, UnderlayDriver
 from emulator.runtime.underlay_socket import UnderlaySocket, probe_offload
+from tests.waiting import until
 
 NODE_A, NODE_B = parse_ip("172.17.4.201"), parse_ip("172.17.4.202")
 HOST_A, HOST_B, STRANGER = "127.77.1.1", "127.77.1.2", "127.77.1.9"
@@ -63,12 +64,6 @@ class Kernel:
     def handle_timer(self) -> None:
         self.at = None
         self.fired += 1
-
-
-async def until(condition, within: float = 5.0) -> None:
-    async with asyncio.timeout(within):
-        while not condition():
-            await asyncio.sleep(0.001)
 
 
 class Pair:

@@ -8,6 +8,7 @@ import logging
 import pytest
 
 from emulator.kubeclient import ApiError, Controller, QueueShutDownError, WorkQueue
+from emulator.sim.world import World, simulate
 
 
 async def test_a_key_waits_only_once() -> None:
@@ -37,18 +38,28 @@ async def test_the_soonest_of_several_delays_counts() -> None:
     queue.add_after("a", 60)
     queue.add_after("a", 0.01)
     queue.add_after("a", 30)
-    async with asyncio.timeout(1):
+    async with asyncio.timeout(20):
         assert await queue.get() == "a"
 
 
-async def test_failures_wait_longer_each_time_until_forgotten() -> None:
-    queue = WorkQueue(base_delay_s=10, max_delay_s=15)
-    for _ in range(3):
-        queue.add_rate_limited("a")
-    assert queue.num_requeues("a") == 3
-    queue.forget("a")
-    assert queue.num_requeues("a") == 0
-    queue.shut_down()
+def test_failures_wait_longer_each_time_until_forgotten() -> None:
+    async def main(world: World) -> None:
+        queue = WorkQueue(base_delay_s=10, max_delay_s=35)
+
+        async def wait_s() -> float:
+            began = world.loop.time()
+            queue.add_rate_limited("a")
+            assert await queue.get() == "a"
+            queue.done("a")
+            return round(world.loop.time() - began, 3)
+
+        assert [await wait_s() for _ in range(4)] == [10, 20, 35, 35]
+        assert queue.num_requeues("a") == 4
+        queue.forget("a")
+        assert queue.num_requeues("a") == 0
+        assert await wait_s() == 10
+
+    simulate(main)
 
 
 async def test_shut_down_hands_out_the_rest_and_ends_the_workers() -> None:
@@ -77,7 +88,7 @@ async def test_controller_tries_again_after_failures_of_any_kind() -> None:
     log.disabled = True
     controller = Controller("test", reconcile, log=log)
     controller.queue.add("a")
-    async with asyncio.timeout(2):
+    async with asyncio.timeout(20):
         await controller.run()
     assert tries == ["a", "a", "a"]
 
@@ -93,6 +104,6 @@ async def test_controller_comes_back_when_the_reconcile_asks_for_it() -> None:
 
     controller = Controller("test", reconcile)
     controller.queue.add("a")
-    async with asyncio.timeout(2):
+    async with asyncio.timeout(20):
         await controller.run()
     assert tries == ["a", "a"]
