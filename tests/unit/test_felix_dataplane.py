@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
+
 from agents.calico.felix.apply import Dataplane
 from agents.calico.felix.compute import compute
 from agents.calico.felix.model import (
@@ -372,6 +374,32 @@ class TestVxlan:
         assert world.root.link("vxlan.calico").mtu == 1400
         held = [format_ip(a.ip) for a in world.root.addrs() if a.dev == "vxlan.calico"]
         assert held == ["192.168.0.9"]
+
+    @pytest.mark.parametrize("vtep", ["own", "127.0.0.1"])
+    def test_a_node_with_an_impossible_address_costs_only_itself(self, vtep: str) -> None:
+        world = World(mode="vxlanAlways")
+        own, far = world.net.subnet(0).network, Prefix.parse("192.168.99.0/26")
+        later = Prefix.parse("192.168.101.0/26")
+        address = own if vtep == "own" else parse_ip(vtep)
+        odd, fine = (
+            NodeInfo(
+                name, parse_ip(ip), Prefix.parse("172.18.0.0/16"), 0, at, bytes((2, 0, 0, 0, 9, n))
+            )
+            for n, (name, ip, at) in enumerate(
+                (("a-odd", "172.18.0.1", address), ("z-fine", "172.18.0.2", later.network))
+            )
+        )
+        world.apply(
+            nodes=(odd, *world.state.nodes, fine),
+            blocks=(Block(far, "a-odd"), *world.state.blocks, Block(later, "z-fine")),
+        )
+        plane = world.planes[0]
+        assert plane.refused == (
+            f"route {far} dev vxlan.calico: Error: Nexthop has invalid gateway.",
+        )
+        assert any(route.dst == later for route in world.root.routes())
+        world.apply(nodes=world.state.nodes[1:-1], blocks=world.state.blocks[1:-1])
+        assert plane.refused == ()
 
     def test_a_pool_without_vxlan_leaves_nothing_of_it(self) -> None:
         world = World(mode="vxlanAlways")

@@ -12,9 +12,13 @@ from agents.calico.felix.model import INTERFACE_PREFIX, IPIP_DEVICE, VXLAN_DEVIC
 from agents.calico.felix.names import SET_PREFIX
 from agents.calico.felix.network import VXLAN_PROTOCOL
 from agents.calico.felix.tables import sync_tables
+from emulator.addr import format_ip, format_mac
+from emulator.errors import UsageError
 from emulator.netstack.netfilter.ipset import MAX_MAXELEM
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from agents.calico.felix.chains import TableRules
     from agents.calico.felix.compute import Desired, WantedSet
     from agents.calico.felix.network import Network, Tunnel
@@ -32,6 +36,7 @@ class Dataplane:
         """``vxlan_source_ports`` are those the underlay really sends from."""
         self._ns = ns
         self._source_ports = vxlan_source_ports
+        self.refused: tuple[str, ...] = ()
         # Addresses of workloads we have connected, by device.
         self._addresses: dict[str, tuple[int, ...]] = {}
         # The sets, and the tables and how they were hooked in, that were put in force last.
@@ -42,8 +47,10 @@ class Dataplane:
         """Make it so; False if a device is not there yet and it is worth trying again soon.
 
         Unless ``anew``, rules and sets that are as they were wanted last are not looked at.
-        Raises UsageError with the kernel's text where it refuses.
+        ``refused`` holds what the kernel said of neighbours and routes it did not take; UsageError
+        with its text where it refuses a device, a set or a rule.
         """
+        self.refused = ()
         if anew:
             self._sets, self._tables = {}, None
         self._set_up_sets(desired.sets)
@@ -145,9 +152,11 @@ class Dataplane:
         entries = {e.mac: e.dst for e in ns.fdb() if e.dev == VXLAN_DEVICE}
         for peer in network.peers:
             if neighbours.pop(peer.address, None) != peer.mac:
-                ns.neigh_replace(VXLAN_DEVICE, peer.address, peer.mac)
+                what = f"neighbour {format_ip(peer.address)} dev {VXLAN_DEVICE}"
+                self._try(what, ns.neigh_replace, VXLAN_DEVICE, peer.address, peer.mac)
             if entries.pop(peer.mac, None) != peer.node:
-                ns.fdb_replace(VXLAN_DEVICE, peer.mac, peer.node)
+                what = f"fdb {format_mac(peer.mac)} dst {format_ip(peer.node)}"
+                self._try(what, ns.fdb_replace, VXLAN_DEVICE, peer.mac, peer.node)
         for address in neighbours:
             ns.neigh_del(VXLAN_DEVICE, address)
         for mac in entries:
@@ -175,12 +184,19 @@ class Dataplane:
             if route.dev and (device is None or not device.up):
                 complete = False
             elif there is None:
-                ns.route_replace(route)
+                self._try(f"route {route.dst} dev {route.dev}", ns.route_replace, route)
         # A route to the same network has taken the place of the old one already.
         for stale in [route for route in ns.routes() if _key(route) in keys] if keys else ():
             ns.route_del(stale)
         self._forget_flows(network)
         return complete
+
+    def _try(self, what: str, call: Callable[..., object], *args: object) -> None:
+        """Do what one node's or workload's odd resource asks for; it must not cost the others."""
+        try:
+            call(*args)
+        except UsageError as error:
+            self.refused += (f"{what}: {error}",)
 
     def _is_ours(self, route: Route, network: Network) -> bool:
         """Routes felix may take away; a device whose workload it does not know yet is the CNI's."""

@@ -131,7 +131,11 @@ class _Felix:
         if not anew and state == self._applied:
             return True
         self._applied = None
+        known = self._dataplane.refused
         complete = self._dataplane.apply(compute(state), insert=state.settings.insert, anew=anew)
+        for text in self._dataplane.refused:
+            if text not in known:
+                self._env.log.error("felix: the dataplane refused: %s", text)
         self._complaint = ""
         if complete:
             self._applied = state
