@@ -7,6 +7,7 @@ tutorial's text is what must: pod names, times, and addresses that are drawn.
 from __future__ import annotations
 
 import re
+from ipaddress import ip_address, ip_network
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -50,14 +51,28 @@ spec:
       containers:
       - {name: nginx, image: "nginx:1.7.9"}
 """
-SERVICE = """
+# The tutorial's files, letter by letter.
+CLUSTER_YAML = """\
 apiVersion: v1
 kind: Service
 metadata:
-  name: {name}
+  name: cluster-demo
 spec:
-  {type}selector:
+  selector:
     app: nginx
+  ports:
+  - port: 8080
+    targetPort: 80
+"""
+NODEPORT_YAML = """\
+apiVersion: v1
+kind: Service
+metadata:
+  name: nodeport-demo
+spec:
+  type: NodePort
+  selector:
+      app: nginx
   ports:
   - port: 8080
     targetPort: 80
@@ -140,7 +155,14 @@ def test_routing_traffic_and_services_step_by_step(cluster: Podwire) -> None:
     cluster.kubectl("delete", "pod", "last-exercise", "--now")
 
     # Routing Traffic with Calico
-    cluster.kubectl("create", "-f", "-", stdin=DEPLOYMENT)
+    files = {"deployment": DEPLOYMENT, "cluster": CLUSTER_YAML, "nodeport": NODEPORT_YAML}
+    for name, text in files.items():
+        (cluster.home / f"{name}.yaml").write_text(text)
+
+    def create_from(file: str) -> str:
+        return cluster.kubectl("create", "-f", str(cluster.home / file)).out
+
+    assert create_from("deployment.yaml") == "deployment.apps/nginx-deployment created\n"
     cluster.kubectl("rollout", "status", "deployment/nginx-deployment", "--timeout=30s")
     assert cluster.kubectl("get", "pods").out.count("1/1     Running") == 3
     pods: list[dict[str, Any]] = cluster.get("pods")["items"]
@@ -172,12 +194,15 @@ def test_routing_traffic_and_services_step_by_step(cluster: Podwire) -> None:
     assert all('"GET / HTTP/1.1" 200 612 "-" "curl/' in line for line in log)
 
     # Routing and Load Balancing with Services
-    cluster.kubectl("create", "-f", "-", stdin=SERVICE.format(name="cluster-demo", type=""))
+    assert create_from("cluster.yaml") == "service/cluster-demo created\n"
     services = cluster.kubectl("get", "services").out
+    head = ["NAME", "TYPE", "CLUSTER-IP", "EXTERNAL-IP", "PORT(S)", "AGE"]
+    assert services.splitlines()[0].split() == head
     found = re.search(r"^cluster-demo\s+ClusterIP\s+(\S+)\s+<none>\s+8080/TCP", services, re.M)
     assert found, services
     assert re.search(r"^kubernetes\s+ClusterIP\s+10\.96\.0\.1\s+<none>\s+443/TCP", services, re.M)
     cluster_ip = found.group(1)
+    assert ip_address(cluster_ip) in ip_network("10.96.0.0/12")
     for node in NODES:
         page = wait_for(
             f"the service answers {node}",
@@ -186,9 +211,7 @@ def test_routing_traffic_and_services_step_by_step(cluster: Podwire) -> None:
             ),
         )
         assert "Welcome to nginx!" in page
-    cluster.kubectl(
-        "create", "-f", "-", stdin=SERVICE.format(name="nodeport-demo", type="type: NodePort\n  ")
-    )
+    assert create_from("nodeport.yaml") == "service/nodeport-demo created\n"
     described = cluster.kubectl("describe", "service", "nodeport-demo").out
     found = re.search(r"NodePort:\s+<unset>\s+(\d+)/TCP", described)
     assert found, described
@@ -202,9 +225,12 @@ def test_routing_traffic_and_services_step_by_step(cluster: Podwire) -> None:
             lambda url=url: cluster.run(["curl", "-s", "-m", "2", url], check=False).out,
         )
         assert "Welcome to nginx!" in page
-    cluster.kubectl("delete", "deployment", "nginx-deployment")
-    cluster.kubectl("delete", "service", "cluster-demo")
-    cluster.kubectl("delete", "service", "nodeport-demo")
+    for kind, name in (
+        ("deployment", "nginx-deployment"),
+        ("service", "cluster-demo"),
+        ("service", "nodeport-demo"),
+    ):
+        assert f'"{name}" deleted' in cluster.kubectl("delete", kind, name).out
     wait_for(
         "the pods' routes are gone",
         lambda: "cali" not in cluster.node("kube-1", "ip", "route").out,
