@@ -15,7 +15,7 @@ from tests.e2e.harness import wait_for
 from tests.e2e.taps import captures, decoded
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 pytestmark = pytest.mark.e2e
@@ -258,3 +258,117 @@ def test_a_pod_cannot_speak_in_another_s_name(cluster: Calico, pods: dict[str, s
     dropped = next(line for line in raw.splitlines() if " DROP " in line and "rpfilter" in line)
     assert int(dropped.split()[0]) >= 1
     cluster.kubectl(*foe, "ip", "addr", "del", f"{pods['friend']}/32", "dev", "eth0")
+
+
+def v3(kind: str, name: str, spec: dict[str, Any], **metadata: Any) -> dict[str, Any]:
+    """A resource as calicoctl takes it."""
+    version = "projectcalico.org/v3"
+    return {
+        "apiVersion": version,
+        "kind": kind,
+        "metadata": {"name": name, **metadata},
+        "spec": spec,
+    }
+
+
+@pytest.fixture
+def resources(cluster: Calico) -> Iterator[Callable[..., None]]:
+    """``calicoctl apply`` of resources that are deleted after the test."""
+    made: list[dict[str, Any]] = []
+
+    def apply(*objects: dict[str, Any]) -> None:
+        documents = "\n---\n".join(json.dumps(each) for each in objects)
+        cluster.calicoctl("apply", "-f", "-", stdin=documents)
+        made.extend(objects)
+
+    yield apply
+    documents = "\n---\n".join(json.dumps(each) for each in reversed(made))
+    cluster.calicoctl("delete", "-f", "-", "--skip-not-exists", stdin=documents)
+
+
+def test_network_sets_stand_for_addresses_where_their_namespace_reaches(
+    cluster: Calico, pods: dict[str, str], resources: Callable[..., None]
+) -> None:
+    nets, labels = [f"{pods['friend']}/32"], {"who": "known"}
+    source = {"action": "Allow", "source": {"selector": "who == 'known'"}}
+    web = {"selector": "app == 'web'", "ingress": [source]}
+    resources(
+        v3("NetworkSet", "known", {"nets": nets}, namespace="ops", labels=labels),
+        v3("NetworkPolicy", "known", web, namespace="default"),
+    )
+    # A set of another namespace is nobody to a policy of this one.
+    until(cluster, "friend", pods["web-c"], False)
+    assert cluster.refused("foe", pods["web-a"])
+    resources(v3("GlobalNetworkSet", "known", {"nets": nets}, labels=labels))
+    assert cluster.refused("friend", pods["web-c"])
+    resources(v3("NetworkSet", "known", {"nets": nets}, namespace="default", labels=labels))
+    until(cluster, "friend", pods["web-c"], True)
+    assert cluster.refused("foe", pods["web-c"])
+    cluster.calicoctl("delete", "np", "known")
+    everywhere = {**source["source"], "namespaceSelector": "global()"}
+    resources(
+        v3("GlobalNetworkPolicy", "known", {**web, "ingress": [{**source, "source": everywhere}]})
+    )
+    until(cluster, "friend", pods["web-a"], True)
+    assert cluster.refused("foe", pods["web-a"])
+    # The set's networks count as they are now; the namespaced sets are none of global().
+    resources(v3("GlobalNetworkSet", "known", {"nets": [f"{pods['foe']}/32"]}, labels=labels))
+    until(cluster, "foe", pods["web-a"], True)
+    until(cluster, "friend", pods["web-a"], False)
+
+
+def test_icmp_and_accounts_are_told_apart(
+    cluster: Calico, pods: dict[str, str], resources: Callable[..., None]
+) -> None:
+    def pings(who: str) -> bool:
+        ping = ("exec", who, "--", "ping", "-c", "1", "-W", "1", pods["web-c"])
+        return "1 packets received" in cluster.kubectl(*ping, check=False).out
+
+    def allow(**rule: Any) -> None:
+        spec = {"selector": "app == 'web'", "ingress": [{"action": "Allow", **rule}]}
+        resources(v3("GlobalNetworkPolicy", "some", spec))
+
+    allow(protocol="ICMP", icmp={"type": 8, "code": 0})
+    until(cluster, "friend", pods["web-c"], False)
+    assert pings("friend")
+    allow(protocol="ICMP", notICMP={"type": 8})
+    wait_for("no echo", lambda: not pings("friend"))
+    allow(protocol=1)
+    wait_for("any ICMP", lambda: pings("friend"))
+    allow(notProtocol="ICMP")
+    until(cluster, "friend", pods["web-c"], True)
+    assert not pings("friend")
+    account = {"serviceAccounts": {"names": ["default"]}, "namespaceSelector": "team == 'ops'"}
+    allow(source=account)
+    until(cluster, "friend", pods["web-c"], False)
+    until(cluster, "admin", pods["web-c"], True, "ops")
+    account["serviceAccounts"] = {"names": ["another"]}
+    allow(source=account)
+    until(cluster, "admin", pods["web-c"], False, "ops")
+
+
+@pytest.mark.usefixtures("policies")
+def test_a_pod_s_way_to_itself_is_asked_only_where_it_leaves_the_pod(
+    cluster: Calico, pods: dict[str, str]
+) -> None:
+    alone = cluster.pods(pod("alone", "a", labels={"run": "alone"}))["alone"]
+    spec = {"selector": {"run": "alone"}, "type": "NodePort", "ports": [{"port": 80}]}
+    cluster.apply(
+        {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "alone"}, "spec": spec}
+    )
+    found = cluster.get("service", "alone")["spec"]
+    ways = (
+        found["clusterIP"],
+        f"10.10.64.11:{found['ports'][0]['nodePort']}",
+        f"10.10.80.13:{found['ports'][0]['nodePort']}",
+    )
+    for way in ways:
+        until(cluster, "alone", way, True)
+    cluster.apply(policy("alone", podSelector={"matchLabels": {"run": "alone"}}))
+    # Through its service it comes back as anybody from outside, without one it never leaves.
+    for way in ways:
+        until(cluster, "alone", way, False)
+    assert cluster.gets("alone", alone)
+    assert cluster.node_gets("a", alone), "a node reaches its own pods"
+    assert not cluster.node_gets("c", found["clusterIP"])
+    cluster.kubectl("delete", "pod/alone", "service/alone", "--now")
