@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 # Between two attempts to read everything anew while etcd refuses.
 RETRY_S: Final = 1.0
+RESOURCES: Final = "/calico/resources/"
 
 
 class Mirror:
@@ -25,7 +26,8 @@ class Mirror:
 
     ``items`` holds every key in sorted order of first sight; ``on_change`` is called, from the
     task that runs ``run``, with the keys that changed since the last call, at first with all.
-    It must not await: take the keys and wake whoever acts on them.  Others of the same process may
+    It must not await: take the keys and wake whoever acts on them.  Changes of resources come in
+    their order, those under other prefixes each in theirs.  Others of the same process may
     ``subscribe``: one copy, one watch, each change read once.
     """
 
@@ -68,11 +70,17 @@ class Mirror:
         while True:
             try:
                 await self._read_all()
-                await self._follow()
-            except CompactedError as error:
-                self._log.warning("watch of %s: %s; reading all again", self._prefixes[0], error)
-            except EtcdError as error:
-                self._log.warning("datastore: %s; trying again in %s s", error, RETRY_S)
+                start = self.revision + 1
+                async with asyncio.TaskGroup() as group:
+                    for prefixes in _watches(self._prefixes):
+                        name = f"calico.watch{prefixes[0]}"
+                        group.create_task(self._follow(prefixes, start), name=name)
+            except* CompactedError as lost:
+                text = str(lost.exceptions[0])
+                self._log.warning("watch of %s: %s; reading all again", self._prefixes[0], text)
+            except* EtcdError as refused:
+                text = str(refused.exceptions[0])
+                self._log.warning("datastore: %s; trying again in %s s", text, RETRY_S)
                 await asyncio.sleep(RETRY_S)
 
     async def _read_all(self) -> None:
@@ -93,12 +101,8 @@ class Mirror:
             self.synced.set()
             self._tell(changed, always=first)
 
-    async def _follow(self) -> None:
-        """One watch over what the prefixes have in common: one order of all changes."""
-        common = _common(self._prefixes)
-        following = self._datastore.watch(
-            common, from_revision=self.revision + 1, only=self._prefixes
-        )
+    async def _follow(self, prefixes: tuple[str, ...], start: int) -> None:
+        following = self._datastore.watch(_common(prefixes), from_revision=start, only=prefixes)
         async with following as changes:
             async for batch in changes:
                 self._apply(batch)
@@ -114,6 +118,17 @@ class Mirror:
             touched[kvp.key] = None
         if touched:
             self._tell(touched)
+
+
+def _watches(prefixes: Sequence[str]) -> list[tuple[str, ...]]:
+    """The prefixes that share a watch: those of resources.
+
+    What lies beside the others is mostly what other nodes write about themselves: to be told of all
+    of it would wake every node at every claim of an address.
+    """
+    resources = tuple(prefix for prefix in prefixes if prefix.startswith(RESOURCES))
+    alone: list[tuple[str, ...]] = [(each,) for each in prefixes if each not in resources]
+    return [resources, *alone] if resources else alone
 
 
 def _common(prefixes: Sequence[str]) -> str:

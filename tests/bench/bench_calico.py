@@ -89,7 +89,7 @@ class Cluster:
         nodes: Sequence[dict[str, Any]],
         done: Callable[[bytes], bool],
         look: Sequence[str] = ("ip", "route"),
-        every_s: float = 0.005,
+        every_s: float = 0.02,
     ) -> list[float]:
         """When what a node says to a command was first as wanted, for each of some nodes."""
 

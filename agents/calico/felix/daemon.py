@@ -76,6 +76,9 @@ class _Felix:
         self._runs_mirror = mirror is None
         self._mirror = mirror or Mirror(datastore, PREFIXES, None, env.log)
         self._mirror.subscribe(PREFIXES, self._note)
+        # Followed from the moment VXLAN is in use; elsewhere BGP carries the blocks' routes.
+        self._blocks = Mirror(datastore, (BLOCKS,), self._note_blocks, env.log)
+        self._follows_blocks = False
         self._dataplane = Dataplane(ns, vxlan_source_ports=config.vxlan_source_ports)
         self._reader = StateReader(config.node_name)
         self._refused: tuple[str, ...] = ()
@@ -88,26 +91,30 @@ class _Felix:
         async with asyncio.TaskGroup() as group:
             if self._runs_mirror:
                 group.create_task(self._mirror.run(), name="felix.datastore")
-            group.create_task(self._sync_for_ever(), name="felix.sync")
+            group.create_task(self._sync_for_ever(group), name="felix.sync")
 
     def _note(self, keys: tuple[str, ...]) -> None:
-        news = self._reader.note(self._mirror.items, keys)
-        known = self._applied
-        if news or known is None:
-            self._dirty.set()
-        elif known.vxlan_enabled and any(key.startswith(BLOCKS) for key in keys):
-            # Where BGP carries the routes, blocks are none of felix's business.
+        if self._reader.note(self._mirror.items, keys) or self._applied is None:
             self._dirty.set()
 
-    async def _sync_for_ever(self) -> None:
+    def _note_blocks(self, keys: tuple[str, ...]) -> None:
+        self._dirty.set()
+
+    async def _sync_for_ever(self, group: asyncio.TaskGroup) -> None:
         await self._mirror.synced.wait()
         first, anew = True, True
         while True:
             self._dirty.clear()
             began = self._env.clock.monotonic()
             complete = False
+            state = self._read()
+            if state.vxlan_enabled and not self._follows_blocks:
+                self._follows_blocks = True
+                group.create_task(self._blocks.run(), name="felix.blocks")
+                await self._blocks.synced.wait()
+                state = self._read()
             try:
-                complete = self._sync(anew=anew)
+                complete = self._sync(state, anew=anew)
             except PodwireError as error:
                 self._complain(str(error))
             else:
@@ -123,9 +130,11 @@ class _Felix:
             except TimeoutError:
                 anew = True
 
-    def _sync(self, *, anew: bool) -> bool:
-        """Apply what is known; unless ``anew`` only if it is not what was applied last."""
-        state = self._reader.read(self._mirror.items, self._host()).relevant()
+    def _read(self) -> State:
+        return self._reader.read(self._blocks.items, self._host()).relevant()
+
+    def _sync(self, state: State, *, anew: bool) -> bool:
+        """Apply a state; unless ``anew`` only if it is not what was applied last."""
         self._say(state)
         self._nodes = len(state.nodes)
         if not anew and state == self._applied:

@@ -59,7 +59,7 @@ if TYPE_CHECKING:
     from agents.calico.resources import Resource
 
 BLOCKS: Final = "/calico/ipam/v2/assignment/ipv4/block/"
-PREFIXES: Final = ("/calico/ipam/v2/assignment/ipv4/block/", "/calico/resources/v3/")
+PREFIXES: Final = ("/calico/resources/v3/",)
 _KINDS: Final = frozenset(
     (
         *("WorkloadEndpoint", "HostEndpoint", "NetworkPolicy", "GlobalNetworkPolicy", "Profile"),
@@ -91,7 +91,7 @@ _NOTHING: Final = _Parsed(None, ())
 
 
 def read_state(items: Mapping[str, KVPair], node: str, host: Host | None = None) -> State:
-    """Everything under PREFIXES as a State; what does not parse is named in ``refused``."""
+    """Everything under PREFIXES and BLOCKS as a State; what is not understood is in ``refused``."""
     reader = StateReader(node)
     reader.note(items, items)
     return reader.read(items, host)
@@ -133,7 +133,7 @@ class StateReader:
     def read(self, items: Mapping[str, KVPair], host: Host | None = None) -> State:
         """What was noted as a State; what does not parse is named in ``refused``.
 
-        ``items`` are for blocks, which are read where VXLAN is in use.
+        ``items`` hold the blocks, which are read where VXLAN is in use.
         """
         if not self._sorted:
             self._parsed = dict(sorted(self._parsed.items()))
