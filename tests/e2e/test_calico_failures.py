@@ -122,8 +122,10 @@ def test_a_killed_node_comes_back_with_its_block_and_nobody_else_notices(
             wait_for(
                 "c has its block", lambda: f"blackhole {block} proto bird" in cluster.routes("c")
             )
-        assert watch.missed == [], "a keeps c's routes for the time of a graceful restart"
-        assert watch.looks > 2
+        # c's new life does not say that it kept forwarding: RFC 4724 has a drop its routes from c's
+        # OPEN to its UPDATE, which one look may hit; c was away for several.
+        assert watch.looks > 4
+        assert len(watch.missed) <= 1, "a keeps c's routes for the time of a graceful restart"
         talk.until_answered("after")
         assert talk.longest_s < 1
     finally:
