@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from agents.calico import client
+from agents.calico.client import ResourceClient
 from agents.calico.cni import CalicoCni
 from agents.calico.cni_conf import CONF_FILE, NODENAME_FILE, host_interface
 from agents.calico.datastore import Query
-from agents.calico.errors import CniError
+from agents.calico.errors import CniError, DoesNotExistError
 from agents.calico.ipam.model import IpamConfig
 from agents.calico.net import Ip
-from agents.calico.resources import endpoint_name, labels_of, new_resource, spec_of
+from agents.calico.resources import endpoint_name, labels_of, name_of, new_resource, spec_of
 from agents.calico.startup import NodeFacts, start_node
 from agents.calico.tunnel import IPIP, TunnelAddresses
 from emulator.addr import Prefix, format_mac, parse_ip
@@ -29,8 +31,6 @@ from tests.calico_memory import MemoryDatastore
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-from agents.calico.client import ResourceClient
 
 LOG = logging.Logger("test")
 SEED_POD = "nginx-deployment-69df458bc5-cg4mk"
@@ -250,11 +250,68 @@ async def test_deleting_an_old_sandbox_leaves_its_pod_s_new_one_alone(node: Node
     second = await node.add(Pod("web"), "new")
     assert first != second
     await node.delete("old")
+    assert [link.name for link in node.kernel.netns("cni-old").links()] == ["lo"]
     await node.cni.check("new", "cni-new")
     assert f"{second} dev {host_interface('default', 'web')} scope link" in node.routes()
     assert [key for key in await node.cluster.keys() if "k8s-pod-network" in key] == [
         "handle/k8s-pod-network.new"
     ]
+
+
+async def test_an_address_under_the_handle_of_before_3_0_is_given_back_as_well(node: Node) -> None:
+    await node.add(Pod("web"))
+    await node.cluster.take("kube-1", handle="default.web")
+    await node.delete()
+    assert not [key for key in await node.cluster.keys() if "web" in key or "k8s-pod" in key]
+
+
+async def test_a_deleted_node_takes_along_what_is_its_own_and_nothing_else(node: Node) -> None:
+    await node.add(Pod("web"))
+    await node.resources.create(new_resource("Node", "kube-2", {}))
+    own, other = (
+        (
+            new_resource("FelixConfiguration", f"node.{name}", {}),
+            new_resource("BGPConfiguration", f"node.{name}", {"logSeverityScreen": "Info"}),
+            new_resource(
+                "BGPPeer", f"of-{name}", {"node": name, "peerIP": "10.0.0.9", "asNumber": 1}
+            ),
+        )
+        for name in ("kube-1", "kube-2")
+    )
+    endpoint = (await node.resources.list("WorkloadEndpoint"))[0]
+    spec = {**endpoint["spec"], "node": "kube-2", "pod": "far", "ipNetworks": ["192.168.7.7/32"]}
+    far = new_resource("WorkloadEndpoint", "kube--2-k8s-far-eth0", spec, namespace="default")
+    await node.cluster.ipam.assign_ip("kube-2", Ip.parse("192.168.7.7"), "far")
+    for each in (*own, *other, far):
+        await node.resources.create(each)
+    await node.resources.delete("Node", "kube-1")
+    for each in other:
+        await node.resources.get(each["kind"], name_of(each))
+    for each in own:
+        with pytest.raises(DoesNotExistError):
+            await node.resources.get(each["kind"], name_of(each))
+    left = await node.resources.list("WorkloadEndpoint")
+    assert [name_of(each) for each in left] == ["kube--2-k8s-far-eth0"]
+    # Its pods' and its tunnel's addresses, blocks and claims.
+    assert await node.cluster.keys() == [
+        "assignment/ipv4/block/192.168.7.0-26",
+        "handle/far",
+        "host/kube-2/ipv4/block/192.168.7.0-26",
+    ]
+
+
+async def test_a_deleted_pool_gives_up_its_blocks(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client, "POOL_PAUSE_S", 0.0)
+    ip = await node.add(Pod("web"))
+    await node.resources.delete("IPPool", "default-ipv4-ippool")
+    keys = await node.cluster.keys()
+    assert not [key for key in keys if key.startswith("host/kube-1/")]
+    # What is in use stays in use.
+    (block,) = await node.cluster.ipam.blocks()
+    assert block.ips_by_handle("k8s-pod-network.c1") == [Ip.parse(ip)]
+    assert not block.host
 
 
 async def test_check_names_what_is_not_as_it_was(node: Node) -> None:

@@ -21,6 +21,7 @@ from agents.bird.filters import Source
 from agents.bird.net import Net
 from agents.calico.confd.peering import Peer, Secret, peers_of, seconds
 from agents.calico.confd.plan import BgpPlan, make_plan
+from agents.calico.confd.policy import kernel_filter
 from agents.calico.confd.render import render
 from agents.calico.confd.services import Service, announced, read_services
 from agents.calico.confd.speaker import SpeakerConfigs, speaker_config
@@ -155,6 +156,16 @@ def test_a_peering_with_reflectors_is_configured_at_both_ends() -> None:
         (True, parse_ip("244.0.0.1"))
     ] * 2
     assert not speaker_config(plan(ONE, TO_RR, OFF, nodes=RR)).bgp[0].rr_client
+
+
+def test_reflectors_of_one_cluster_are_no_clients_of_each_other() -> None:
+    both = [*RR[:1], node(ONE, "10.192.0.3/16", rr="244.0.0.1", role="rr"), RR[2]]
+    between = stored("BGPPeer", "rr", {"nodeSelector": "all()", "peerSelector": "role == 'rr'"})
+    sessions = speaker_config(plan(MASTER, between, OFF, nodes=both)).bgp
+    assert {each.name: each.rr_client for each in sessions} == {
+        "Node_10_192_0_3": False,
+        "Node_10_192_0_4": True,
+    }
 
 
 def test_the_way_back_is_not_made_where_the_operator_makes_it() -> None:
@@ -505,10 +516,24 @@ def test_crossing_a_subnet_decides_the_tunnel_route_by_route() -> None:
     ) in render(made)["bird_ipam.cfg"]
 
 
+def test_routes_of_a_pool_with_vxlan_are_felix_s() -> None:
+    pool = stored("IPPool", "pool", {"cidr": "192.168.0.0/16", "vxlanMode": "CrossSubnet"})
+    made = make_plan(read([*NODES, pool]), MASTER)
+    assert made is not None
+    for net, accepted in (("192.168.7.0/26", False), ("10.9.0.0/16", True)):
+        assert evaluate(kernel_filter(made), Net.parse(net), Attrs(), Facts(Source.BGP)).accept is (
+            accepted
+        )
+
+
 def test_the_router_id_may_be_made_of_the_name() -> None:
     made = make_plan(state(), MASTER, router_id="hash")
     assert made is not None
     assert made.router_id != made.node.ip
     assert made.router_id >> 24 < 224
+    # Of a name whose hash begins with more than 223 the class is another.
+    made = make_plan(state(nodes=[node("node-18", "10.192.0.9/16")]), "node-18", router_id="hash")
+    assert made is not None
+    assert format_ip(made.router_id) == "213.194.139.227"
     with pytest.raises(UsageError, match="router id"):
         make_plan(state(), MASTER, router_id="me")

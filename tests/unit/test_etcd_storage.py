@@ -220,8 +220,45 @@ def test_a_full_disk_leaves_the_log_as_it_was(
     with pytest.raises(NoSpaceError):
         _put(storage, engine, b"big", bytes(900_000))
     monkeypatch.undo()
+    # Once there is room the log goes on where it was.
+    engine.take_records()
+    engine.set_alarm(33, pb.NOSPACE, active=True)
+    storage.append(engine.take_records())
     storage.close()
     again, engine_again = _open(tmp_path)
+    assert [kv.key for kv in engine_again.store.live()] == [b"a"]
+    assert list(engine_again.alarms) == [(33, pb.NOSPACE)]
+    again.close()
+
+
+def test_what_a_full_disk_left_half_written_is_taken_for_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever it holds: here copies of later frames of a log."""
+    for name in ("log", "copy"):
+        (tmp_path / name).mkdir()
+    other, engine = _open(tmp_path / "copy")
+    for number in range(9):
+        _put(other, engine, b"k%d" % number, b"v")
+    other.close()
+    frames = _wal(tmp_path / "copy").read_bytes()[:4000]
+    storage, engine = _open(tmp_path / "log")
+    _put(storage, engine, b"a", b"1")
+    real, is_full = storage_module._write_all, True
+
+    def write_half(fd: int, data: bytes, at: int) -> None:
+        nonlocal is_full
+        if is_full:
+            is_full = False
+            real(fd, data[: len(data) // 2], at)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(fd, data, at)
+
+    monkeypatch.setattr(storage_module, "_write_all", write_half)
+    with pytest.raises(NoSpaceError):
+        _put(storage, engine, b"big", frames + bytes(9000))
+    storage.close()
+    again, engine_again = _open(tmp_path / "log")
     assert [kv.key for kv in engine_again.store.live()] == [b"a"]
     again.close()
 

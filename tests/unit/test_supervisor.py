@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from emulator.cluster import supervisor as supervisor_module
 from emulator.cluster.launch import write_credentials
 from emulator.cluster.plan import make_plan
 from emulator.cluster.process import run_role
@@ -70,7 +71,7 @@ def alive(pid: int) -> bool:
     return True
 
 
-async def until(condition: Callable[[], bool], within_s: float = 10.0) -> None:
+async def until(condition: Callable[[], bool], within_s: float = 30.0) -> None:
     """Wait for a condition the supervisor's own loop brings about."""
     async with asyncio.timeout(within_s):
         while not condition():
@@ -135,6 +136,105 @@ def test_a_killed_role_comes_back_and_is_counted(tmp_path: Path) -> None:
         assert supervisor.roles["node-0"].restarts == 0
 
     supervise(tmp_path, idle_child, story)
+
+
+def test_each_crash_is_waited_after_for_longer_unless_the_role_was_stable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits: list[float] = []
+
+    async def story(supervisor: Supervisor) -> None:
+        node = supervisor.roles["node-1"]
+        for number, stable_after_s in enumerate((10.0, 10.0, 0.0), 1):
+            monkeypatch.setattr(supervisor_module, "STABLE_AFTER_S", stable_after_s)
+            os.kill(node.pid, signal.SIGKILL)
+            await until(lambda number=number: node.restarts == number)  # type: ignore[misc]
+            waits.append(node.backoff_s / 2)
+            await until(lambda: node.ready)
+
+    supervise(tmp_path, idle_child, story)
+    assert waits == [0.1, 0.2, 0.1]
+
+
+def test_bad_input_of_a_role_that_ran_is_a_crash_like_any_other(tmp_path: Path) -> None:
+    wrong = tmp_path / "wrong"
+
+    async def refuse_later(env: RoleEnv) -> None:
+        env.ready("for now")
+        while not wrong.exists():
+            await asyncio.sleep(0.01)
+        wrong.unlink()
+        raise UsageError("/nowhere: no such directory")
+
+    def child(child: Child) -> int:
+        return run_role(
+            refuse_later if child.role == "node-0" else idle,
+            name=child.role,
+            on_ready=child.ready,
+            on_failed=child.failed,
+            lifeline=child.lifeline,
+        )
+
+    async def story(supervisor: Supervisor) -> None:
+        node = supervisor.roles["node-0"]
+        wrong.touch()
+        await until(lambda: node.restarts == 1 and node.ready)
+        assert node.last_exit == "exit status 2: /nowhere: no such directory"
+
+    supervise(tmp_path, child, story)
+
+
+def test_nodes_end_before_the_control_plane_and_etcd_last(tmp_path: Path) -> None:
+    ended = tmp_path / "ended"
+
+    async def tell(env: RoleEnv) -> None:
+        name = env.log.name.rpartition(".")[2]
+        env.ready("idling")
+        try:
+            await asyncio.Event().wait()
+        finally:
+            with ended.open("a") as file:
+                file.write(f"{name}\n")
+
+    def child(child: Child) -> int:
+        return run_role(
+            tell,
+            name=child.role,
+            on_ready=child.ready,
+            on_failed=child.failed,
+            lifeline=child.lifeline,
+        )
+
+    async def story(supervisor: Supervisor) -> None:
+        assert not ended.exists()
+
+    supervise(tmp_path, child, story)
+    *nodes, last_but_one, last = ended.read_text().split()
+    assert sorted(nodes) == ["node-0", "node-1"]
+    assert (last_but_one, last) == ("controlplane", "etcd")
+
+
+def test_a_role_that_does_not_end_is_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor_module, "STOP_GRACE_S", 0.2)
+    made: list[Supervisor] = []
+
+    def deaf(child: Child) -> int:
+        if child.role != "node-0":
+            return idle_child(child)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        child.ready("deaf")
+        while True:
+            signal.pause()
+
+    async def story(supervisor: Supervisor) -> None:
+        made.append(supervisor)
+
+    supervise(tmp_path, deaf, story)
+    assert {name: state.pid for name, state in made[0].roles.items()} == dict.fromkeys(
+        made[0].roles, 0
+    )
 
 
 def test_bad_input_of_a_role_fails_the_start_with_its_line(tmp_path: Path) -> None:
