@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 MAX_ARCHIVE_BYTES = 2 * MEMORY_FILES_LIMIT_BYTES
 _FLAGS = "cxtfCvmpo"
 
+FAILED = "tar: Exiting with failure status due to previous errors\n"
+
 
 async def tar(ctx: ShellContext, argv: Sequence[str]) -> int:
     """tar c|x|t [v] [f FILE|-] [-C DIRECTORY] [NAMES]; -m, -p and -o change nothing here."""
@@ -89,15 +91,15 @@ async def _create(
 ) -> int:
     buffer, status = io.BytesIO(), 0
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.GNU_FORMAT) as members:
+        said: dict[str, None] = {}
         for name in names:
-            if name.startswith("/"):
-                ctx.err("tar: Removing leading `/' from member names\n")
+            member_name = _below(ctx, name, said)
             path = posixpath.normpath(posixpath.join(base, name))
             if not ctx.files.exists(path):
                 ctx.err(f"tar: {name}: Cannot stat: No such file or directory\n")
                 status = 2
                 continue
-            for found, member in _walk(ctx, path, name.strip("/") or "."):
+            for found, member in _walk(ctx, path, member_name.strip("/") or "."):
                 info = tarfile.TarInfo(member)
                 info.mtime = int(ctx.files.mtime(found))
                 info.uname = info.gname = "root"
@@ -111,7 +113,7 @@ async def _create(
                 if verbose:
                     ctx.err(f"{member}\n")
     if status:
-        ctx.err("tar: Exiting with failure status due to previous errors\n")
+        ctx.err(FAILED)
     if archive == "-":
         # A reader stops at the archive's end and would not hear what comes after.
         await ctx.stderr.drain()
@@ -143,15 +145,21 @@ def _read(
     flags: set[str],
 ) -> int:
     wanted, status = [name.strip("/") for name in names], 0
+    said: dict[str, None] = {}
     for info in members:
         name = info.name.strip("/")
         if wanted and not any(name == each or name.startswith(f"{each}/") for each in wanted):
             continue
-        if not extract or "v" in flags:
-            ctx.out(f"{info.name}{'/' if info.isdir() else ''}\n")
         if not extract:
+            ctx.out(f"{info.name}{'/' if info.isdir() else ''}\n")
             continue
-        # ``..`` stops at the root of the pod's own files: there is nothing outside to reach.
+        name = _below(ctx, info.name, said).strip("/")
+        if ".." in info.name.split("/"):
+            ctx.err(f"tar: {info.name}: Member name contains '..'\n")
+            status = 2
+            continue
+        if "v" in flags:
+            ctx.out(f"{info.name}{'/' if info.isdir() else ''}\n")
         path = posixpath.normpath(posixpath.join(base, name))
         try:
             _make_dirs(ctx, path if info.isdir() else posixpath.dirname(path))
@@ -164,7 +172,23 @@ def _read(
         except OSError as error:
             ctx.err(f"tar: {name}: Cannot open: {os_error_text(error)}\n")
             status = 2
+    if status:
+        ctx.err(FAILED)
     return status
+
+
+def _below(ctx: ShellContext, name: str, said: dict[str, None]) -> str:
+    """A name without what leads out of the directory (GNU tar's safer_name_suffix), said once."""
+    parts = name.split("/")
+    start = max((at + 1 for at, part in enumerate(parts) if part == ".."), default=0)
+    while start < len(parts) and not parts[start]:
+        start += 1
+    rest = "/".join(parts[start:])
+    prefix = name.removesuffix(rest) if rest else name
+    if prefix and prefix not in said:
+        said[prefix] = None
+        ctx.err(f"tar: Removing leading `{prefix}' from member names\n")
+    return rest
 
 
 def _make_dirs(ctx: ShellContext, path: str) -> None:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import grpc
 import grpc.aio
 import pytest
 
+from etcd.core.http2.connection import Http2Connection
 from etcd.core.pb import health_pb2
 from etcd.core.pb import rpc_pb2 as pb
 from tests.etcd_servers import memory_etcd
+from tests.waiting import until
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -105,7 +107,18 @@ async def test_grpcio_compresses_its_requests() -> None:
         assert unknown.value.code() == grpc.StatusCode.UNIMPLEMENTED
 
 
-async def test_grpcio_holds_a_thousand_watches_on_one_connection_under_pings() -> None:
+async def test_grpcio_holds_a_thousand_watches_on_one_connection_under_pings(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pings = 0
+
+    def on_ping(self: Http2Connection, *frame: Any) -> None:
+        nonlocal pings
+        pings += 1
+        answer(self, *frame)
+
+    answer = Http2Connection._on_ping
+    monkeypatch.setattr(Http2Connection, "_on_ping", on_ping)
     options = (
         ("grpc.keepalive_time_ms", 50),
         ("grpc.keepalive_timeout_ms", 5000),
@@ -138,7 +151,8 @@ async def test_grpcio_holds_a_thousand_watches_on_one_connection_under_pings() -
                 kv = response.events[0].kv
                 assert (kv.key, kv.value) == (b"%d" % (number % 10), b"%d" % round_)
             # Some keepalive pings between.
-            await asyncio.sleep(0.1)
+            before = pings
+            await until(lambda before=before: pings >= before + 2, "pings")  # type: ignore[misc]
         for call in calls:
             call.cancel()
 

@@ -105,8 +105,19 @@ def test_tokens_of_others_and_garbage_are_nobody_s(tmp_path: Path) -> None:
         bad.append(good[:at] + rng.choice("AZ09-_.=") + good[at + 1 :])
     for token in bad:
         found = tokens.info(token, 7, now=0.0)
-        assert found is None or token == good or found == AuthInfo("alice", 7)
+        # Bits that fill the last letter of a part up say nothing.
+        assert found == (AuthInfo("alice", 7) if _decoded(token) == _decoded(good) else None)
     assert all(tokens.info(token, 7, now=0.0) is None for token in bad[:11])
+
+
+def _decoded(token: str) -> list[bytes] | None:
+    try:
+        return [
+            base64.b64decode(part + "=" * (-len(part) % 4), b"-_", validate=True)
+            for part in token.split(".")
+        ]
+    except ValueError:
+        return None
 
 
 def test_keys_that_do_not_fit_are_told(tmp_path: Path) -> None:

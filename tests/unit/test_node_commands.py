@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from agents.cni.errors import CniError
 from agents.cni.plugin import NodeCni
 from emulator.addr import Prefix, parse_ip
 from emulator.netstack.fib import Route
@@ -364,7 +365,7 @@ async def test_cni_is_idempotent_checks_and_gives_back(tmp_path: Path) -> None:
         assert again.ip == "10.2.59.2"
         node.cni.check("p1", "cni-p1")
         node.kernel.netns("cni-p1").route_del(Route(Prefix(0, 0)))
-        with pytest.raises(Exception, match=r"Expected Route 0\.0\.0\.0/0 not found"):
+        with pytest.raises(CniError, match=r"Expected Route 0\.0\.0\.0/0 not found"):
             node.cni.check("p1", "cni-p1")
         assert node.cni.collect(["p2"]) == ("p1",)
         node.cni.delete("p1", "cni-p1")
@@ -378,7 +379,7 @@ async def test_a_changed_subnet_is_refused_as_the_real_plugin_does(tmp_path: Pat
         (tmp_path / "run/flannel/subnet.env").write_text(SUBNET_ENV.replace(".59.", ".60."))
         node.kernel.netns_add("cni-p3")
         with pytest.raises(
-            Exception, match=r'"cni0" already has an IP address different from 10\.2\.60\.1/24'
+            CniError, match=r'"cni0" already has an IP address different from 10\.2\.60\.1/24'
         ):
             node.cni.add("p3", "cni-p3")
         networks = tmp_path / "var/lib/cni/networks/cbr0"
