@@ -56,13 +56,41 @@ def flags_of(argv: Sequence[str], letters: str) -> tuple[set[str], list[str]]:
     return flags, words
 
 
+_ESCAPE = re.compile(r"\\(0[0-7]{0,3}|x[0-9a-fA-F]{1,2}|[abcefnrtv\\])", re.ASCII)
+_ESCAPED = dict(zip("abefnrtv\\", "\a\b\x1b\f\n\r\t\v\\", strict=True))
+
+
+def _unescaped(text: str) -> tuple[str, bool]:
+    """What bash's ``echo -e`` writes, and whether ``\\c`` ended it."""
+    out, at = "", 0
+    for match in _ESCAPE.finditer(text):
+        code = match[1]
+        out += text[at : match.start()]
+        at = match.end()
+        if code == "c":
+            return out, True
+        if code[0] in "0x":
+            out += chr(int(code[1:] or "0", 16 if code[0] == "x" else 8) & 0xFF)
+        else:
+            out += _ESCAPED[code]
+    return out + text[at:], False
+
+
 async def echo(ctx: ShellContext, argv: Sequence[str]) -> int:
-    """echo [-n] [-e] WORDS."""
-    flags, words = flags_of(argv, "neE")
+    """echo [-neE] WORDS: whatever is no flag is text, ``--`` too, as in bash."""
+    words = list(argv[1:])
+    escapes, newline = False, "\n"
+    while words and re.fullmatch("-[neE]+", words[0]):
+        for flag in words.pop(0)[1:]:
+            if flag == "n":
+                newline = ""
+            else:
+                escapes = flag == "e"
     text = " ".join(words)
-    if "e" in flags:
-        text = text.replace("\\n", "\n").replace("\\t", "\t").replace("\\\\", "\\")
-    ctx.out(text + ("" if "n" in flags else "\n"))
+    if escapes:
+        text, ended = _unescaped(text)
+        newline = "" if ended else newline
+    ctx.out(text + newline)
     return 0
 
 

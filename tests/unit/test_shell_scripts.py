@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import subprocess
 from typing import Any, cast
 
 import pytest
@@ -182,3 +183,15 @@ def test_memory_files_share_volumes_and_keep_limits() -> None:
         one.write("/data/a/big", b"0123456789")
     with pytest.raises(FileNotFoundError):
         one.write("/data/nodir/x", b"")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "--", "-n -- a", "-x", "-nx", "-ne 'a\\tb'", "-eE 'a\\tb'", "-e 'a\\\\nb'",
+        "-e '\\x41\\0101\\e[0m\\q\\'", "-e 'a\\cb' d", "-e 'a\\\\cb'", "-e '\\\\\\cb'", "-n",
+    ],
+)  # fmt: skip
+def test_echo_writes_what_bash_writes(words: str) -> None:
+    real = subprocess.run(["bash", "-c", f"echo {words}"], capture_output=True, check=True)
+    assert asyncio.run(run(f"echo {words}")) == (0, real.stdout.decode(), "")
