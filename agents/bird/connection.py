@@ -186,10 +186,6 @@ class Connection:
         """Tell the peer what it did and end the connection."""
         self._end_with(Notification(error.code, error.subcode, error.data), now)
 
-    def get_timer(self) -> float | None:
-        """When ``handle_timer`` is due."""
-        return self.timers.next()
-
     def handle_timer(self, *, now: float) -> None:
         """Expire what is due."""
         for event in self.timers.expired(now):

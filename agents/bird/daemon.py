@@ -238,22 +238,27 @@ class BirdDaemon:
                 wire = self._wires.get(number)
                 if wire is not None:
                     wire.write(data)
-            event = speaker.next_event()
-            if event is None:
+            # Those of now only: what follows from them has words of its own to be sent first.
+            events = speaker.take_events()
+            if not events:
                 return
-            match event:
-                case Dial():
-                    self._dial(event)
-                case HangUp(number):
-                    self._hang_up(number)
-                case PeerListChanged():
-                    self._update_keys()
-                    if self._strangers:
-                        self.loop.call_soon(self._ask_strangers)
-                case ProtocolLogged(protocol, text):
-                    self._log.info("%s%s", f"{protocol}: " if protocol else "", text)
-            if self._on_event is not None:
-                self._on_event(event)
+            for event in events:
+                self._act(event)
+
+    def _act(self, event: Event) -> None:
+        match event:
+            case Dial():
+                self._dial(event)
+            case HangUp(number):
+                self._hang_up(number)
+            case PeerListChanged():
+                self._update_keys()
+                if self._strangers:
+                    self.loop.call_soon(self._ask_strangers)
+            case ProtocolLogged(protocol, text):
+                self._log.info("%s%s", f"{protocol}: " if protocol else "", text)
+        if self._on_event is not None:
+            self._on_event(event)
 
     def _arm(self) -> None:
         at = self.speaker.get_timer()

@@ -55,12 +55,10 @@ class StateChanged:
 
 @dataclass(frozen=True, slots=True)
 class SessionUp:
-    """A session is established; ``local_open`` and ``peer_open`` are whole OPEN messages."""
+    """A session is established."""
 
     peer: str
     connection: int
-    local_open: bytes
-    peer_open: bytes
 
 
 @dataclass(frozen=True, slots=True)

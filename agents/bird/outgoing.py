@@ -43,7 +43,8 @@ class Terms(NamedTuple):
     long_lived: bool = False
     graceful_shutdown: bool = False
     default_local_pref: int = DEFAULT_LOCAL_PREF
-    # The link to a neighbour without ``multihop``, and its address there.
+    # The link to a neighbour without ``multihop``, and its address there: other neighbours' terms
+    # are often equal, and what leaves to one of them leaves to all.
     single_hop_dev: str = ""
     neighbor: bytes = b""
 

@@ -30,7 +30,7 @@ from agents.bird.errors import (
 from agents.bird.events import BfdUnwanted, BfdWanted, ProtocolLogged, SessionDown, SessionUp
 from agents.bird.exchange import RouteExchange
 from agents.bird.fsm import ConnectionEnd, State
-from agents.bird.messages import OPEN, Notification, message, shutdown_data
+from agents.bird.messages import Notification, shutdown_data
 from agents.bird.peer_host import Life, PeerHost
 from agents.bird.penalty import Penalty
 from agents.bird.terms import lasting, source_address, ttl
@@ -204,15 +204,17 @@ class Peer:
 
     def get_timer(self) -> float | None:
         """When ``handle_timer`` is due."""
-        restart = self.exchange.neighbor_restart
-        deadlines = [
-            at for at in (self.penalty.until, restart.until, restart.stale_until) if at is not None
-        ]
-        for connection in self.connections.all():
-            at = connection.get_timer()
-            if at is not None:
-                deadlines.append(at)
-        return min(deadlines) if deadlines else None
+        restart, connections = self.exchange.neighbor_restart, self.connections
+        at = self.penalty.until
+        for other in (restart.until, restart.stale_until):
+            if other is not None and (at is None or other < at):
+                at = other
+        for connection in (connections.session, connections.outgoing, connections.incoming):
+            if connection is not None:
+                other = connection.timers.next()
+                if other is not None and (at is None or other < at):
+                    at = other
+        return at
 
     def handle_timer(self, now: float) -> None:
         """Expire what is due."""
@@ -286,19 +288,10 @@ class Peer:
 
     def session_up(self, connection: Connection, now: float) -> None:
         """The session is up."""
-        assert connection.peer_open is not None
-        assert connection.local_open is not None
         self._event("BGP session established")
         self._live(Life.UP, now)
         self.last_error = ("", "")
-        self.host.emit(
-            SessionUp(
-                self.config.name,
-                connection.number,
-                message(OPEN, connection.local_open.body()),
-                message(OPEN, connection.peer_open.body()),
-            )
-        )
+        self.host.emit(SessionUp(self.config.name, connection.number))
         self.exchange.begin(connection, now)
         if self.config.bfd is not None:
             self._watched = True

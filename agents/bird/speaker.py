@@ -305,6 +305,12 @@ class Speaker:
         """The next event, None when there is none."""
         return self._events.popleft() if self._events else None
 
+    def take_events(self) -> list[Event]:
+        """All events that wait."""
+        events = list(self._events)
+        self._events.clear()
+        return events
+
     def data_to_send(self) -> list[tuple[int, bytes]]:
         """What waits for each connection; first what followed from the inputs since is done."""
         if self._turn_is_due:

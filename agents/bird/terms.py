@@ -106,7 +106,7 @@ def export_terms(
         graceful_shutdown=config.graceful_shutdown,
         default_local_pref=config.default_local_pref,
         single_hop_dev="" if config.multihop else host.link_to(config.neighbor),
-        neighbor=config.neighbor.to_bytes(4, "big"),
+        neighbor=b"" if config.multihop else config.neighbor.to_bytes(4, "big"),
     )
 
 

@@ -28,18 +28,11 @@ class ConnectionTimers:
 
     def next(self) -> float | None:
         """The earliest."""
-        deadlines = [
-            at
-            for at in (
-                self.delay_at,
-                self.retry_at,
-                self.hold_at,
-                self.keepalive_at,
-                self.send_hold_at,
-            )
-            if at is not None
-        ]
-        return min(deadlines) if deadlines else None
+        at = self.hold_at
+        for other in (self.keepalive_at, self.delay_at, self.retry_at, self.send_hold_at):
+            if other is not None and (at is None or other < at):
+                at = other
+        return at
 
     def expired(self, now: float) -> Iterator[Input]:
         """What has happened by ``now``; each input is to be handled before the next is asked for.
