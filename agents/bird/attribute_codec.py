@@ -110,8 +110,9 @@ class MpUnreach(NamedTuple):
 class Decoded(NamedTuple):
     """The attributes of one UPDATE; ``bad`` says why its routes are treated as withdrawn.
 
-    ``looped``: that is only that they came from us, which is no mistake of the peer's.
-    ``attrs.next_hop`` is NEXT_HOP's; routes of ``reach`` take ``reach.next_hop`` instead.
+    ``malformed``: an attribute itself is wrong, not one missing.  ``looped``: that is only that the
+    routes came from us, which is no mistake of the peer's.  ``attrs.next_hop`` is NEXT_HOP's; routes
+    of ``reach`` take ``reach.next_hop`` instead.
     """
 
     attrs: Attrs
@@ -119,6 +120,7 @@ class Decoded(NamedTuple):
     reach: MpReach | None = None
     unreach: MpUnreach | None = None
     seen: frozenset[int] = frozenset()
+    malformed: bool = False
     looped: bool = False
 
 
@@ -202,14 +204,17 @@ def decode(
         if kind in values:
             continue
         if flags & (OPTIONAL | TRANSITIVE) != want:
-            if kind not in _DISCARDED:
-                bad = bad or f"attribute {kind} has flags {flags:#04x}"
+            bad = bad or f"attribute {kind} has flags {flags:#04x}"
             continue
         values[kind] = value
+    for flags, kind, _ in taken:
+        if flags & (OPTIONAL | TRANSITIVE) != OPTIONAL:
+            bad = bad or f"attribute {kind} has flags {flags:#04x}"
     reach, unreach = _multiprotocol(taken)
     attrs, why = _interpret(values, tuple(unknown), context)
     seen = frozenset(values)
-    return Decoded(attrs, bad or why, reach, unreach, seen)
+    bad = bad or why
+    return Decoded(attrs, bad, reach, unreach, seen, malformed=bool(bad))
 
 
 def _multiprotocol(

@@ -99,6 +99,9 @@ class Intake:
                 self._receive_multiprotocol(withdrawn, block, rest, taken, nlri, now)
                 return
             known = self._learn(block, block, [])
+        if known.malformed and not nlri:
+            # RFC 7606 §5.2: whose routes to withdraw is as unknown as the rest.
+            raise BgpPeerError(UPDATE_ERROR, 1)
         if withdrawn:
             self._withdraw(Afi.IPV4, withdrawn)
         if nlri:
@@ -148,8 +151,15 @@ class Intake:
         found = decode(b"", self._context, taken)
         reach, unreach = found.reach, found.unreach
         known = self._known.get(rest)
-        if (nlri or reach is not None) and known is None:
+        if (rest or nlri or reach is not None) and known is None:
             known = self._learn(rest, rest, [])
+        if not nlri and reach is None and (found.malformed or (known and known.malformed)):
+            raise BgpPeerError(UPDATE_ERROR, 1)
+        if known is not None and found.malformed:
+            known = known._replace(bad=found.bad, looped=False)
+        if nlri and known is not None and not known.bad and NEXT_HOP not in known.seen:
+            # What is wrong with one route of a message is wrong with all (RFC 7606 §2).
+            known = known._replace(bad="NEXT_HOP is missing")
         if withdrawn:
             self._withdraw(Afi.IPV4, withdrawn)
         if unreach is not None and unreach.safi == SAFI_UNICAST and unreach.afi in (1, 2):

@@ -165,6 +165,32 @@ UPDATES = {
     "CLUSTER_LIST of 5 from outside": (update(GOOD + attribute(0x80, 10, bytes(5))), "keep"),
     "ATOMIC_AGGREGATE of 1": (update(GOOD + attribute(0x40, 6, b"\0")), "keep"),
     "AGGREGATOR of 5": (update(GOOD + attribute(0xC0, 7, bytes(5))), "keep"),
+    "ATOMIC_AGGREGATE with flags 0xC0": (update(GOOD + attribute(0xC0, 6, b"")), "withdraw"),
+    "AS4_PATH with flags 0x80": (
+        update(GOOD + attribute(0x80, 17, bytes.fromhex("0201 0000fde9"))),
+        "withdraw",
+    ),
+    "MP_REACH with flags 0xC0": (
+        update(ORIGIN + AS_PATH + reach(b"\0\1\1\4" + HOP + b"\0" + NLRI, 0xC0), b""),
+        "withdraw",
+    ),
+    "MP_UNREACH with flags 0xC0": (
+        update(attribute(0xC0, 15, b"\0\1\1" + NLRI), b""),
+        "3/1",
+    ),
+    "MP_REACH beside NLRI without NEXT_HOP": (
+        update(ORIGIN + AS_PATH + reach(b"\0\1\1\4" + HOP + b"\0" + NLRI), b"\x08\x0b"),
+        "withdraw",
+    ),
+    "ORIGIN 5 without NLRI": (update(attribute(0x40, 1, b"\x05") + AS_PATH, b""), "3/1"),
+    "ORIGIN 5 beside MP_UNREACH": (
+        update(attribute(0x40, 1, b"\x05") + attribute(0x80, 15, b"\0\1\1" + NLRI), b""),
+        "3/1",
+    ),
+    "ORIGIN alone beside MP_UNREACH": (
+        update(ORIGIN + attribute(0x80, 15, b"\0\2\1\x40" + bytes(8)), b""),
+        "keep",
+    ),
     "unknown well-known 99": (update(GOOD + attribute(0x40, 99, b"\1")), "3/2"),
     "duplicate ORIGIN": (update(GOOD + attribute(0x40, 1, b"\x02")), "keep"),
     "duplicate MP_REACH": (
