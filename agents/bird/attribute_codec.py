@@ -111,8 +111,9 @@ class Decoded(NamedTuple):
     """The attributes of one UPDATE; ``bad`` says why its routes are treated as withdrawn.
 
     ``malformed``: an attribute itself is wrong, not one missing.  ``looped``: that is only that the
-    routes came from us, which is no mistake of the peer's.  ``attrs.next_hop`` is NEXT_HOP's; routes
-    of ``reach`` take ``reach.next_hop`` instead.
+    routes came from us, which is no mistake of the peer's.
+
+    ``attrs.next_hop`` is NEXT_HOP's; routes of ``reach`` take ``reach.next_hop`` instead.
     """
 
     attrs: Attrs
