@@ -15,7 +15,7 @@ from agents.bird.filter_eval import Facts, Leaf, finish, specialise
 from agents.bird.filters import ACCEPT_ALL, Filter, Source
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from agents.bird.net import Afi
     from agents.bird.nexthop import Resolver
@@ -182,6 +182,21 @@ class Channel:
         self.stats.imp_updates_accepted += done.accepted
         self.stats.imp_updates_ignored += done.ignored
         return len(keys)
+
+    def set_routes(self, wanted: Mapping[bytes, Path]) -> None:
+        """Make the routes of a protocol without path identifiers these."""
+        gone = [key for key in self.received if key not in wanted]
+        if gone:
+            self.withdraw(0, gone)
+        for key, path in wanted.items():
+            have = self.received.get(key)
+            if (
+                have is None
+                or have.attrs != path.attrs
+                or have.dest is not path.dest
+                or have.ways != path.ways
+            ):
+                self.announce((key,), path)
 
     def withdraw(self, path_id: int, keys: Sequence[bytes]) -> None:
         """Routes the protocol takes back."""

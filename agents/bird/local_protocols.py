@@ -1,13 +1,15 @@
 """The protocols that speak with this machine and not with a peer: static, direct, kernel, device.
 
-They follow the configuration and what a scan of the kernel shows; ``kernel.py`` has each of them.
+They follow the configuration and what a scan of the kernel shows; each of them is in
+``local_routes.py`` or ``kernel.py``.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from agents.bird.kernel import DirectProtocol, KernelProtocol, StaticProtocol
+from agents.bird.kernel import KernelProtocol
+from agents.bird.local_routes import DirectProtocol, StaticProtocol
 from agents.bird.net import Afi
 from agents.bird.tracing import trace_interfaces
 

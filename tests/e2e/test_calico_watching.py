@@ -139,6 +139,22 @@ def test_every_message_is_kept(watched: Podwire) -> None:
         assert Afi.IPV4 in read(path)[0]["afi"]
 
 
+def test_birdc_of_bird_2_is_answered_in_its_words(watched: Podwire) -> None:
+    client = bgp_peers.bird2_client()
+    if client is None:
+        pytest.skip(bgp_peers.NO_BIRD2)
+    first = nodes(watched)[0]
+    shown = client.run("-s", first["bird_ctl"], "show", "protocols").splitlines()
+    assert shown[0] == "BIRD 2.0.12 ready."
+    assert [line.split()[:3] for line in shown[2:]][1:4] == [
+        ["kernel1", "Kernel", "master4"],
+        ["device1", "Device", "---"],
+        ["direct1", "Direct", "---"],
+    ]
+    told = client.run("-s", first["bird_ctl"], "show", "route", "protocol", "static1")
+    assert "blackhole [static1 " in told
+
+
 def test_a_frozen_node_is_noticed_in_less_than_half_a_second(watched: Podwire) -> None:
     first, second = nodes(watched)
     path = first["bird_ctl"]
