@@ -7,6 +7,8 @@ import contextlib
 from typing import TYPE_CHECKING, Any, Final
 
 from emulator.errors import UsageError
+from emulator.runtime.control import MAX_FEED_ITEMS
+from emulator.shell.context import Pipe
 from emulator.shell.registry import run_command
 
 if TYPE_CHECKING:
@@ -49,7 +51,8 @@ class NodeCommands:
     async def exec(self, call: Call) -> AsyncGenerator[object, None]:
         """``{"argv": [...], "style": ...}``: yields ``{"fd", "data"}`` chunks, then ``{"exit"}``.
 
-        Feeds: ``{"signal": "INT"}`` and ``{"stdin": bytes}`` (empty bytes end the input).
+        Feeds: ``{"signal": "INT"}`` and ``{"stdin": bytes}`` (empty bytes end the input); for each
+        of those the command can read, ``{"taken"}`` with its length is yielded.
         """
         argv = call.param("argv", list)
         style = call.param("style", str, "modern")
@@ -59,10 +62,10 @@ class NodeCommands:
             raise UsageError(f"exec: no style {style!r} (there are: {', '.join(STYLES)})")
         queue: asyncio.Queue[dict[str, Any]] = asyncio.Queue(MAX_PENDING_CHUNKS)
         out, err = _Output(queue, 1), _Output(queue, 2)
-        stdin = asyncio.StreamReader()
-        context = self._make_context(stdout=out, stderr=err, stdin=stdin, era=style)
+        stdin = Pipe()
+        context = self._make_context(stdout=out, stderr=err, stdin=stdin.reader, era=style)
         command = asyncio.create_task(_run(context, argv, out, err), name=f"exec.{argv[0]}")
-        feed = asyncio.create_task(_feed(call, context, stdin), name="exec.feed")
+        feed = asyncio.create_task(_feed(call, context, stdin, queue), name="exec.feed")
         try:
             while not (command.done() and queue.empty()):
                 taken = asyncio.create_task(queue.get(), name="exec.output")
@@ -88,15 +91,29 @@ async def _run(context: ShellContext, argv: list[str], out: _Output, err: _Outpu
         await err.drain()
 
 
-async def _feed(call: Call, context: ShellContext, stdin: asyncio.StreamReader) -> None:
-    while True:
-        item = await call.feed.get()
-        if not isinstance(item, dict):
-            continue
-        if item.get("signal") == "INT":
-            context.interrupt.set()
-        elif isinstance(data := item.get("stdin"), bytes):
-            if data:
-                stdin.feed_data(data)
-            else:
-                stdin.feed_eof()
+async def _feed(
+    call: Call, context: ShellContext, stdin: Pipe, answers: asyncio.Queue[dict[str, Any]]
+) -> None:
+    """Pass on signals at once, and input as fast as the command reads it."""
+    # What waits here waits no more in the call's own queue, so it has that queue's bound.
+    pieces: asyncio.Queue[bytes] = asyncio.Queue(MAX_FEED_ITEMS)
+    async with asyncio.TaskGroup() as group:
+        group.create_task(_pour(pieces, stdin, answers), name="exec.stdin")
+        while True:
+            item = await call.feed.get()
+            if not isinstance(item, dict):
+                continue
+            if item.get("signal") == "INT":
+                context.interrupt.set()
+            elif isinstance(data := item.get("stdin"), bytes):
+                await pieces.put(data)
+
+
+async def _pour(
+    pieces: asyncio.Queue[bytes], stdin: Pipe, answers: asyncio.Queue[dict[str, Any]]
+) -> None:
+    while data := await pieces.get():
+        stdin.write(data)
+        await stdin.drain()
+        await answers.put({"taken": len(data)})
+    stdin.close_write()

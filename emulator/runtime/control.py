@@ -140,8 +140,7 @@ class ControlServer:
                             running.pop(number)[0].cancel()
                     elif "feed" in message:
                         if number in running:
-                            with contextlib.suppress(asyncio.QueueFull):
-                                running[number][1].feed.put_nowait(message["feed"])
+                            _take_in(running[number][1], message["feed"])
                     else:
                         params = message.get("params") or {}
                         if not isinstance(params, dict):
@@ -282,6 +281,18 @@ class ControlClient:
     async def _feed(self, number: int, feed: AsyncIterator[Any]) -> None:
         async for value in feed:
             self._send({"id": number, "feed": value})
+            if self._writer is not None:
+                await self._writer.drain()
+
+
+def _take_in(call: Call, value: Any) -> None:
+    """Hand a value to a handler; PeerError where it reads none: a part would be lost."""
+    try:
+        call.feed.put_nowait(value)
+    except asyncio.QueueFull:
+        raise PeerError(
+            f"{call.method}: more than {MAX_FEED_ITEMS} pieces of input wait to be read"
+        ) from None
 
 
 def _result_of(message: dict[str, Any] | None, method: str) -> Any:

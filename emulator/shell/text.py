@@ -224,9 +224,11 @@ def _pattern(text: str, flags: set[str]) -> str:
 
 
 async def head(ctx: ShellContext, argv: Sequence[str]) -> int:
-    """head [-n N|-N] [FILES]."""
-    count, names = _line_count(argv)
-    if count:
+    """head [-n N|-N] [-c N] [FILES]."""
+    count, names, octets = _count(argv)
+    if octets:
+        await _first_octets(ctx, names, count)
+    elif count:
         async for line in input_lines(ctx, names, "head"):
             ctx.out(f"{line}\n")
             count -= 1
@@ -235,9 +237,28 @@ async def head(ctx: ShellContext, argv: Sequence[str]) -> int:
     return ctx.status
 
 
+async def _first_octets(ctx: ShellContext, names: Sequence[str], count: int) -> None:
+    """The first ``count`` octets; all but the last for a negative one."""
+    ctx.status = 0
+    if count < 0:
+        ctx.stdout.write(b"".join([data async for data in read_input(ctx, names, "head")])[:count])
+    elif count:
+        async for data in read_input(ctx, names, "head"):
+            ctx.stdout.write(data[:count])
+            count -= len(data)
+            if count <= 0:
+                return
+
+
 async def tail(ctx: ShellContext, argv: Sequence[str]) -> int:
-    """tail [-n N|-N] [FILES]."""
-    count, names = _line_count(argv)
+    """tail [-n N|-N] [-c N] [FILES]."""
+    count, names, octets = _count(argv)
+    if octets:
+        end = b""
+        async for data in read_input(ctx, names, "tail"):
+            end = (end + data)[-abs(count) :] if count else b""
+        ctx.stdout.write(end)
+        return ctx.status
     kept: list[str] = []
     async for line in input_lines(ctx, names, "tail"):
         kept.append(line)
@@ -247,20 +268,23 @@ async def tail(ctx: ShellContext, argv: Sequence[str]) -> int:
     return ctx.status
 
 
-def _line_count(argv: Sequence[str]) -> tuple[int, list[str]]:
-    count, names = 10, []
+def _count(argv: Sequence[str]) -> tuple[int, list[str], bool]:
+    """How many, of which files, and whether octets rather than lines are meant."""
+    count, names, octets = 10, [], False
     words = list(argv[1:])
     while words:
         word = words.pop(0)
         if word in ("-n", "-c") and words:
+            octets = word == "-c"
             word = words.pop(0)
             number = whole_number(word.lstrip("+-"))
             count = count if number is None else -number if word.startswith("-") else number
-        elif re.fullmatch(r"-n?[0-9]{1,18}", word):
-            count = int(word.lstrip("-n"))
+        elif re.fullmatch(r"-[nc]?[0-9]{1,18}", word):
+            octets = word[1] == "c"
+            count = int(word.lstrip("-nc"))
         else:
             names.append(word)
-    return count, names
+    return count, names, octets
 
 
 async def wc(ctx: ShellContext, argv: Sequence[str]) -> int:

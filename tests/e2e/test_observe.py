@@ -323,3 +323,29 @@ def test_a_trace_as_json_has_every_step(cluster: Podwire, web: dict[str, dict[st
     assert {(step["node"], step["pod"]) for step in inside} == {(SERVER, name_of(server))}
     ttls = [step["ttl"] for step in inside if "request" in step["packet"]]
     assert set(ttls) == {63}
+
+
+def test_a_node_s_command_reads_what_it_is_given(cluster: Podwire) -> None:
+    command = [sys.executable, "-m", "emulator.cli.main", "exec", "--name", cluster.name]
+
+    def run(*argv: str, stdin: str | None = None) -> tuple[int, str]:
+        done = cluster.run([*command, *argv], stdin=stdin, check=False)
+        return done.code, done.out
+
+    # Without -i nothing comes, and nobody waits for it.
+    assert run(CLIENT, "--", "cat", stdin="lost\n") == (0, "")
+    text = "".join(f"line {number}\n" for number in range(100_000))
+    assert run("-i", CLIENT, "--", "wc", "-c", stdin=text) == (0, f"{len(text)}\n")
+    rules = cluster.node(CLIENT, "iptables-save", "-t", "filter").out
+    assert run("-i", CLIENT, "--", "iptables-restore", stdin=rules) == (0, "")
+    # What a command does not want is not sent without end.
+    with open("/dev/zero", "rb") as endless:
+        done = subprocess.run(
+            [*command, "-i", CLIENT, "--", "sh", "-c", "head -c 2; sleep 0.5; echo done"],
+            env=cluster.env,
+            stdin=endless,
+            capture_output=True,
+            timeout=30,
+            check=False,
+        )
+    assert (done.returncode, done.stdout) == (0, b"\0\0done\n")

@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from emulator.errors import UsageError
-from emulator.runtime.control import Call, ControlClient, ControlServer
+from emulator.runtime.control import (
+    MAX_FEED_ITEMS,
+    Call,
+    ControlClient,
+    ControlError,
+    ControlServer,
+)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator
@@ -127,3 +133,24 @@ async def test_a_missing_process_is_a_clear_error(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"nothing answers at .*podwire status"):
         async with ControlClient(str(tmp_path / "gone.sock")):
             pass
+
+
+async def test_input_that_nobody_reads_ends_the_connection_instead_of_being_lost(
+    tmp_path: Path,
+) -> None:
+    async def deaf(call: Call) -> AsyncGenerator[object, None]:
+        yield "ready"
+        await asyncio.Event().wait()
+
+    async def pieces() -> AsyncIterator[object]:
+        for number in range(MAX_FEED_ITEMS + 1):
+            yield number
+
+    server = ControlServer({"deaf": deaf}, LOG)
+    await server.start_unix(str(tmp_path / "s"))
+    async with ControlClient(str(tmp_path / "s")) as client:
+        stream = client.stream("deaf", feed=pieces())
+        assert await anext(stream) == "ready"
+        with pytest.raises(ControlError, match="the process went away"):
+            await anext(stream)
+    await server.close()
