@@ -23,11 +23,15 @@ class Ip(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> Ip:
-        """Read an address; raises UsageError."""
+        """Read an address as Go does: no zone, ``::ffff:1.2.3.4`` is IPv4; raises UsageError."""
         try:
+            if "%" in text:
+                raise ValueError
             address = ipaddress.ip_address(text)
         except ValueError:
             raise UsageError(f"invalid IP address: {text}") from None
+        if address.version == 6 and address.ipv4_mapped is not None:
+            address = address.ipv4_mapped
         return cls(address.version, int(address))
 
     def __str__(self) -> str:
@@ -92,6 +96,10 @@ class Cidr(NamedTuple):
 @functools.lru_cache(maxsize=8192)
 def _network(text: str, strict: bool) -> tuple[int, int, int]:
     try:
+        # Python alone takes a netmask for a length, and a zone.
+        length = text.partition("/")[2]
+        if "%" in text or (length and not length.isdigit()):
+            raise ValueError
         network = ipaddress.ip_network(text, strict=strict)
     except ValueError:
         raise UsageError(f"invalid CIDR address: {text}") from None

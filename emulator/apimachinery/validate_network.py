@@ -87,7 +87,8 @@ def _peer(peer: Obj, where: str) -> list[FieldError]:
 
 
 def _network(text: Any) -> ipaddress.IPv4Network | ipaddress.IPv6Network | None:
-    if not isinstance(text, str) or "/" not in text:
+    # Python alone takes a netmask for a length, and a zone.
+    if not isinstance(text, str) or "%" in text or not text.partition("/")[2].isdigit():
         return None
     try:
         return ipaddress.ip_network(text, strict=False)

@@ -272,6 +272,11 @@ REFUSED = [
         "subset of `cidr`",
     ),
     (
+        {"ingress": [{"from": [{"ipBlock": {"cidr": "10.0.0.0/255.0.0.0"}}]}]},
+        'spec.ingress[0].from[0].ipBlock.cidr: Invalid value: "10.0.0.0/255.0.0.0": must be a '
+        "valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)",
+    ),
+    (
         {"ingress": [{"ports": [{"port": 80, "endPort": 70}]}]},
         "spec.ingress[0].ports[0].endPort: Invalid value: 80: must be greater than or equal to "
         "`port`",
