@@ -1,7 +1,7 @@
-"""Malformed UPDATEs by the hundred: what our speaker makes of each is what BIRD 2 makes of it.
+"""What our speaker makes of an UPDATE, and of many for one network, is what BIRD 2 makes of them.
 
-Left out is where the two differ on purpose, see tests/unit/test_bgp_update_errors.py: AS 0, next
-hops that are no hosts', cut prefixes, unknown well-known attributes.
+Left out of the malformed ones is where the two differ on purpose (test_bgp_update_errors.py): AS 0,
+next hops that are no hosts', cut prefixes, unknown well-known attributes.
 """
 
 from __future__ import annotations
@@ -28,11 +28,14 @@ from agents.bird.messages import (
     message,
 )
 from agents.bird.net import Afi, Net, format_address
+from agents.bird.speaker import Speaker
+from emulator.addr import parse_ip
 from tests import bgp_peers
 from tests.bgp_peers import PORT, Bird, until
 from tests.bgp_speakers import HandPeer, bgp, channel, speaker_config
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 CASES = 100
@@ -198,21 +201,22 @@ def first(asn: int, case: int, last: int = 1) -> bytes:
     return update(b"".join(attribute(*one) for one in good(asn, med=1)), prefix(case, last))
 
 
-def shown(text: str) -> dict[str, Route]:
-    """BIRD's ``show route all``."""
-    routes: dict[str, dict[str, str]] = {}
+def shown(text: str) -> dict[int, dict[str, Route]]:
+    """BIRD's ``show route all`` by neighbour and network."""
+    routes: dict[tuple[int, str], dict[str, str]] = {}
     said: dict[str, str] = {}
     for line in text.splitlines():
-        if head := re.match(r"(\S+/\d+)\s", line):
-            said = routes.setdefault(head.group(1), {})
+        if head := re.match(r"(\S+/\d+)\s.*\[p(\d+) ", line):
+            said = routes.setdefault((int(head.group(2)), head.group(1)), {})
         if named := re.match(r"\tBGP\.(\w+): ?(.*)", line):
             said[named.group(1)] = named.group(2).strip()
-    return {
-        net: (
+    found: dict[int, dict[str, Route]] = {}
+    for (case, net), a in routes.items():
+        found.setdefault(case, {})[net] = (
             a.get("origin"),
             a.get("as_path", ""),
             a.get("next_hop", "").partition(" ")[0],
-            a.get("med", "").removesuffix("0") if a.get("med") == "0" else a.get("med", ""),
+            "" if a.get("med") == "0" else a.get("med", ""),
             a.get("local_pref"),
             a.get("community", "").replace(" ", ""),
             a.get("large_community", "").replace(" ", ""),
@@ -222,8 +226,7 @@ def shown(text: str) -> dict[str, Route]:
             "originator_id" in a,
             len(a.get("cluster_list", "").split()),
         )
-        for net, a in routes.items()
-    }
+    return found
 
 
 class Talker:
@@ -238,11 +241,12 @@ class Talker:
         self.verdict: tuple[int, int] | None = None
 
     @classmethod
-    async def come(cls, case: int, asn: int) -> Talker:
+    async def come(cls, case: int, asn: int, router_id: int = 0x0A000009) -> Talker:
         talker = cls(*await asyncio.open_connection(HERE, PORT, local_addr=(f"127.0.97.{case}", 0)))
-        talker.say(OPEN, Open(asn, 240, 0x0A000009, capabilities(asn)).body())
+        talker.say(OPEN, Open(asn, 240, router_id, capabilities(asn)).body())
         talker.say(KEEPALIVE)
-        talker.say(UPDATE, first(asn, case))
+        # BIRD's queue of connections is short: the next one waits until it took this one.
+        talker._framer.feed(await talker._reader.read(65536))
         return talker
 
     def say(self, kind: int, body: bytes = b"") -> None:
@@ -259,7 +263,7 @@ class Talker:
                 )
 
 
-def configuration(asn: int) -> str:
+def configuration(ases: dict[int, int], options: str = "") -> str:
     families = "ipv4 { import all; export none; }; ipv6 { import all; export none; };"
     text = """log stderr all;
 router id 10.0.0.1;
@@ -267,10 +271,10 @@ protocol device { scan time 60; }
 protocol static { ipv4; route 10.0.0.0/8 via "lo"; }
 protocol static six { ipv6; route fd00::/16 via "lo"; }
 """
-    for case in range(1, CASES + 1):
+    for case, asn in ases.items():
         text += (
             f"protocol bgp p{case} {{ local {HERE} port {PORT} as {INSIDE}; passive on; multihop; "
-            f"neighbor 127.0.97.{case} as {asn}; strict bind on; {families} }}\n"
+            f"neighbor 127.0.97.{case} as {asn}; strict bind on; {options} {families} }}\n"
         )
     return text
 
@@ -281,7 +285,7 @@ async def test_bird_judges_alike(asn: int, tmp_path: Path) -> None:
     assert CLIENT is not None
     rng = random.Random(asn)
     bodies = {case: malformed(rng, case, asn) for case in range(1, CASES + 1)}
-    bird = Bird(BIRD2, CLIENT, tmp_path, configuration(asn))
+    bird = Bird(BIRD2, CLIENT, tmp_path, configuration(dict.fromkeys(bodies, asn)))
     bird.start()
     talkers: dict[int, Talker] = {}
     tasks: list[asyncio.Task[None]] = []
@@ -289,6 +293,7 @@ async def test_bird_judges_alike(asn: int, tmp_path: Path) -> None:
     try:
         for case in bodies:
             talkers[case] = await Talker.come(case, asn)
+            talkers[case].say(UPDATE, first(asn, case))
         tasks = [asyncio.create_task(talker.listen()) for talker in talkers.values()]
         count = f"{CASES + 1} of {CASES + 1} routes"
         await until(lambda: count in bird.ask("show route table master4 count"), "all routes")
@@ -301,8 +306,9 @@ async def test_bird_judges_alike(asn: int, tmp_path: Path) -> None:
             return all(t.verdict or f"198.{c}.{MARK}.0/24" in table for c, t in talkers.items())
 
         await until(judged, "BIRD has read everything")
+        everything = shown(bird.ask("show route all"))
         for case, talker in talkers.items():
-            routes = shown(bird.ask(f"show route all protocol p{case}"))
+            routes = everything.get(case, {})
             routes.pop(f"198.{case}.{MARK}.0/24", None)
             theirs[case] = talker.verdict or routes
     finally:
@@ -317,3 +323,91 @@ async def test_bird_judges_alike(asn: int, tmp_path: Path) -> None:
         if ours[case] != theirs[case]
     }
     assert different == {}
+
+
+# Six neighbours, three of them internal; each network is announced by some of them.
+ASES = {1: INSIDE, 2: INSIDE, 3: INSIDE, 4: 65001, 5: 65001, 6: 65002}
+NETWORKS_TO_CHOOSE = 150
+
+
+def competitor(rng: random.Random, asn: int) -> list[Attribute]:
+    """One of the routes to a network: differing little, so that late steps decide."""
+    inside = asn == INSIDE
+    numbers = [rng.choice((65001, 65002, 65003))] if inside else [asn]
+    if inside and rng.random() < 0.3:
+        numbers = []
+    numbers += [7] * rng.randrange(3)
+    path = bytes((2, len(numbers))) + struct.pack(f">{len(numbers)}I", *numbers) if numbers else b""
+    if rng.random() < 0.15:
+        path += b"\1\2" + struct.pack(">2I", 100, 200)
+    found = [
+        Attribute(0x40, 1, bytes((rng.choice((0, 0, 0, 1, 2)),))),
+        Attribute(0x40, 2, path),
+        Attribute(0x40, NEXT_HOP, bytes((10, 10, 64, 9))),
+    ]
+    if rng.random() < 0.6:
+        found.append(Attribute(0x80, 4, struct.pack(">I", rng.choice((0, 5, 10)))))
+    if inside:
+        found.append(Attribute(0x40, 5, struct.pack(">I", rng.choice((100, 100, 100, 200, 50)))))
+        if rng.random() < 0.3:
+            found.append(Attribute(0x80, 9, bytes((10, 0, 1, rng.randrange(250)))))
+        if rng.random() < 0.3:
+            found.append(Attribute(0x80, 10, b"\1\1\1\1" * rng.randrange(1, 3)))
+    if rng.random() < 0.1:
+        # LLGR_STALE.
+        found.append(Attribute(0xC0, 8, b"\xff\xff\0\6"))
+    return found
+
+
+def competition(rng: random.Random) -> Iterator[tuple[int, bytes]]:
+    """(neighbour, UPDATE), in any order."""
+    offers = [
+        (who, net) for net in range(NETWORKS_TO_CHOOSE) for who in ASES if rng.random() < 0.75
+    ]
+    rng.shuffle(offers)
+    for who, net in offers:
+        block = b"".join(attribute(*one) for one in competitor(rng, ASES[who]))
+        yield who, update(block, prefix(net))
+
+
+def our_choice(ids: dict[int, int], updates: list[tuple[int, bytes]]) -> dict[str, str]:
+    """The protocol of each network's best route."""
+    peers = [
+        bgp(f"p{who}", f"127.0.97.{who}", peer_as=asn, passive=True) for who, asn in ASES.items()
+    ]
+    speaker = Speaker(speaker_config("10.0.0.1", peers), random.Random(1), now=0.0)
+    numbers: dict[int, int] = {}
+    for who, asn in ASES.items():
+        number = speaker.accepted(parse_ip(f"127.0.97.{who}"), now=0.0)
+        assert number is not None
+        numbers[who] = number
+        hello = message(OPEN, Open(asn, 240, ids[who], capabilities(asn)).body())
+        speaker.receive_data(number, hello + message(KEEPALIVE), now=0.0)
+    for who, body in updates:
+        speaker.receive_data(numbers[who], message(UPDATE, body), now=0.0)
+    table = speaker.tables[Afi.IPV4]
+    return {str(Net.from_key(Afi.IPV4, key)): paths[0].channel.name for key, paths in table.items()}
+
+
+async def test_bird_chooses_alike(tmp_path: Path) -> None:
+    assert BIRD2 is not None
+    assert CLIENT is not None
+    rng = random.Random(3)
+    ids = dict(zip(ASES, rng.sample(range(0x0A000100, 0x0A0001FA), len(ASES)), strict=True))
+    updates = list(competition(rng))
+    bird = Bird(BIRD2, CLIENT, tmp_path, configuration(ASES, "deterministic med on;"))
+    bird.start()
+    talkers: dict[int, Talker] = {}
+    try:
+        for who, asn in ASES.items():
+            talkers[who] = await Talker.come(who, asn, ids[who])
+        for who, body in updates:
+            talkers[who].say(UPDATE, body)
+        count = f"{len(updates) + 1} of {len(updates) + 1} routes"
+        await until(lambda: count in bird.ask("show route table master4 count"), "all routes")
+        table = bird.ask("show route table master4 primary")
+    finally:
+        for talker in talkers.values():
+            talker.writer.close()
+        bird.stop()
+    assert dict(re.findall(r"(198\S+) +\S+ \[(p\d)", table)) == our_choice(ids, updates)
