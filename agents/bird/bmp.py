@@ -8,7 +8,7 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING, Final
 
-from agents.bird.attribute_codec import encode
+from agents.bird.attribute_encoder import encode
 from agents.bird.events import SessionDown, SessionUp
 from agents.bird.messages import HEADER_SIZE, MAX_MESSAGE, OPEN, UPDATE, message
 from agents.bird.net import Afi

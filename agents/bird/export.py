@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from agents.bird.attribute_codec import encode
+from agents.bird.attribute_encoder import encode
 from agents.bird.config import LimitAction
 from agents.bird.filter_eval import Leaf, facts_of, finish, specialise
 from agents.bird.outgoing import may_export, outgoing

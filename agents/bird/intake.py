@@ -8,16 +8,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from agents.bird.attribute_codec import (
-    AS_PATH,
-    NEXT_HOP,
-    ORIGIN,
+from agents.bird.attribute_decoder import (
     DecodeContext,
     Decoded,
     decode,
     split_multiprotocol,
     valid_next_hop,
 )
+from agents.bird.attribute_types import AS_PATH, NEXT_HOP, ORIGIN
 from agents.bird.attributes import (
     GRACEFUL_SHUTDOWN,
     Attrs,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from agents.bird.attribute_codec import encode
+from agents.bird.attribute_encoder import encode
 from agents.bird.attributes import AS_TRANS, ORIGIN_IGP, Attrs
 from agents.bird.fsm import State
 from agents.bird.messages import message

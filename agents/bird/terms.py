@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from agents.bird.attribute_codec import DecodeContext
+from agents.bird.attribute_decoder import DecodeContext
 from agents.bird.channel import Channel
 from agents.bird.config import BgpConfig
 from agents.bird.filters import Source

@@ -4,12 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from agents.bird.attribute_codec import (
-    MP_REACH_NLRI,
-    MP_UNREACH_NLRI,
-    OPTIONAL,
-    attribute,
-)
+from agents.bird.attribute_encoder import attribute
+from agents.bird.attribute_types import MP_REACH_NLRI, MP_UNREACH_NLRI, OPTIONAL
 from agents.bird.errors import UPDATE_ERROR, BgpPeerError
 from agents.bird.messages import HEADER_SIZE, MARKER, UPDATE, message
 from agents.bird.net import SAFI_UNICAST, Afi

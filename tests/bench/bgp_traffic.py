@@ -13,7 +13,7 @@ import struct
 import time
 from typing import TYPE_CHECKING
 
-from agents.bird.attribute_codec import encode
+from agents.bird.attribute_encoder import encode
 from agents.bird.attributes import Attrs, build_path
 from agents.bird.capabilities import Capabilities, Restart
 from agents.bird.messages import KEEPALIVE_MESSAGE, OPEN, Open, message

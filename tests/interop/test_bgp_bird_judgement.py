@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
-from agents.bird.attribute_codec import OPTIONAL, attribute
+from agents.bird.attribute_encoder import attribute
+from agents.bird.attribute_types import OPTIONAL
 from agents.bird.attributes import community_pairs, format_path, large_triples
 from agents.bird.capabilities import Capabilities
 from agents.bird.messages import (

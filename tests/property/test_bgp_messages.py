@@ -8,7 +8,8 @@ import struct
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agents.bird.attribute_codec import DecodeContext, attribute, decode, encode
+from agents.bird.attribute_decoder import DecodeContext, decode
+from agents.bird.attribute_encoder import attribute, encode
 from agents.bird.attributes import Attrs, build_path, merge_as4_path, path_length, segments
 from agents.bird.capabilities import Capabilities, LongLived, Restart
 from agents.bird.errors import BgpPeerError

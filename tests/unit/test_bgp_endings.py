@@ -7,7 +7,7 @@ import ipaddress
 
 import pytest
 
-from agents.bird.attribute_codec import encode
+from agents.bird.attribute_encoder import encode
 from agents.bird.attributes import Attrs
 from agents.bird.capabilities import Capabilities
 from agents.bird.config import AddPaths, Limit, LimitAction, Timers

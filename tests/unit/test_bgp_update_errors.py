@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from agents.bird.attribute_codec import attribute
+from agents.bird.attribute_encoder import attribute
 from agents.bird.capabilities import Capabilities
 from agents.bird.filters import ACCEPT_ALL
 from agents.bird.messages import (

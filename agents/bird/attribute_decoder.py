@@ -1,4 +1,4 @@
-"""Path attributes on the wire, with RFC 7606's three answers to malformed ones.
+"""Path attributes as they are read, with RFC 7606's three answers to malformed ones.
 
 Treat-as-withdraw is a field of the result (``bad``), attribute discard leaves the attribute out,
 and only what makes the rest of the message unreadable raises BgpPeerError.  What each case gets is
@@ -7,11 +7,32 @@ the table of tests/unit/test_bgp_update_errors.py.
 
 from __future__ import annotations
 
-import functools
 import struct
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
+from agents.bird.attribute_types import (
+    AGGREGATOR,
+    AS4_AGGREGATOR,
+    AS4_PATH,
+    AS_PATH,
+    ATOMIC_AGGREGATE,
+    CLUSTER_LIST,
+    COMMUNITIES,
+    EXT_COMMUNITIES,
+    EXTENDED,
+    LARGE_COMMUNITIES,
+    LOCAL_PREF,
+    MP_REACH_NLRI,
+    MP_UNREACH_NLRI,
+    MULTI_EXIT_DISC,
+    NEXT_HOP,
+    OPTIONAL,
+    ORIGIN,
+    ORIGINATOR_ID,
+    PARTIAL,
+    TRANSITIVE,
+)
 from agents.bird.attributes import (
     AS_SEQUENCE,
     AS_SET,
@@ -20,34 +41,8 @@ from agents.bird.attributes import (
     Attrs,
     list_contains,
     merge_as4_path,
-    segments,
 )
 from agents.bird.errors import UPDATE_ERROR, BgpPeerError
-
-ORIGIN: Final = 1
-AS_PATH: Final = 2
-NEXT_HOP: Final = 3
-MULTI_EXIT_DISC: Final = 4
-LOCAL_PREF: Final = 5
-ATOMIC_AGGREGATE: Final = 6
-AGGREGATOR: Final = 7
-COMMUNITIES: Final = 8
-ORIGINATOR_ID: Final = 9
-CLUSTER_LIST: Final = 10
-MP_REACH_NLRI: Final = 14
-MP_UNREACH_NLRI: Final = 15
-EXT_COMMUNITIES: Final = 16
-AS4_PATH: Final = 17
-AS4_AGGREGATOR: Final = 18
-LARGE_COMMUNITIES: Final = 32
-
-OPTIONAL: Final = 0x80
-TRANSITIVE: Final = 0x40
-PARTIAL: Final = 0x20
-EXTENDED: Final = 0x10
-
-# Blocks remembered as they are sent: those of one burst.
-MAX_ENCODED: Final = 1024
 
 # Optional and Transitive bits of the attributes we know (RFC 4271 §5 and the RFC of each).
 _FLAGS: Final = {
@@ -70,9 +65,6 @@ _FLAGS: Final = {
 }
 # Malformed ones of these are left out, the route stays (RFC 7606 §7.6, §7.7; RFC 6793 §6).
 _DISCARDED: Final = frozenset({ATOMIC_AGGREGATE, AGGREGATOR, AS4_PATH, AS4_AGGREGATOR})
-# A single attribute's value; longer ones need the extended length (RFC 4271 §4.3).
-_SHORT: Final = 255
-_LONGEST: Final = 0xFFFF
 
 
 class DecodeContext(NamedTuple):
@@ -431,79 +423,3 @@ _READERS: Final[dict[int, _Reader]] = {
     EXT_COMMUNITIES: _list_of("EXTENDED_COMMUNITIES", "ext_communities", 8),
     LARGE_COMMUNITIES: _list_of("LARGE_COMMUNITIES", "large_communities", 12),
 }
-
-
-# Writing
-
-
-def attribute(flags: int, kind: int, value: bytes) -> bytes:
-    """One attribute with its header; the length takes two octets where one is too small.
-
-    A value that no message can hold (a widened AS_PATH) is not cut: there is no room for it in any
-    message, so ``announcements`` never sends it.
-    """
-    if len(value) > _SHORT:
-        size = min(len(value), _LONGEST).to_bytes(2, "big")
-        return bytes((flags | EXTENDED, kind)) + size + value
-    return bytes((flags, kind, len(value))) + value
-
-
-# What a reflector sends to one client after the other differs only in the client.
-@functools.lru_cache(maxsize=MAX_ENCODED)
-def encode(attrs: Attrs, *, as4: bool, next_hop: bool) -> bytes:
-    """The attribute block of an UPDATE, by ascending type as BIRD sends it.
-
-    ``next_hop`` False leaves NEXT_HOP out: it is in MP_REACH_NLRI.
-    """
-    out = [attribute(TRANSITIVE, ORIGIN, bytes((attrs.origin or 0,)))]
-    path = attrs.as_path
-    as4_path = b""
-    if not as4:
-        path, as4_path = _narrow(path)
-    out.append(attribute(TRANSITIVE, AS_PATH, path))
-    if next_hop:
-        out.append(attribute(TRANSITIVE, NEXT_HOP, attrs.next_hop))
-    if attrs.med is not None:
-        out.append(attribute(OPTIONAL, MULTI_EXIT_DISC, attrs.med.to_bytes(4, "big")))
-    if attrs.local_pref is not None:
-        out.append(attribute(TRANSITIVE, LOCAL_PREF, attrs.local_pref.to_bytes(4, "big")))
-    if attrs.atomic_aggregate:
-        out.append(attribute(TRANSITIVE, ATOMIC_AGGREGATE, b""))
-    as4_aggregator = b""
-    if attrs.aggregator:
-        aggregator = attrs.aggregator
-        if not as4:
-            if aggregator[:2] != b"\0\0":
-                as4_aggregator = aggregator
-                aggregator = AS_TRANS.to_bytes(4, "big") + aggregator[4:]
-            aggregator = aggregator[2:]
-        out.append(attribute(OPTIONAL | TRANSITIVE, AGGREGATOR, aggregator))
-    if attrs.communities:
-        out.append(attribute(OPTIONAL | TRANSITIVE, COMMUNITIES, attrs.communities))
-    if attrs.originator_id is not None:
-        out.append(attribute(OPTIONAL, ORIGINATOR_ID, attrs.originator_id.to_bytes(4, "big")))
-    if attrs.cluster_list:
-        out.append(attribute(OPTIONAL, CLUSTER_LIST, attrs.cluster_list))
-    if attrs.ext_communities:
-        out.append(attribute(OPTIONAL | TRANSITIVE, EXT_COMMUNITIES, attrs.ext_communities))
-    if as4_path:
-        out.append(attribute(OPTIONAL | TRANSITIVE, AS4_PATH, as4_path))
-    if as4_aggregator:
-        out.append(attribute(OPTIONAL | TRANSITIVE, AS4_AGGREGATOR, as4_aggregator))
-    unknown = [(kind, attribute(flags, kind, value)) for flags, kind, value in attrs.unknown]
-    if attrs.large_communities:
-        large = attribute(OPTIONAL | TRANSITIVE, LARGE_COMMUNITIES, attrs.large_communities)
-        unknown.append((LARGE_COMMUNITIES, large))
-    out.extend(text for _, text in sorted(unknown))
-    return b"".join(out)
-
-
-def _narrow(path: bytes) -> tuple[bytes, bytes]:
-    """AS_PATH for a 2-octet peer, and AS4_PATH if it lost something (RFC 6793 §4.2.2)."""
-    out = b""
-    wide = False
-    for kind, asns in segments(path):
-        wide = wide or any(asn > 0xFFFF for asn in asns)
-        narrow = [asn if asn <= 0xFFFF else AS_TRANS for asn in asns]
-        out += bytes((kind, len(asns))) + struct.pack(f">{len(asns)}H", *narrow)
-    return out, path if wide else b""
