@@ -79,6 +79,11 @@ def _netns(args: argparse.Namespace, pod_ip: str, spaces: list[dict[str, Any]]) 
         found = [space for space in spaces if space["name"] == (args.netns or root["name"])]
         where = f"{args.node} netns {args.netns}" if args.netns else args.node
     if not found:
+        if args.netns:
+            names = ", ".join(space["name"] for space in spaces)
+            raise UsageError(
+                f"{args.node} has no network namespace {args.netns!r} (there are: {names})"
+            )
         raise UsageError(f"{where} has no network namespace on {args.node}")
     devices = found[0]["devices"]
     if args.interface not in devices:

@@ -6,12 +6,17 @@ Exit codes: 0 done, 1 something failed while running, 2 bad input (one line on s
 from __future__ import annotations
 
 import argparse
+import errno
 import gc
 import importlib
+import os
 import sys
 from typing import Final, NoReturn, Protocol, cast
 
 from emulator.errors import PodwireError, UsageError
+
+# No room for what is printed or written: for the user to mend, no error of the program.
+_FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -53,7 +58,9 @@ VERBS: Final = {
 def main(argv: list[str] | None = None) -> int:
     """Run ``podwire`` and return its exit code."""
     try:
-        return _run(sys.argv[1:] if argv is None else argv)
+        code = _run(sys.argv[1:] if argv is None else argv)
+        sys.stdout.flush()
+        return code
     except UsageError as error:
         print(f"podwire: {error}", file=sys.stderr)
         return 2
@@ -66,6 +73,13 @@ def main(argv: list[str] | None = None) -> int:
         # The reader of a pipe (head, less) went away; stdout has nobody left to flush to.
         sys.stderr.close()
         return 141
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        # What is left in stdout's buffer would fail again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        print(f"podwire: {error.strerror}", file=sys.stderr)
+        return 1
 
 
 def _run(arguments: list[str]) -> int:

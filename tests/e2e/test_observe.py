@@ -204,7 +204,7 @@ def test_a_capture_to_stdout_ends_after_so_many_packets(
         (["node-0", "eth9"], "node-0 has no interface 'eth9' (there are: lo, eth0, flannel.1,"),
         (["node-9", "eth0"], "no node 'node-9' (there are: node-0, node-1, node-2)"),
         (["node-0", "eth0", "--pod", "x"], "no pod 'x' in 'default'"),
-        (["node-0", "eth0", "--netns", "x"], "node-0 netns x has no network namespace"),
+        (["node-0", "eth0", "--netns", "x"], "node-0 has no network namespace 'x' (there are: "),
         (["node-0", "eth0", "-c", "-1"], "-1 is not a number of packets"),
     ],
 )
@@ -221,6 +221,11 @@ def test_a_place_that_is_not_there_is_named_in_one_line(
     assert complaint in done.err
     assert done.err.count("\n") == 1
     assert not file.exists()
+
+
+def test_a_capture_onto_a_full_disk_ends_with_one_line(cluster: Podwire) -> None:
+    done = cluster.podwire("capture", "node-0", "eth0", "-w", "/dev/full", check=False)
+    assert (done.code, done.err) == (1, "podwire: No space left on device\n")
 
 
 def test_a_capture_ends_with_its_interface(

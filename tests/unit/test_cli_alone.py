@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import datetime
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -116,3 +118,16 @@ def test_a_certificate_is_made_anew_when_it_has_expired(tmp_path: Path) -> None:
     before = pair.cert.read_bytes()
     later = Authority(tmp_path / "pki", now + datetime.timedelta(days=400))
     assert later.issue("admin", "kubernetes-admin").cert.read_bytes() != before
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_a_full_disk_is_one_line_and_no_traceback() -> None:
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "emulator.cli.main", "version"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert (done.returncode, done.stderr) == (1, "podwire: No space left on device\n")
