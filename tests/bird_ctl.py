@@ -38,6 +38,8 @@ _TIMERS = re.compile(r"(timer|delay|wait):(\s+)[\d.]+/")
 class LoopbackPort:
     """A kernel with lo only."""
 
+    generation = 0
+
     def interfaces(self) -> Sequence[Interface]:
         return (LO,)
 

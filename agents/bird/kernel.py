@@ -82,6 +82,10 @@ class KernelRoute:
 class KernelPort(Protocol):
     """A kernel's routing table and interfaces."""
 
+    @property
+    def generation(self) -> object:
+        """Another one after every change of what the other calls give."""
+
     def interfaces(self) -> Sequence[Interface]:
         """All interfaces, by index."""
 

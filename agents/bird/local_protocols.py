@@ -45,6 +45,8 @@ class LocalProtocols:
         self._tables = tables
         self._resolvers = resolvers
         self._interval_s = 0.0
+        # What the last scan saw, and whether nothing was left to do then.
+        self._scanned: object = None
         self._told: object = None
         self._device = ""
         # Who listens to which protocol.
@@ -124,9 +126,25 @@ class LocalProtocols:
         else:
             self.kernel.reconfigure(config.kernel)
 
+    def scan_if_changed(self, now: float) -> None:
+        """The scan of every two seconds, which nearly always would find nothing new."""
+        if self._port is None:
+            return
+        kernel = self.kernel
+        if (
+            self._scanned is None
+            or self._scanned != self._port.generation
+            or self._traces
+            or (kernel is not None and (kernel.refused or kernel.held))
+        ):
+            self.scan(now)
+        else:
+            self.scan_at = now + self._interval_s
+
     def scan(self, now: float) -> None:
         """Look at the kernel: interfaces, others' routes, whether ours are still there."""
         if self._port is not None:
+            self._scanned = self._port.generation
             before, self.interfaces = self.interfaces, self._port.interfaces()
             if self._traces:
                 self._trace_scan(before)
@@ -176,6 +194,7 @@ class LocalProtocols:
         """Look again at once instead of after the interval."""
         if self._port is not None:
             self.scan_at = now
+            self._scanned = None
 
 
 def _withdraw_all(protocol: StaticProtocol | DirectProtocol) -> None:

@@ -31,9 +31,17 @@ _DESTS = {
 _TYPES = {dest: type_ for type_, dest in _DESTS.items()}
 
 
+class ChangeCount(Protocol):
+    """A kernel, as far as it counts its changes."""
+
+    generation: int
+
+
 class RoutingNamespace(Protocol):
     """The verbs of a namespace that the speaker uses (ARCHITECTURE.md, "The kernel")."""
 
+    @property
+    def kernel(self) -> ChangeCount: ...
     def route_replace(self, route: Route) -> None: ...
     def route_del(self, route: Route) -> None: ...
     def routes(self) -> Sequence[Route]: ...
@@ -46,6 +54,11 @@ class NamespacePort:
 
     def __init__(self, namespace: RoutingNamespace) -> None:
         self._ns = namespace
+
+    @property
+    def generation(self) -> object:
+        """As ``KernelPort``: the kernel counts its changes."""
+        return self._ns.kernel.generation
 
     def interfaces(self) -> tuple[Interface, ...]:
         """All interfaces, by index."""

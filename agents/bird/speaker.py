@@ -272,7 +272,7 @@ class Speaker:
         self.now = now
         scan_at = self.local.scan_at
         if scan_at is not None and now >= scan_at:
-            self.local.scan(now)
+            self.local.scan_if_changed(now)
         if self.recovery_until is not None and now >= self.recovery_until:
             self._recovered()
         for peer in self._agenda.due(now):

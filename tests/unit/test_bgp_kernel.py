@@ -42,6 +42,7 @@ from tests.bgp_speakers import HandPeer, bgp, channel, speaker_config
 from tests.unit.test_bgp_update_errors import update
 
 if TYPE_CHECKING:
+    from agents.bird.kernel import Interface
     from emulator.netstack.netns import NetNs
 
 TUNNEL = Filter(
@@ -179,6 +180,38 @@ def test_the_scan_repairs_what_others_did_to_our_routes() -> None:
     assert table(ns) != before
     peer.pass_time(2.1)
     assert table(ns) == before
+
+
+def test_a_kernel_that_did_not_change_is_not_read_again() -> None:
+    class Counting(NamespacePort):
+        reads = 0
+
+        def interfaces(self) -> tuple[Interface, ...]:
+            self.reads += 1
+            return super().interfaces()
+
+    ns = node()
+    port = Counting(ns)
+    peer = HandPeer(config(), neighbor="10.10.95.205", kernel=port)
+    peer.establish(Capabilities(families=(1,), as4=64512), router_id="10.10.95.205")
+    peer.send(UPDATE, update(attributes("10.10.95.205"), Net.parse("192.168.126.64/26").key))
+    peer.pass_time(6)
+    reads = port.reads
+    peer.pass_time(60)
+    assert port.reads == reads
+
+    def seen() -> list[tuple[bool, int, int]]:
+        (found,) = [i for i in peer.speaker.local.interfaces if i.name == "docker0"]
+        return [(found.up, found.mtu, len(found.addresses))]
+
+    for change, shown in (
+        (lambda: ns.link_set("docker0", mtu=1400), (True, 1400, 1)),
+        (lambda: ns.addr_add("docker0", parse_ip("172.18.0.1"), 16), (True, 1400, 2)),
+        (lambda: ns.link_set("docker0", up=False), (False, 1400, 2)),
+    ):
+        change()
+        peer.pass_time(2.1)
+        assert seen() == [shown]
 
 
 def test_routes_persist_over_a_shutdown_only_if_told_to() -> None:

@@ -149,6 +149,7 @@ class Port:
         loopback = (InterfaceAddress(b"\x7f\0\0\1", 8, "host"),)
         self.lo = Interface(1, "lo", True, True, 65536, loopback, loopback=True)
         self.d0 = Interface(3, "d0", True, True, 1500, (_address("10.9.0.1"),))
+        self.generation = 0
         self.table: dict[Net, KernelRoute] = {}
         self.add(KernelRoute(Net.parse("10.44.0.0/16"), Dest.UNICAST, (WAY,), protocol="static"))
 
