@@ -110,10 +110,8 @@ class UnderlayMap:
                     await self._client.put(key, self._own.value(), lease=granted.id)
                     lease = granted.id
                     self.published.set()
-                elif (await self._client.lease_keep_alive_once(lease)).ttl_s <= 0:
-                    self._log.warning("the underlay lease expired; publishing again")
-                    lease = 0
-                    continue
+                else:
+                    await self._client.lease_keep_alive_once(lease)
                 failing = False
                 await asyncio.sleep(LEASE_TTL_S / 3)
             except (EtcdError, OSError) as error:

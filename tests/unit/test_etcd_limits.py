@@ -136,6 +136,45 @@ def test_what_waits_for_windows_is_counted_until_it_is_gone() -> None:
     assert connection.queued_total == 0
 
 
+def test_the_end_of_a_stream_waits_for_what_is_queued() -> None:
+    connection, client = h2.Http2Connection(client=False), h2.Http2Connection(client=True)
+    client.open_stream(BLOCK)
+    connection.receive_data(client.data_to_send(), now=0.0)
+    connection.send_headers(1, BLOCK)
+    size = 5_000_000  # more than a client's window
+    connection.send_data(1, bytes(size))
+    connection.send_data(1, b"", end_stream=True)
+    got = 0
+    ended = False
+    for _ in range(10):
+        for event in client.receive_data(connection.data_to_send(), now=0.0):
+            if isinstance(event, h2.DataReceived):
+                assert not ended
+                got += len(event.data)
+                ended = event.end_stream
+                client.acknowledge(event.stream_id, event.flow_bytes)
+        connection.receive_data(client.data_to_send(), now=0.0)
+    assert (got, ended) == (size, True)
+
+
+def test_streams_take_turns_at_the_connections_window() -> None:
+    connection = server()
+    big = (10**6).to_bytes(4, "big")
+    for number in (1, 3, 5):
+        connection.receive_data(headers(number), now=0.0)
+        connection.receive_data(f.frame(f.WINDOW_UPDATE, 0, number, big), now=0.0)
+        connection.send_headers(number, BLOCK)
+    connection.send_data(1, bytes(f.DEFAULT_WINDOW))
+    for number in (1, 3, 5):
+        connection.send_data(number, bytes(100_000))
+    step = f.frame(f.WINDOW_UPDATE, 0, 0, (1000).to_bytes(4, "big"))
+    before = {number: connection.queued_bytes(number) for number in (1, 3, 5)}
+    for _ in range(6):
+        connection.receive_data(step, now=0.0)
+    sent = [before[number] - connection.queued_bytes(number) for number in (1, 3, 5)]
+    assert sent == [2000, 2000, 2000]
+
+
 # The server -------------------------------------------------------------------------------------
 
 

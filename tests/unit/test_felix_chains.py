@@ -217,6 +217,53 @@ def test_lists_that_do_not_fit_become_blocks() -> None:
     ]
 
 
+def test_a_packet_must_pass_every_one_of_three_lists() -> None:
+    rule = PolicyRule(
+        "Allow", "tcp",
+        source=Side(nets=("10.0.0.0/8", "11.0.0.0/8")),
+        destination=Side(nets=("12.0.0.0/8", "13.0.0.0/8"), ports=("80", "http")),
+    )  # fmt: skip
+    lines = render(rule)
+    fails = "-m mark --mark 0/0x80000 --jump MARK --set-mark 0/0x40000"
+    forgets = "--jump MARK --set-mark 0/0x80000"
+    # The last list does not inherit what the one before found.
+    assert [line for line in lines if line in (fails, forgets)] == [fails, forgets, fails]
+    assert lines[lines.index(forgets) + 1].startswith("--destination 12.0.0.0/8 ")
+
+
+def test_networks_that_must_not_match_become_a_block_when_there_are_several() -> None:
+    rule = PolicyRule("Deny", source=Side(not_nets=("10.1.0.0/16", "10.2.0.0/16")))
+    assert render(rule) == [
+        "--jump MARK --set-mark 0x40000/0xc0000",
+        "--source 10.1.0.0/16 --jump MARK --set-mark 0/0x40000",
+        "--source 10.2.0.0/16 --jump MARK --set-mark 0/0x40000",
+        "-m mark --mark 0x40000/0x40000 --jump DROP",
+    ]
+
+
+def test_a_selector_is_asked_beside_numbers_and_within_sets_of_named_ports() -> None:
+    web = parse_selector("app == 'web'")
+    name = names.set_name(web.unique_id)
+
+    def asked(*ports: str) -> bool:
+        rule = PolicyRule("Deny", "tcp", destination=Side(selector=web, ports=ports))
+        return f"--match-set {name} dst" in " ".join(render(rule))
+
+    assert [asked(), asked("80"), asked("80", "http"), asked("http")] == [True, True, True, False]
+
+
+def test_named_ports_know_protocols_by_name_and_number() -> None:
+    def wanted(protocol: str) -> list[str]:
+        sets = SetsWanted()
+        rule = PolicyRule("Allow", protocol, destination=Side(ports=("dns",)))
+        render_rules((rule,), sets, "")
+        return [proto for _, proto, _ in sets.ports.values()]
+
+    assert [wanted(each) for each in ("6", "17", "udp", "sctp")] == [
+        ["tcp"], ["udp"], ["udp"], ["sctp"]
+    ]  # fmt: skip
+
+
 def test_more_ports_than_multiport_takes_are_split() -> None:
     ports = [str(port) for port in range(1, 15)] + ["20:30", "40"]
     assert split_ports(ports) == ["1,2,3,4,5,6,7,8,9,10,11,12,13,14", "20:30,40"]
@@ -227,10 +274,15 @@ def test_actions_that_do_not_end_leave_a_mark_or_a_line() -> None:
     assert render(PolicyRule("Log", "icmp", icmp=(8, 0))) == [
         '-p icmp -m icmp --icmp-type 8/0 --jump LOG --log-prefix "calico-packet: " --log-level 5'
     ]
+    assert render(PolicyRule("Deny", "icmp", not_icmp=(8, None))) == [
+        "-p icmp -m icmp ! --icmp-type 8 --jump DROP"
+    ]
 
 
 def test_a_rule_for_ipv6_networks_alone_matches_no_packet() -> None:
     assert render(PolicyRule("Allow", source=Side(nets=("feed::/16",)))) == []
+    # felix has no rule here either: what must not be IPv6 alone says nothing of IPv4.
+    assert render(PolicyRule("Allow", source=Side(not_nets=("feed::/16",)))) == []
 
 
 def test_equal_rules_at_another_place_have_other_hashes() -> None:

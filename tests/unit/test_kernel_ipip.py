@@ -185,6 +185,12 @@ class TestNextHops:
         assert root.route_output(prefix.host(1), chosen=0xFFFFFFFF).dev == "eth0"
         root.link_set("dummy0", up=True)
         assert root.route_output(prefix.host(1), chosen=0xFFFFFFFF).dev == "dummy0"
+        root.route_add(Route(prefix, dev="eth0", metric=10))
+        for up in (False, True):
+            # It keeps its place before routes of a higher metric.
+            root.link_set("dummy0", up=up)
+            assert [r.metric for r in root.routes() if r.dst == prefix] == [0, 10]
+        root.route_del(Route(prefix, dev="eth0", metric=10))
         root.link_del("dummy0")
         assert prefix not in [route.dst for route in root.routes()]
 

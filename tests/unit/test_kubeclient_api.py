@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
+import logging
 import random
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +24,8 @@ from emulator.kubeclient import (
     KubeConfig,
     RestClient,
 )
+from emulator.kubeclient.backoff import Backoff
+from emulator.kubeclient.reflector import Reflector
 from emulator.kubeclient.resource import DEPLOYMENTS, EVENTS, NODES, PODS, SERVICES
 from emulator.runtime.clock import real_clock
 from tests.kube_fakes import FakeApi
@@ -168,6 +172,78 @@ async def test_a_cut_watch_resumes_where_it_was_without_listing(
             api.cut_watches()
             await until(lambda n=number: len(informer.lister) == n + 1)  # type: ignore[misc]
         assert informer.reflector.relists == 1
+        newest = api.objects(PODS)[-1]["metadata"]["resourceVersion"]
+        await until(lambda: informer.reflector.resource_version == newest)
+        api.cut_watches()
+        resumed = f"resourceVersion={newest}&"
+        await until(lambda: any("watch=" in path and resumed in path for _, path in api.requests))
+        task.cancel()
+
+
+async def test_a_bookmark_is_where_a_watch_goes_on(api: FakeApi, client: RestClient) -> None:
+    informer = Informer(client, PODS, backoff=QUICK, field_selector="spec.nodeName=kube-0")
+    async with asyncio.TaskGroup() as group:
+        task = group.create_task(informer.run())
+        await informer.synced.wait()
+        # Nothing this watch asked for, but what it has read so far moves on.
+        api.put(PODS, pod("elsewhere"))
+        newest = api.objects(PODS)[-1]["metadata"]["resourceVersion"]
+        await until(lambda: informer.reflector.resource_version == newest)
+        assert informer.lister.list("default") == []
+        task.cancel()
+
+
+async def test_watches_that_end_at_once_are_not_begun_again_at_once(
+    api: FakeApi, client: RestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reflector = Reflector(client, PODS, backoff=QUICK)
+    delays = []
+
+    class EndsAtOnce:
+        async def __anext__(self) -> object:
+            await asyncio.sleep(0)
+            raise StopAsyncIteration
+
+        def __aiter__(self) -> EndsAtOnce:
+            return self
+
+    @contextlib.asynccontextmanager
+    async def ends_at_once(*_: object, **__: object) -> AsyncIterator[EndsAtOnce]:
+        yield EndsAtOnce()
+
+    class Counted(Backoff):
+        def next_delay_s(self) -> float:
+            delays.append(super().next_delay_s())
+            return delays[-1]
+
+    monkeypatch.setattr(client, "watch", ends_at_once)
+    monkeypatch.setattr(reflector, "_backoff", Counted(QUICK, client.rng))
+    async with asyncio.TaskGroup() as group:
+        task = group.create_task(reflector.run())
+        await until(lambda: len(delays) > 2)
+        task.cancel()
+    assert reflector.relists == 1
+
+
+async def test_a_server_that_is_away_is_said_once_and_its_return_once(
+    api: FakeApi, client: RestClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG, "podwire.kubeclient")
+    informer = Informer(client, PODS, backoff=QUICK)
+
+    def said(text: str, level: int) -> int:
+        return sum(text in r.getMessage() and r.levelno == level for r in caplog.records)
+
+    async with asyncio.TaskGroup() as group:
+        task = group.create_task(informer.run())
+        await informer.synced.wait()
+        for outage in (1, 2):
+            await api.stop()
+            tries = said("trying again", logging.DEBUG)
+            await until(lambda before=tries: said("trying again", logging.DEBUG) > before + 2)  # type: ignore[misc]
+            assert said("trying again", logging.WARNING) == outage
+            await api.start()
+            await until(lambda n=outage: said("works again", logging.INFO) == n)  # type: ignore[misc]
         task.cancel()
 
 

@@ -79,6 +79,17 @@ def test_vxlan_behind_the_gateway_stays_vxlan() -> None:
     assert item == Egress(FAR, "vxlan", b"v" * 60, 0, 5353)
 
 
+@pytest.mark.parametrize("fragment", [ipv4.MF, 3])
+def test_a_fragment_behind_the_gateway_is_a_packet_whatever_its_first_bytes(fragment: int) -> None:
+    world = World()
+    datagram = udp.Udp(5353, 8472, b"v" * 56).emit(NODE, FAR)
+    whole = ipv4.build(NODE, FAR, UDP, datagram, frag=fragment)
+    world.eth0.egress.append(Egress(GATEWAY, "carrier", whole, 0))
+    (item,) = world.leaves()
+    assert (item.dst_ip, item.kind) == (FAR, "carrier")
+    assert item.payload[ipv4.HEADER_LEN :] == datagram
+
+
 def test_every_packet_of_a_batch_is_forwarded() -> None:
     world = World()
     world.send(FAR)
