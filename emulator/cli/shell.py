@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING
 
 from emulator.cli.exec import run_on_node
@@ -19,17 +20,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Read lines until ``exit`` or the end of input; returns the last command's exit code."""
+    """Read lines until ``exit`` or the end of input; returns the last command's exit code.
+
+    Only a terminal is shown a prompt, as by any shell.
+    """
     import readline
 
     readline.set_auto_history(True)
     path = run_async(node_socket(args, args.node))
+    prompt = f"root@{args.node}:~# " if sys.stdin.isatty() else ""
     code = 0
     while True:
         try:
-            line = input(f"root@{args.node}:~# ").strip()
+            line = input(prompt).strip()
         except EOFError:
-            print()
+            if prompt:
+                print()
             return code
         except KeyboardInterrupt:
             print()

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import pty
 import re
+import select
 import shutil
 import subprocess
 import sys
+import termios
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -354,3 +358,46 @@ def test_a_node_s_command_reads_what_it_is_given(cluster: Podwire) -> None:
             check=False,
         )
     assert (done.returncode, done.stdout) == (0, b"\0\0done\n")
+
+
+def test_a_script_in_the_shell_s_input_runs_without_prompts(cluster: Podwire) -> None:
+    command = [sys.executable, "-m", "emulator.cli.main", "shell", "--name", cluster.name, CLIENT]
+    done = cluster.run(command, stdin="echo one\n\ncat\nfalse\n", check=False)
+    assert (done.code, done.out, done.err) == (1, "one\n", "")
+    done = cluster.run(command, stdin="exit\necho never\n", check=False)
+    assert (done.code, done.out, done.err) == (0, "", "")
+
+
+def test_ctrl_c_in_the_shell_ends_the_command_and_not_the_shell(cluster: Podwire) -> None:
+    command = [sys.executable, "-m", "emulator.cli.main", "shell", "--name", cluster.name, CLIENT]
+    ours, theirs = pty.openpty()
+    shown = ""
+
+    def until(text: str) -> None:
+        nonlocal shown
+        while text not in shown:
+            assert select.select([ours], [], [], 20)[0], f"{text!r} is not in {shown!r}"
+            shown += os.read(ours, 4096).decode()
+        shown = shown.partition(text)[2]
+
+    with subprocess.Popen(
+        command,
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        env=cluster.env,
+        start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(theirs, termios.TIOCSCTTY, 0),
+    ) as shell:
+        os.close(theirs)
+        until(f"root@{CLIENT}:~# ")
+        os.write(ours, b"ping 127.0.0.1\n")
+        until("64 bytes from 127.0.0.1")
+        os.write(ours, b"\x03")
+        until("packets transmitted")
+        until(f"root@{CLIENT}:~# ")
+        os.write(ours, b"echo still $((40 + 2))\n")
+        until("still 42")
+        os.write(ours, b"exit\n")
+        assert shell.wait(20) == 0
+    os.close(ours)
