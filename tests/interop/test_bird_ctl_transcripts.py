@@ -247,6 +247,25 @@ show route where bgp_med = 5 || dest = RTD_BLACKHOLE
 show route where (64512,120) ~ bgp_community
 show route where bgp_community ~ [ (64512,120) ]
 show route where bgp_path.len = 0 count
+show route where (64512,1,2) ~ bgp_large_community
+show route where (rt,10,20) ~ bgp_ext_community
+show route where bgp_community ~ [ (64512,*) ]
+show route where bgp_community ~ [ (64512, 100..119), (1..64511,*) ]
+show route where bgp_community.len = 1
+show route where bgp_path ~ [= 65001 * =]
+show route where bgp_path ~ [= * =]
+show route where bgp_local_pref >= 100 && bgp_local_pref < 101
+show route where ! defined(bgp_med)
+show route where bgp_next_hop ~ 10.10.0.0/16
+show route where from = 10.10.95.205
+show route where ifname = "lo"
+show route where scope = SCOPE_UNIVERSE
+show route where preference > 100
+show route where net.len = 26
+show route where net.ip = 192.168.126.64
+show route where net !~ 10.0.0.0/8
+show route where dest ~ [RTD_BLACKHOLE, RTD_UNREACHABLE]
+show route where false count
 show route for x
 show static
 show bfd sessions
@@ -266,6 +285,23 @@ eval 10.0.0.0/8
 eval 10.1.0.0/16 ~ 10.0.0.0/8
 eval "x"
 eval (1,2)
+eval (rt, 10, 20)
+eval (rt, 70000, 20)
+eval (ro, 10.0.0.1, 20)
+eval (generic, 0x43000000, 0x1)
+eval (rt, 10, 20) = (rt, 10, 20)
+eval (rt,10,5) ~ [(rt,10,*)]
+eval (rt,11,5) ~ [(rt,10,*)]
+eval (rt,10,5) ~ [(rt,10,1..4)]
+eval (rt, 10)
+eval [(rt,10,20)]
+eval [(64512,*)]
+eval [(64512,1,*)]
+eval [(1..2,*)]
+eval [(64512,1..5), (1,2)]
+eval (64512,3) ~ [(64512,1..5)]
+eval (64512,7) ~ [(64512,1..5)]
+eval (64512,7,8) ~ [(64512,*,8)]
 eval 1/0
 eval 1 +
 configure check

@@ -13,6 +13,8 @@ import pytest
 from agents.bird.config import Limit, LimitAction
 from agents.bird.ctl.command import Symbols, parse
 from agents.bird.ctl.engine import Engine, Session
+from agents.bird.ctl.expression import holds, parse_expression
+from agents.bird.ctl.lexer import Tokens
 from agents.bird.ctl.reply import CommandError, Dialect, Line, frame
 from agents.bird.ctl.server import MAX_COMMAND, MAX_SESSIONS
 from agents.bird.ctl.show_routes import show_route
@@ -204,6 +206,36 @@ def test_every_kind_of_attribute_is_printed() -> None:
         "\tBGP.ext_community: (rt, 65000, 100) (rt, 192.0.2.1, 100) (generic, 0x43040000, 0x1)",
         "\tBGP.63 [t]: 01 02",
     ]
+
+
+@pytest.mark.parametrize(
+    ("condition", "fulfilled"),
+    [
+        ("(rt, 65000, 100) ~ bgp_ext_community", True),
+        ("(rt, 192.0.2.1, 100) ~ bgp_ext_community", True),
+        ("(rt, 65000, 101) ~ bgp_ext_community", False),
+        ("(ro, 65000, 100) ~ bgp_ext_community", False),
+        ("(generic, 0x43040000, 1) ~ bgp_ext_community", True),
+        ("bgp_ext_community ~ [ (rt, 65000, *) ]", True),
+        ("bgp_ext_community ~ [ (rt, 65000, 1..99), (ro, 1, *) ]", False),
+        ("(64512, 1, 2) ~ bgp_large_community", True),
+        ("bgp_large_community ~ [ (64512, 1, 3..9), (64512, 2, *) ]", False),
+        ("bgp_large_community ~ [ (64512, *, *) ]", True),
+        ("bgp_community ~ [ (64512, 100..200) ]", True),
+        ("bgp_community ~ [ (64512, 121..200) ]", False),
+        ("bgp_community ~ [ (64512, 1, *) ]", False),
+    ],
+)
+def test_conditions_on_communities_of_all_kinds(condition: str, fulfilled: bool) -> None:
+    _, host = two()
+    (route,) = routes_of(host.speaker, Net.parse("192.168.2.0/26"))
+    attrs = route.attrs._replace(
+        communities=bytes.fromhex("fc000078"),
+        ext_communities=bytes.fromhex("0002fde8000000640102c000020100644304000000000001"),
+        large_communities=bytes.fromhex("0000fc000000000100000002"),
+    )
+    expression = parse_expression(Tokens(condition, Dialect.BIRD1, lambda _: False))
+    assert holds(expression, replace(route, attrs=attrs)) is fulfilled
 
 
 # -- commands --------------------------------------------------------------------------------------

@@ -10,6 +10,15 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
 from agents.bird.attributes import community_pairs, large_triples
+from agents.bird.ctl.communities import (
+    KINDS,
+    Extended,
+    ExtendedPattern,
+    Pattern,
+    extended_of,
+    largest_value,
+    make_extended,
+)
 from agents.bird.ctl.reply import RUNTIME_ERROR, SYNTAX, CommandError, Dialect
 from agents.bird.ctl.values import (
     ARITHMETIC,
@@ -54,12 +63,15 @@ _READERS: Final[dict[str, Callable[[Any], Any]]] = {
     "gw": lambda route: route.ways[0].gateway if route.ways else None,
     "ifname": lambda route: route.ways[0].dev if route.ways else "",
     "preference": _attribute("preference"),
+    # Nothing here has a narrower one.
+    "scope": lambda route: "SCOPE_UNIVERSE",
     "bgp_origin": _attribute("origin"),
     "bgp_path": lambda route: PathValue(route.attrs.as_path),
     "bgp_next_hop": lambda route: route.attrs.next_hop or None,
     "bgp_local_pref": _attribute("local_pref"),
     "bgp_med": _attribute("med"),
     "bgp_community": lambda route: community_pairs(route.attrs.communities),
+    "bgp_ext_community": lambda route: extended_of(route.attrs.ext_communities),
     "bgp_large_community": lambda route: large_triples(route.attrs.large_communities),
     "bgp_originator_id": _attribute("originator_id"),
     "krt_tunnel": _attribute("krt_tunnel"),
@@ -76,6 +88,10 @@ _CONSTANTS: Final[dict[str, Any]] = {
     **{str(source): source for source in Source},
     **{f"RTD_{name}": f"RTD_{name}" for name in ("UNICAST", "BLACKHOLE", "UNREACHABLE")},
     "RTD_PROHIBIT": "RTD_PROHIBIT",
+    **{
+        f"SCOPE_{name}": f"SCOPE_{name}"
+        for name in ("HOST", "LINK", "SITE", "ORGANIZATION", "UNIVERSE")
+    },
     "RTD_ROUTER": "RTD_UNICAST",
 }
 
@@ -197,6 +213,11 @@ class _Parser:
         return read
 
     def _parenthesis(self, depth: int) -> Expression:
+        if self._tokens.next.text in KINDS:
+            pattern = self._extended()
+            if pattern.low != pattern.high:
+                raise self._tokens.error()
+            return lambda _: Extended(pattern.low)
         parts = [self.any(depth)]
         while self._tokens.accept(","):
             parts.append(self.any(depth))
@@ -240,7 +261,7 @@ class _Parser:
         while True:
             items.append(self._item())
             if tokens.accept("]"):
-                return items
+                return sorted(items) if all(isinstance(i, Pattern) for i in items) else items
             tokens.expect(",")
 
     def _item(self) -> Any:
@@ -251,15 +272,53 @@ class _Parser:
                 return found
             return self._pattern(found)
         if tokens.accept("("):
-            values = [self._number()]
-            while tokens.accept(","):
-                values.append(self._number())
-            tokens.expect(")")
-            return tuple(values)
+            if tokens.next.text in KINDS:
+                return self._extended()
+            return self._community()
         if tokens.next.kind == "WORD" and tokens.next.text in _CONSTANTS:
             return _CONSTANTS[tokens.take().text]
         low = self._number()
         return Range(low, self._number() if tokens.accept("..") else low)
+
+    def _span(self, widest: int) -> tuple[int, int]:
+        """``5``, ``5..9`` or ``*``."""
+        if self._tokens.accept("*"):
+            return 0, widest
+        low = self._number()
+        return low, self._number() if self._tokens.accept("..") else low
+
+    def _community(self) -> Pattern:
+        """``64512, 1..9)``: after a part that leaves something open comes only ``*``."""
+        tokens = self._tokens
+        spans = [self._span(MASK)]
+        while tokens.accept(","):
+            low, high = spans[-1]
+            if low != high and tokens.next.text != "*":
+                raise tokens.error("'*'")
+            spans.append(self._span(MASK))
+        tokens.expect(")")
+        if len(spans) == 2:
+            spans = [(low, min(high, 0xFFFF)) for low, high in spans]
+        return Pattern(tuple(low for low, _ in spans), tuple(high for _, high in spans))
+
+    def _extended(self) -> ExtendedPattern:
+        """``rt, 10, 20)``, the value a span where a set has it."""
+        tokens = self._tokens
+        name = tokens.take().text
+        tokens.expect(",")
+        key: int | bytes
+        if tokens.next.kind == "IP4":
+            key = parse_address(tokens.take().text)
+        else:
+            key = self._number()
+        tokens.expect(",")
+        span = self._span(largest_value(name, key))
+        tokens.expect(")")
+        try:
+            low, high = (make_extended(name, key, value).number for value in span)
+        except ValueError as error:
+            raise CommandError(SYNTAX, str(error)) from None
+        return ExtendedPattern(low, high)
 
     def _pattern(self, net: Net) -> NetPattern:
         tokens = self._tokens

@@ -15,6 +15,7 @@ from agents.bird.attributes import (
     segments,
 )
 from agents.bird.config import Dest
+from agents.bird.ctl.communities import format_extended
 from agents.bird.ctl.reply import ATTRIBUTE, ROUTE, ROUTE_DETAIL, Dialect, Line
 from agents.bird.filters import Source
 from agents.bird.net import format_address
@@ -41,8 +42,6 @@ _TYPES: Final = {
 _ORIGINS: Final = ("IGP", "EGP", "Incomplete")
 # linux/rtnetlink.h: numbers of the kernel's routing protocols.
 _PROTOCOLS: Final = {"redirect": 1, "kernel": 2, "boot": 3, "static": 4, "bird": 12}
-# Kinds of extended communities with a name (RFC 4360, RFC 5668).
-_EXTENDED: Final = {0x02: "rt", 0x03: "ro"}
 
 
 def show_route(
@@ -172,7 +171,7 @@ def _bgp_attributes(attrs: Attrs) -> Iterator[str]:
         yield f"BGP.cluster_list: {' '.join(ids)}"
     if attrs.ext_communities:
         octets = attrs.ext_communities
-        values = (_extended(octets[at : at + 8]) for at in range(0, len(octets), 8))
+        values = (format_extended(octets[at : at + 8]) for at in range(0, len(octets), 8))
         yield f"BGP.ext_community: {' '.join(values)}"
     if attrs.large_communities:
         triples = (f"({a}, {b}, {c})" for a, b, c in large_triples(attrs.large_communities))
@@ -186,19 +185,3 @@ def _next_hops(octets: bytes) -> str:
     if len(octets) == 32:
         return f"{format_address(octets[:16])} {format_address(octets[16:])}"
     return format_address(octets)
-
-
-def _extended(octets: bytes) -> str:
-    """``(rt, key, value)``, or ``(generic, 0x…, 0x…)`` for what has no name."""
-    kind, sub = octets[0] & 0x3F, octets[1]
-    name = _EXTENDED.get(sub)
-    if name is None or kind > 2:
-        high, low = (int.from_bytes(part, "big") for part in (octets[:4], octets[4:]))
-        return f"(generic, 0x{high:x}, 0x{low:x})"
-    if kind == 0:
-        key = str(int.from_bytes(octets[2:4], "big"))
-        value = int.from_bytes(octets[4:], "big")
-    else:
-        key = format_address(octets[2:6]) if kind == 1 else str(int.from_bytes(octets[2:6], "big"))
-        value = int.from_bytes(octets[6:], "big")
-    return f"({name}, {key}, {value})"

@@ -9,6 +9,13 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from agents.bird.attributes import format_path, path_first, path_last, path_length, segments
+from agents.bird.ctl.communities import (
+    Extended,
+    ExtendedPattern,
+    Pattern,
+    format_community,
+    format_extended,
+)
 from agents.bird.ctl.reply import SYNTAX, CommandError
 from agents.bird.filters import NetPattern
 from agents.bird.net import Afi, Net, format_address
@@ -53,6 +60,8 @@ def format_value(value: Any) -> str:
             return format_address(value)
         case PathValue(path):
             return f"(path {format_path(path)})"
+        case Extended(number):
+            return format_extended(number.to_bytes(8, "big"))
         case Net() | int() | str():
             return str(value)
         case (int(), *_):
@@ -69,6 +78,11 @@ def _set_item(item: Any) -> str:
             return str(net) if low == high == net.length else f"{net}{{{low},{high}}}"
         case Range(low, high):
             return str(low) if low == high else f"{low}..{high}"
+        case Pattern(low, high):
+            return "..".join(dict.fromkeys(map(format_community, (low, high))))
+        case ExtendedPattern(low, high):
+            ends = (format_extended(each.to_bytes(8, "big")) for each in (low, high))
+            return "..".join(dict.fromkeys(ends))
         case _:
             return format_value(item)
 
@@ -140,7 +154,7 @@ def _matches(value: Any, pattern: Any) -> bool:
         case tuple(), tuple():
             return value in pattern
         case tuple(), list() if value and isinstance(value[0], tuple):
-            return any(each in pattern for each in value)
+            return any(_in_set(each, item) for each in value for item in pattern)
         case _, list():
             return any(_in_set(value, item) for item in pattern)
         case _:
@@ -153,6 +167,8 @@ def _in_set(value: Any, item: Any) -> bool:
             return isinstance(value, Net) and item.matches(value)
         case Range(low, high):
             return type(value) is int and low <= value <= high
+        case Pattern() | ExtendedPattern():
+            return item.matches(value)
         case _:
             return bool(value == item)
 
