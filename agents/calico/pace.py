@@ -19,16 +19,20 @@ MAX_PAUSE_S: Final = 0.1
 REST_FACTOR: Final = 200
 MAX_REST_S: Final = 2.0
 # A change that wakes one node wakes all: after a round each leaves the processors to the others for
-# as long as theirs take, within limits.
+# as long as theirs take, at most so long.
 MAX_TURN_S: Final = 2.0
 
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """Rests between the rounds of a reconciler; ``monotonic`` is a clock's."""
+    """Rests between the rounds of a reconciler; ``monotonic`` is a clock's.
+
+    ``max_turn_s`` is how long others may go first where many nodes work at the same time.
+    """
 
     monotonic: Callable[[], float]
     settle_s: float = SETTLE_S
+    max_turn_s: float = MAX_TURN_S
 
     async def rest(self, took_s: float, changed: asyncio.Event, nodes: int = 1) -> None:
         """Wait until changes pause, or for long enough; ``changed`` is as true after as before.
@@ -37,7 +41,7 @@ class Pace:
         """
         pause_s = min(max(self.settle_s, PAUSE_FACTOR * took_s), MAX_PAUSE_S)
         until = self.monotonic() + min(REST_FACTOR * took_s, MAX_REST_S)
-        await asyncio.sleep(min(took_s * nodes, MAX_TURN_S) - pause_s)
+        await asyncio.sleep(min(took_s * nodes, self.max_turn_s) - pause_s)
         was_set = changed.is_set()
         changed.clear()
         try:

@@ -54,6 +54,8 @@ MAX_UNWRITTEN_S: Final = 5.0
 SECRETS_WAIT_S: Final = 2.0
 # Between two tries of what could not be done: a Secret that is not there yet, a full disk.
 RETRY_S: Final = 2.0
+# Sessions wait for a configuration: others do not go first for longer.
+MAX_TURN_S: Final = 0.2
 _KINDS: Final = ("Node", "BGPConfiguration", "BGPPeer", "BGPFilter", "IPPool")
 
 
@@ -111,7 +113,7 @@ class _Confd:
         self._informers: SharedInformers | None = None
         self._secrets: Informer | None = None
         self._stale = asyncio.Event()
-        self._pace = Pace(env.clock.monotonic)
+        self._pace = Pace(env.clock.monotonic, max_turn_s=MAX_TURN_S)
         self._datastore = datastore
         self._claims = affinity_prefix(config.node_name, 4)
         prefixes = prefixes_of(config.node_name)
