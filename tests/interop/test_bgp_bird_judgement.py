@@ -43,7 +43,7 @@ CASES = 100
 BIRD2 = bgp_peers.bird2()
 CLIENT = bgp_peers.bird2_client()
 pytestmark = pytest.mark.skipif(BIRD2 is None or CLIENT is None, reason=bgp_peers.NO_BIRD2)
-HERE = "127.0.97.250"
+HERE = "127.0.105.250"
 INSIDE, OUTSIDE = 64512, 65001
 NEXT_HOP = 3
 # MP_REACH_NLRI, MP_UNREACH_NLRI.
@@ -243,7 +243,9 @@ class Talker:
 
     @classmethod
     async def come(cls, case: int, asn: int, router_id: int = 0x0A000009) -> Talker:
-        talker = cls(*await asyncio.open_connection(HERE, PORT, local_addr=(f"127.0.97.{case}", 0)))
+        talker = cls(
+            *await asyncio.open_connection(HERE, PORT, local_addr=(f"127.0.105.{case}", 0))
+        )
         talker.say(OPEN, Open(asn, 240, router_id, capabilities(asn)).body())
         talker.say(KEEPALIVE)
         # BIRD's queue of connections is short: the next one waits until it took this one.
@@ -275,7 +277,7 @@ protocol static six { ipv6; route fd00::/16 via "lo"; }
     for case, asn in ases.items():
         text += (
             f"protocol bgp p{case} {{ local {HERE} port {PORT} as {INSIDE}; passive on; multihop; "
-            f"neighbor 127.0.97.{case} as {asn}; strict bind on; {options} {families} }}\n"
+            f"neighbor 127.0.105.{case} as {asn}; strict bind on; {options} {families} }}\n"
         )
     return text
 
@@ -374,12 +376,12 @@ def competition(rng: random.Random) -> Iterator[tuple[int, bytes]]:
 def our_choice(ids: dict[int, int], updates: list[tuple[int, bytes]]) -> dict[str, str]:
     """The protocol of each network's best route."""
     peers = [
-        bgp(f"p{who}", f"127.0.97.{who}", peer_as=asn, passive=True) for who, asn in ASES.items()
+        bgp(f"p{who}", f"127.0.105.{who}", peer_as=asn, passive=True) for who, asn in ASES.items()
     ]
     speaker = Speaker(speaker_config("10.0.0.1", peers), random.Random(1), now=0.0)
     numbers: dict[int, int] = {}
     for who, asn in ASES.items():
-        number = speaker.accepted(parse_ip(f"127.0.97.{who}"), now=0.0)
+        number = speaker.accepted(parse_ip(f"127.0.105.{who}"), now=0.0)
         assert number is not None
         numbers[who] = number
         hello = message(OPEN, Open(asn, 240, ids[who], capabilities(asn)).body())

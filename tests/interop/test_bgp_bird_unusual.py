@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from agents.bird.config import BgpConfig
     from agents.bird.rib import Path as Route
 
-OURS, OUR_ID = "127.0.96.1", "10.10.64.1"
-THEIRS, THEIR_ID = "127.0.96.2", "10.10.64.2"
+OURS, OUR_ID = "127.0.104.1", "10.10.64.1"
+THEIRS, THEIR_ID = "127.0.104.2", "10.10.64.2"
 MINE, HIS = "192.168.1.0/26", "192.168.2.0/26"
 QUICK = Timers(
     connect_delay_s=0.2, connect_retry_s=2, error_wait_min_s=0.3, error_wait_max_s=1, hold_s=90

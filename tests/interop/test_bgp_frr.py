@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
-OURS = "127.0.95.1"
-THEIRS = "127.0.95.2"
+OURS = "127.0.103.1"
+THEIRS = "127.0.103.2"
 OUR_ID = "10.10.64.1"
 THEIR_ID = "10.10.64.15"
 QUICK = Timers(connect_delay_s=0.2, connect_retry_s=2, error_wait_min_s=0.3, error_wait_max_s=1)

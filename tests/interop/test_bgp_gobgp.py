@@ -22,8 +22,8 @@ from tests.bgp_speakers import bgp, channel, speaker_config
 if TYPE_CHECKING:
     from pathlib import Path
 
-OURS = "127.0.93.1"
-THEIRS = "127.0.93.2"
+OURS = "127.0.102.1"
+THEIRS = "127.0.102.2"
 OUR_ID = "10.10.64.1"
 THEIR_ID = "10.10.64.2"
 QUICK = Timers(connect_delay_s=0.2, connect_retry_s=2, error_wait_min_s=0.3, error_wait_max_s=1)
