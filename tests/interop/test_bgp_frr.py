@@ -6,13 +6,16 @@ import asyncio
 import contextlib
 import json
 import logging
+import os
 import random
+import signal
 import socket
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from agents.bird.config import GracefulRestart, Timers
+from agents.bird.config import AddPaths, GracefulRestart, Timers
 from agents.bird.daemon import BirdDaemon
 from agents.bird.net import Afi, Net, format_address, parse_address
 from agents.bird.speaker import Speaker
@@ -70,6 +73,7 @@ class World:
         self._sockets = directory / "run"
         self.speaker = speaker
         self.daemon = daemon
+        self.pid = 0
         self.peer = speaker.peers["frr"]
 
     def ask(self, *commands: str) -> str:
@@ -100,7 +104,7 @@ class World:
 
 
 @contextlib.asynccontextmanager
-async def frr(directory: Path, **changes: Any) -> AsyncIterator[World]:
+async def frr(directory: Path, *, timers: Timers = QUICK, **changes: Any) -> AsyncIterator[World]:
     assert DAEMON is not None
     (directory / "run").mkdir()
     (directory / "bgpd.conf").write_text(CONFIG)
@@ -110,7 +114,7 @@ async def frr(directory: Path, **changes: Any) -> AsyncIterator[World]:
         peer_as=65015,
         source_address=int.from_bytes(parse_address(OURS), "big"),
         password="calico",
-        timers=QUICK,
+        timers=timers,
         graceful_restart=GracefulRestart.ON,
         ipv4=channel(next_hop_address=parse_address(OUR_ID), **changes),
     )
@@ -124,8 +128,9 @@ async def frr(directory: Path, **changes: Any) -> AsyncIterator[World]:
         *("--vty_socket", str(directory / "run")),
     ]
     try:
-        with process(DAEMON, arguments, directory / "frr.log"):
+        with process(DAEMON, arguments, directory / "frr.log") as pid:
             world = World(directory, speaker, daemon)
+            world.pid = pid
             await until(lambda: world.peer.session is not None, "a session")
             yield world
     finally:
@@ -160,6 +165,46 @@ async def test_routes_go_both_ways_are_repeated_and_go_away(tmp_path: Path) -> N
         world.daemon.configure(speaker_config(OUR_ID, [kept], listen_port=PORT))
         await until(lambda: world.route("192.168.1.0/26") is None, "our withdrawal")
         assert world.peer.session is session, world.peer.last_error
+
+
+async def test_paths_have_identifiers_both_ways(tmp_path: Path) -> None:
+    async with frr(tmp_path, add_paths=AddPaths.ON) as world:
+        session = world.peer.session
+        assert session is not None
+        assert session.terms is not None
+        assert session.terms.add_path_rx == session.terms.add_path_tx == (Afi.IPV4,)
+        table, key = world.speaker.tables[Afi.IPV4], Net.parse("10.244.55.0/26").key
+        await until(lambda: key in table.routes, "FRR's route with us")
+        best = table.best(key)
+        assert best is not None
+        assert best.path_id > 0
+        await until(lambda: world.route("192.168.1.0/26"), "our route with FRR")
+
+
+async def test_a_frozen_bgpd_is_given_up_when_its_hold_time_is_over(tmp_path: Path) -> None:
+    async with frr(tmp_path, timers=replace(QUICK, hold_s=3)) as world:
+        table, key = world.speaker.tables[Afi.IPV4], Net.parse("10.244.55.0/26").key
+        await until(lambda: key in table.routes, "FRR's route with us")
+        os.kill(world.pid, signal.SIGSTOP)
+        try:
+            await until(lambda: world.peer.session is None, "the session is over")
+            assert world.peer.last_error == ("BGP Error: ", "Hold timer expired")
+            await until(lambda: key not in table.routes, "so is its route")
+        finally:
+            os.kill(world.pid, signal.SIGCONT)
+        await until(lambda: key in table.routes, "all is back")
+
+
+async def test_bgpd_answers_garbage_and_comes_back(tmp_path: Path) -> None:
+    async with frr(tmp_path) as world:
+        session = world.peer.session
+        assert session is not None
+        session.out.append(b"\xff" * 16 + b"\x00\x12\x04")
+        world.speaker.touch(world.peer)
+        world.daemon.configure(replace(world.speaker.config, hostname="again"))
+        await until(lambda: world.peer.session is not session, "the session is over")
+        assert world.peer.last_error == ("Received: ", "Bad message length")
+        await until(lambda: world.peer.session is not None, "another begins")
 
 
 async def test_a_shutdown_says_why(tmp_path: Path) -> None:
