@@ -6,12 +6,14 @@ import asyncio
 import contextlib
 import json
 import logging
+import os
 import random
+import signal
 from typing import TYPE_CHECKING
 
 import pytest
 
-from agents.bird.config import Timers
+from agents.bird.config import AddPaths, GracefulRestart, Timers
 from agents.bird.daemon import BirdDaemon
 from agents.bird.net import Afi, Net, format_address, parse_address
 from agents.bird.speaker import Speaker
@@ -99,3 +101,62 @@ async def test_gobgp_learns_and_announces_with_a_password(tmp_path: Path) -> Non
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await task
+
+
+RESTARTING = """
+  [neighbors.graceful-restart.config]
+    enabled = true
+    restart-time = 20
+  [[neighbors.afi-safis]]
+    [neighbors.afi-safis.config]
+      afi-safi-name = "ipv4-unicast"
+    [neighbors.afi-safis.mp-graceful-restart.config]
+      enabled = true
+    [neighbors.afi-safis.add-paths.config]
+      receive = true
+      send-max = 4
+"""
+
+
+async def test_a_killed_gobgp_keeps_its_routes_until_it_is_back(tmp_path: Path) -> None:
+    assert DAEMON is not None
+    text = CONFIG.replace('    auth-password = "calico"\n', "")
+    head, _, _ = text.partition("  [[neighbors.afi-safis]]")
+    (tmp_path / "gobgp.toml").write_text(head + RESTARTING)
+    arguments = ["-f", "gobgp.toml", f"--api-hosts={THEIRS}:50052", "--pprof-disable", "-p"]
+    ipv4 = channel(next_hop_address=parse_address(OUR_ID), add_paths=AddPaths.ON)
+    peer = bgp(
+        "gobgp",
+        THEIRS,
+        peer_as=65010,
+        source_address=int.from_bytes(parse_address(OURS), "big"),
+        timers=QUICK,
+        graceful_restart=GracefulRestart.ON,
+        ipv4=ipv4,
+    )
+    config = speaker_config(OUR_ID, [peer], ["192.168.1.0/26"], listen_port=bgp_peers.PORT)
+    speaker = Speaker(config, random.Random(1), now=asyncio.get_running_loop().time())
+    daemon = BirdDaemon(speaker, logging.getLogger("bird"), listen=(OURS, bgp_peers.PORT))
+    ours, table = speaker.peers["gobgp"], speaker.tables[Afi.IPV4]
+    repeated, lost = (Net.parse(f"10.244.{i}.0/26").key for i in (77, 78))
+    task = asyncio.create_task(daemon.run(), name="bird")
+    try:
+        with process(DAEMON, arguments, tmp_path / "first.log") as pid:
+            await until(lambda: ours.session is not None, "a session")
+            for i in (77, 78):
+                ask("global", "rib", "add", f"10.244.{i}.0/26", "nexthop", THEIR_ID)
+            await until(lambda: {repeated, lost} <= table.routes.keys(), "GoBGP's routes with us")
+            os.kill(pid, signal.SIGKILL)
+            await until(lambda: ours.session is None, "GoBGP is gone")
+            assert {repeated, lost} <= table.routes.keys()
+        with process(DAEMON, [*arguments, "-r"], tmp_path / "second.log"):
+            await until(lambda: ours.session is not None, "GoBGP is back")
+            # It kept no forwarding and has nothing to repeat until it is told anew.
+            await until(lambda: lost not in table.routes, "what it forgot is gone")
+            ask("global", "rib", "add", "10.244.77.0/26", "nexthop", THEIR_ID)
+            await until(lambda: repeated in table.routes, "what it says again is there")
+            await until(lambda: "192.168.1.0/26" in ask("global", "rib"), "our route with GoBGP")
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
