@@ -19,6 +19,7 @@ from agents.bird.config import AddPaths, GracefulRestart, Timers
 from agents.bird.daemon import BirdDaemon
 from agents.bird.net import Afi, Net, format_address, parse_address
 from agents.bird.speaker import Speaker
+from emulator.addr import parse_ip
 from tests import bgp_peers
 from tests.bgp_peers import PORT, process, until
 from tests.bgp_speakers import bgp, channel, speaker_config
@@ -64,6 +65,15 @@ route-map NH permit 10
  set ip next-hop {THEIR_ID}
 !
 """
+
+
+def arguments_of(directory: Path) -> list[str]:
+    """bgpd's, with its files below ``directory``."""
+    return [
+        *("-f", str(directory / "bgpd.conf"), "-Z", "-S", "-l", THEIRS, "-p", str(PORT)),
+        *("-A", THEIRS, "-P", "0", "-i", str(directory / "run/bgpd.pid")),
+        *("--vty_socket", str(directory / "run")),
+    ]
 
 
 class World:
@@ -122,13 +132,8 @@ async def frr(directory: Path, *, timers: Timers = QUICK, **changes: Any) -> Asy
     speaker = Speaker(config, random.Random(1), now=asyncio.get_running_loop().time())
     daemon = BirdDaemon(speaker, logging.getLogger("bird"), listen=(OURS, PORT))
     task = asyncio.create_task(daemon.run(), name="bird")
-    arguments = [
-        *("-f", str(directory / "bgpd.conf"), "-Z", "-S", "-l", THEIRS, "-p", str(PORT)),
-        *("-A", THEIRS, "-P", "0", "-i", str(directory / "run/bgpd.pid")),
-        *("--vty_socket", str(directory / "run")),
-    ]
     try:
-        with process(DAEMON, arguments, directory / "frr.log") as pid:
+        with process(DAEMON, arguments_of(directory), directory / "frr.log") as pid:
             world = World(directory, speaker, daemon)
             world.pid = pid
             await until(lambda: world.peer.session is not None, "a session")
@@ -227,3 +232,57 @@ async def test_a_shutdown_says_why(tmp_path: Path) -> None:
         await until(lambda: world.peer.session is not None, "the session is back")
         key = Net.parse("10.244.55.0/26").key
         await until(lambda: key in world.speaker.tables[Afi.IPV4].routes, "so is its route")
+
+
+REFLECTOR = f"""
+hostname frr
+router bgp 64512
+ bgp router-id {THEIR_ID}
+ bgp cluster-id 244.0.0.1
+ no bgp default ipv4-unicast
+ no bgp network import-check
+"""
+CLIENTS = {OURS: ("10.10.64.1", "192.168.1.0/26"), f"{OURS}1": ("10.10.64.2", "192.168.2.0/26")}
+
+
+async def test_bgpd_reflects_one_speakers_routes_to_another(tmp_path: Path) -> None:
+    assert DAEMON is not None
+    text, families = REFLECTOR, ""
+    for address in CLIENTS:
+        text += f" neighbor {address} remote-as 64512\n neighbor {address} port {PORT}\n"
+        text += f" neighbor {address} timers connect 1\n"
+        text += f" neighbor {address} update-source {THEIRS}\n"
+        families += f"  neighbor {address} activate\n"
+        families += f"  neighbor {address} route-reflector-client\n"
+    (tmp_path / "run").mkdir()
+    (tmp_path / "bgpd.conf").write_text(f"{text} address-family ipv4 unicast\n{families}")
+    loop = asyncio.get_running_loop()
+    speakers: dict[str, Speaker] = {}
+    async with asyncio.TaskGroup() as group:
+        tasks = []
+        for address, (router_id, net) in CLIENTS.items():
+            source = int.from_bytes(parse_address(address), "big")
+            ipv4 = channel(next_hop_address=parse_address(router_id))
+            peer = bgp("frr", THEIRS, source_address=source, timers=QUICK, ipv4=ipv4)
+            config = speaker_config(router_id, [peer], [net], listen_port=PORT)
+            speakers[router_id] = Speaker(config, random.Random(1), now=loop.time())
+            daemon = BirdDaemon(
+                speakers[router_id], logging.getLogger("bird"), listen=(address, PORT)
+            )
+            tasks.append(group.create_task(daemon.run(), name=f"bird.{router_id}"))
+        try:
+            with process(DAEMON, arguments_of(tmp_path), tmp_path / "frr.log"):
+                table = speakers["10.10.64.2"].tables[Afi.IPV4]
+                key = Net.parse("192.168.1.0/26").key
+                await until(lambda: key in table.routes, "the first's route with the second")
+                best = table.best(key)
+                assert best is not None
+                assert best.attrs.originator_id == parse_ip("10.10.64.1")
+                assert best.attrs.cluster_list == parse_address("244.0.0.1")
+                assert format_address(best.attrs.next_hop) == "10.10.64.1"
+                # What comes back to its originator is refused there.
+                own = speakers["10.10.64.1"].tables[Afi.IPV4].paths(key)
+                assert [path.channel.name for path in own] == ["static1"]
+        finally:
+            for task in tasks:
+                task.cancel()
