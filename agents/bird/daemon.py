@@ -56,6 +56,8 @@ class BirdDaemon:
         nodes learn of each other at different moments.
         """
         self.speaker = speaker
+        # The loop everything runs on: to be made on it.
+        self.loop = asyncio.get_running_loop()
         self.listen_address = listen
         self._strangers = Strangers(patience_s, log)
         self._log = log
@@ -76,11 +78,6 @@ class BirdDaemon:
         self._stopped: asyncio.Event = asyncio.Event()
         self._sought: dict[asyncio.Future[Address], int] = {}
         self._failure: BaseException | None = None
-
-    @property
-    def loop(self) -> asyncio.AbstractEventLoop:
-        """The loop everything runs on."""
-        return asyncio.get_running_loop()
 
     def _as_it_is(self, ip: int) -> Address:
         return format_ip(ip), self.speaker.config.listen_port
