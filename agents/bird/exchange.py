@@ -249,5 +249,6 @@ class RouteExchange:
                 exporter.check_limit()
             if before.import_filter != after.import_filter:
                 channel.refilter(after.import_filter)
-            if exporter is not None and before.export_filter != after.export_filter:
+            told = (before.export_filter, before.next_hop)
+            if exporter is not None and told != (after.export_filter, after.next_hop):
                 exporter.start_feed(forced=False)

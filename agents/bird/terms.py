@@ -135,6 +135,7 @@ def _lasting_channel(settings: ChannelConfig | None) -> ChannelConfig | None:
         settings,
         import_filter=plain.import_filter,
         export_filter=plain.export_filter,
+        next_hop=plain.next_hop,
         receive_limit=None,
         import_limit=None,
         export_limit=None,

@@ -475,6 +475,24 @@ def test_two_octet_speakers_pass_wide_as_numbers_through() -> None:
     assert format_path(path.attrs.as_path) == "65002 200000"
 
 
+def test_a_changed_next_hop_rule_needs_no_new_session() -> None:
+    a, b, c = "10.0.0.1", "10.0.0.2", "10.0.0.3"
+    outside = bgp("a", a, peer_as=64512, local_as=65001)
+    world = line(
+        (a, [bgp("b", b, peer_as=65001), bgp("c", c)], []),
+        (b, [outside], ["192.168.1.0/26"]),
+        (c, [bgp("a", a)], []),
+    )
+    session = world.speakers[a].peers["c"].session
+    assert world.next_hop(c, "192.168.1.0/26") == b
+    for rule, expected in ((NextHopRule.SELF, a), (NextHopRule.KEEP, b), (NextHopRule.AUTO, b)):
+        peers = [bgp("b", b, peer_as=65001), bgp("c", c, ipv4=channel(next_hop=rule))]
+        world.configure(speaker_config(a, peers, []))
+        world.run(1)
+        assert world.next_hop(c, "192.168.1.0/26") == expected
+    assert world.speakers[a].peers["c"].session is session
+
+
 def test_changes_that_need_no_new_session_leave_it_alone() -> None:
     a, b = "10.0.0.1", "10.0.0.2"
     world = line((a, [bgp("b", b)], ["192.168.1.0/26"]), (b, [bgp("a", a)], []))
