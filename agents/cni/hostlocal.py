@@ -135,11 +135,11 @@ class HostLocal:
     def _last_reserved(self) -> int | None:
         for name in (_LAST_RESERVED + "0", "last_reserved_ip"):
             with contextlib.suppress(OSError, UsageError):
-                return parse_ip((self._dir / name).read_text().strip())
+                return parse_ip((self._dir / name).read_bytes().decode("utf-8", "replace").strip())
         return None
 
     def _reserve(self, ip: int, content: str) -> bool:
-        path = self._dir / format_ip(ip)
+        path, last = self._dir / format_ip(ip), self._dir / (_LAST_RESERVED + "0")
         try:
             handle = os.open(path, os.O_RDWR | os.O_EXCL | os.O_CREAT, 0o600)
         except FileExistsError:
@@ -148,10 +148,10 @@ class HostLocal:
             raise CniError(IO_FAILURE, f"{path}: {error.strerror}") from None
         try:
             os.write(handle, content.encode())
+            last.write_text(format_ip(ip))
         except OSError as error:
             path.unlink(missing_ok=True)
-            raise CniError(IO_FAILURE, f"{path}: {error.strerror}") from None
+            raise CniError(IO_FAILURE, f"{error.filename or path}: {error.strerror}") from None
         finally:
             os.close(handle)
-        (self._dir / (_LAST_RESERVED + "0")).write_text(format_ip(ip))
         return True

@@ -66,7 +66,7 @@ def plan_job(job: Object, pods: Sequence[Object], now: float) -> JobPlan:
         return JobPlan(0, tuple(active), status, None, event)
     if spec.get("suspend"):
         return JobPlan(0, tuple(active), status, None, None)
-    wanted = _wanted_active(spec, counts["Succeeded"])
+    wanted = _wanted_active(spec, counts["Succeeded"], len(active))
     create = max(0, wanted - len(active))
     wait_s = _failure_backoff(pods, counts["Failed"], now) if create else 0.0
     deadline = spec.get("activeDeadlineSeconds")
@@ -80,12 +80,12 @@ def plan_job(job: Object, pods: Sequence[Object], now: float) -> JobPlan:
     )
 
 
-def _wanted_active(spec: Mapping[str, Any], succeeded: int) -> int:
+def _wanted_active(spec: Mapping[str, Any], succeeded: int, active: int) -> int:
     parallelism = 1 if spec.get("parallelism") is None else int(spec["parallelism"])
     completions = spec.get("completions")
     if completions is None:
-        # A work queue: once one has succeeded, no more are started.
-        return 0 if succeeded else parallelism
+        # A work queue: once one has succeeded, no more are started; those that run may end.
+        return active if succeeded else parallelism
     return max(0, min(parallelism, int(completions) - succeeded))
 
 

@@ -131,6 +131,24 @@ def test_an_address_file_of_2017_holds_the_container_alone(tmp_path: Path) -> No
     assert ipam.delete("old", "eth0") == (parse_ip("10.2.59.7"),)
 
 
+def test_the_last_address_given_is_known_by_either_name_of_its_file(tmp_path: Path) -> None:
+    (tmp_path / "podnet").mkdir()
+    (tmp_path / "podnet" / "last_reserved_ip").write_text("10.2.59.7")
+    ipam = HostLocal(tmp_path, "podnet")
+    assert format_ip(ipam.add(CONF, "a", "eth0").ip) == "10.2.59.8"
+    # Since 2018; whatever it holds, an address is found.
+    (tmp_path / "podnet" / "last_reserved_ip.0").write_bytes(b"\xff\0")
+    assert format_ip(ipam.add(CONF, "b", "eth0").ip) == "10.2.59.9"
+
+
+def test_an_address_that_cannot_be_written_down_is_not_reserved(tmp_path: Path) -> None:
+    (tmp_path / "podnet" / "last_reserved_ip.0").mkdir(parents=True)
+    ipam = HostLocal(tmp_path, "podnet")
+    with pytest.raises(CniError, match=r"last_reserved_ip\.0: Is a directory"):
+        ipam.add(CONF, "a", "eth0")
+    assert ipam.holders() == {}
+
+
 def test_a_fixed_address_is_given_once_and_never_the_gateway(tmp_path: Path) -> None:
     ipam, wanted = HostLocal(tmp_path, "n"), parse_ip("10.2.59.9")
     assert ipam.add(CONF, "a", "eth0", wanted).ip == wanted

@@ -21,6 +21,7 @@ from emulator.errors import UsageError
         ("a notin (x,y)", {"b": "x"}, {"a": "x"}),
         ("!a", {"b": ""}, {"a": ""}),
         ("a>3,a<5", {"a": "4"}, {"a": "5"}),
+        ("a>3", {"a": "4"}, {"a": "3"}),
         ("kubernetes.io/role = node", {"kubernetes.io/role": "node"}, {}),
         ("a=", {"a": ""}, {"a": "b"}),
     ],
@@ -73,7 +74,14 @@ def test_field_selector_knows_the_kinds_fields() -> None:
 
 @pytest.mark.parametrize(
     ("text", "value"),
-    [("100m", Fraction(1, 10)), ("1Ki", 1024), ("1.5", Fraction(3, 2)), ("2e3", 2000), ("-1", -1)],
+    [
+        ("100m", Fraction(1, 10)),
+        ("1Ki", 1024),
+        ("1.5", Fraction(3, 2)),
+        ("2e3", 2000),
+        ("1e-3", Fraction(1, 1000)),
+        ("-1", -1),
+    ],
 )
 def test_quantities(text: str, value: Fraction | int) -> None:
     assert quantity.parse(text) == value

@@ -274,3 +274,28 @@ def test_a_ready_pod_is_available_only_after_min_ready_seconds() -> None:
         "observedGeneration": 2,
     }
     assert again_s == 20
+
+
+def test_of_many_pods_only_so_many_come_and_go_at_once() -> None:
+    assert plan_replicas(10_000, [pod("one")]) == (500, ())
+    assert len(plan_replicas(0, [pod(f"p{number}") for number in range(600)]).delete) == 500
+
+
+def test_only_pods_that_still_run_share_a_node() -> None:
+    pods = [pod("alone", node="a"), pod("twin-1", node="b"), pod("twin-2", node="b")]
+    done = [pod(f"done-{number}", node="a", phase="Succeeded") for number in range(3)]
+    assert plan_replicas(2, pods, [*pods, *done]).delete[0]["metadata"]["name"].startswith("twin")
+
+
+def test_a_failure_keeps_its_time_until_the_reason_changes() -> None:
+    rs: Object = {"metadata": {}, "spec": {}}
+    status, _ = replicaset_status(rs, [], "FailedCreate: no room", NOW)
+    (condition,) = status["conditions"]
+    assert (condition["reason"], condition["message"]) == ("FailedCreate", "no room")
+    rs["status"] = status
+    again, _ = replicaset_status(rs, [], "FailedCreate: still no room", NOW + 60)
+    assert again["conditions"] == [condition]
+    other, _ = replicaset_status(rs, [], "FailedDelete: no", NOW + 60)
+    assert other["conditions"][0]["lastTransitionTime"] == format_time(NOW + 60)
+    well, _ = replicaset_status(rs, [], "", NOW + 60)
+    assert "conditions" not in well

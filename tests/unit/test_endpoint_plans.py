@@ -7,12 +7,13 @@ import random
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agents.controllers.actions import Create, Delete, Patch, Plan
 from agents.controllers.endpoints import plan_endpoints
 from agents.controllers.endpointslice import MAX_ENDPOINTS, plan_slices
+from emulator.apimachinery import mergepatch
 
 Object = dict[str, Any]
 
@@ -106,7 +107,7 @@ def store(plan: Plan, current: list[Object]) -> list[Object]:
             made["metadata"]["uid"] = made["metadata"]["name"]
             by_name[made["metadata"]["name"]] = made
         elif isinstance(action, Patch):
-            by_name[action.name] |= {k: action.body[k] for k in ("endpoints", "ports")}
+            by_name[action.name] = mergepatch.apply(by_name[action.name], action.body)
         elif isinstance(action, Delete):
             del by_name[action.name]
     return [*by_name.values()]
@@ -143,7 +144,17 @@ def test_a_service_without_pods_keeps_one_empty_slice() -> None:
     assert [p["metadata"]["name"] for p in filled] == [current[0]["metadata"]["name"]]
 
 
-@given(st.lists(st.sets(st.integers(0, 260)), min_size=1, max_size=4), st.integers(0, 2**32))
+# Some hundred pods, some of them missing: several slices, full ones, emptied ones.
+NUMBERS = st.builds(
+    lambda first, last, but: set(range(first, last)) - but,
+    st.integers(0, 200),
+    st.integers(0, 330),
+    st.sets(st.integers(0, 330), max_size=20),
+)
+
+
+@settings(deadline=None)
+@given(st.lists(NUMBERS, min_size=1, max_size=4), st.integers(0, 2**32))
 def test_slices_hold_each_pod_once_and_never_too_many(steps: list[set[int]], seed: int) -> None:
     rng = random.Random(seed)
     current: list[Object] = []
@@ -152,6 +163,7 @@ def test_slices_hold_each_pod_once_and_never_too_many(steps: list[set[int]], see
         current = store(plan_slices(service(), pods, current, rng), current)
         assert addresses(current) == sorted(p["status"]["podIP"] for p in pods)
         assert all(len(piece["endpoints"]) <= MAX_ENDPOINTS for piece in current)
+        assert all(piece["endpoints"] for piece in current) or (not pods and len(current) == 1)
         assert plan_slices(service(), pods, current, rng) == Plan()
 
 
@@ -162,3 +174,29 @@ def test_one_pod_less_changes_one_slice_only() -> None:
     assert sorted(len(piece["endpoints"]) for piece in current) == [50, 100, 100]
     plan = plan_slices(service(), pods[1:], current, rng)
     assert len(plan.actions) == 1
+
+
+def test_slices_follow_the_services_labels_but_for_the_controllers_own() -> None:
+    rng = random.Random(1)
+    headless = service(clusterIP="None")
+    current = store(plan_slices(headless, [pod(0)], [], rng), [])
+    assert current[0]["metadata"]["labels"]["service.kubernetes.io/headless"] == ""
+    # The mark is the slice's own: that the Service carries it says nothing.
+    renamed = service()
+    renamed["metadata"]["labels"] = {"tier": "front", "service.kubernetes.io/headless": ""}
+    (changed,) = store(plan_slices(renamed, [pod(0)], current, rng), current)
+    assert changed["metadata"]["labels"] == {
+        "tier": "front",
+        "endpointslice.kubernetes.io/managed-by": "endpointslice-controller.k8s.io",
+        "kubernetes.io/service-name": "web",
+    }
+    assert plan_slices(renamed, [pod(0)], [changed], rng) == Plan()
+
+
+def test_a_slice_being_deleted_holds_nothing_any_more() -> None:
+    rng = random.Random(1)
+    (piece,) = store(plan_slices(service(), [pod(0)], [], rng), [])
+    piece["metadata"]["deletionTimestamp"] = "now"
+    (action,) = plan_slices(service(), [pod(0)], [piece], rng).actions
+    assert isinstance(action, Create)
+    assert addresses([action.obj]) == ["10.244.0.2"]

@@ -69,3 +69,17 @@ def test_a_removed_pod_stays_counted_and_a_suspended_job_runs_nothing() -> None:
     assert plan_job(counted, [], NOW).status["succeeded"] == 1
     suspended = plan_job(job(suspend=True), [pod("Running")], NOW)
     assert (suspended.create, len(suspended.delete)) == (0, 1)
+
+
+def test_a_work_queue_ends_when_one_succeeded_and_all_are_done() -> None:
+    queue = job(parallelism=3, completions=None)
+    assert plan_job(queue, [], NOW).create == 3
+    running = plan_job(queue, [pod("Succeeded"), pod("Running")], NOW)
+    assert (running.create, running.delete, conditions(running)) == (0, (), [])
+    done = plan_job(queue, [pod("Succeeded"), pod("Failed")], NOW)
+    assert conditions(done) == [("Complete", "CompletionsReached")]
+
+
+def test_the_wait_after_failures_has_a_bound() -> None:
+    failed = [pod("Failed", 1)] * 40
+    assert plan_job(job(backoffLimit=100), failed, NOW).again_s == 599

@@ -204,6 +204,7 @@ def test_terminating_endpoints_serve_only_when_nobody_is_ready() -> None:
     assert "10.0.0.7" not in both.restore_text()
     alone = rules([service("a/b", "172.30.0.1")], [endpoint_slice("a/b", leaving)])
     assert "--to-destination 10.0.0.7:80" in alone.restore_text()
+    assert "has no endpoints" not in alone.restore_text()
 
 
 def test_zone_hints_count_only_when_every_endpoint_has_one() -> None:
