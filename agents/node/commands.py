@@ -52,7 +52,8 @@ class NodeCommands:
         """``{"argv": [...], "style": ...}``: yields ``{"fd", "data"}`` chunks, then ``{"exit"}``.
 
         Feeds: ``{"signal": "INT"}`` and ``{"stdin": bytes}`` (empty bytes end the input); for each
-        of those the command can read, ``{"taken"}`` with its length is yielded.
+        of those the command can read, ``{"taken"}`` with its length is yielded.  With ``prompts``
+        a shell says ``{"prompt": text}`` when it waits for a line.
         """
         argv = call.param("argv", list)
         style = call.param("style", str, "modern")
@@ -64,6 +65,8 @@ class NodeCommands:
         out, err = _Output(queue, 1), _Output(queue, 2)
         stdin = Pipe()
         context = self._make_context(stdout=out, stderr=err, stdin=stdin.reader, era=style)
+        if call.param("prompts", bool, default=False):
+            context.ask = lambda text: queue.put({"prompt": text})
         command = asyncio.create_task(_run(context, argv, out, err), name=f"exec.{argv[0]}")
         feed = asyncio.create_task(_feed(call, context, stdin, queue), name="exec.feed")
         try:

@@ -131,7 +131,7 @@ class ShellContext:
 
     ``style`` is the flavour of the tools: "gnu" (a node, Debian images) or "busybox"; ``era``
     ("2017" or "modern") chooses texts that changed over the years.  ``interrupt`` is SIGINT;
-    with ``tty`` a shell prompts.
+    with ``tty`` a shell prompts; whoever edits lines elsewhere is told by ``ask`` what to prompt.
     """
 
     kernel: Kernel
@@ -152,6 +152,7 @@ class ShellContext:
     status: int = 0
     depth: int = 0
     tty: bool = False
+    ask: Callable[[str], Awaitable[None]] | None = None
 
     def out(self, text: str) -> None:
         """Write text to standard output."""

@@ -23,15 +23,16 @@ from emulator.shell.parse import (
     Pipeline,
     Redirect,
     Simple,
-    expression_parts,
     parse,
 )
+from emulator.shell.tokens import expression_parts
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
     from emulator.shell.context import ByteSink, ShellContext
-    from emulator.shell.parse import Node, Script, Word
+    from emulator.shell.parse import Node, Script
+    from emulator.shell.tokens import Word
 
     Runner = Callable[[ShellContext, Sequence[str]], Awaitable[int]]
 
@@ -90,13 +91,21 @@ class Interpreter:
             return 2
         return await self._subshell(ctx, self._sequence(ctx, tree))
 
-    @staticmethod
-    async def _subshell(ctx: ShellContext, work: Awaitable[int]) -> int:
+    async def run_tree(self, ctx: ShellContext, tree: Script) -> int:
+        """Run a part of a script; ShellExitError where it ends the shell."""
+        return await self._to_the_end(ctx, self._sequence(ctx, tree))
+
+    async def _subshell(self, ctx: ShellContext, work: Awaitable[int]) -> int:
         """What ends a shell, or a part of one that is a process of its own, ends nothing else."""
         try:
-            return await work
+            return await self._to_the_end(ctx, work)
         except ShellExitError as exit_:
             return exit_.status
+
+    @staticmethod
+    async def _to_the_end(ctx: ShellContext, work: Awaitable[int]) -> int:
+        try:
+            return await work
         except _LoopControlError:
             return 0
         except UsageError as error:
@@ -268,9 +277,11 @@ class Interpreter:
                 stderr = stdout
             elif redirect.mode == "&2":
                 stdout = stderr
-            elif redirect.mode == "<":
+            elif redirect.fd == 0:
+                text = await self._text(ctx, redirect.target)
+                here = redirect.mode == "<<"
                 stdin = asyncio.StreamReader()
-                stdin.feed_data(ctx.files.read(ctx.path(await self._text(ctx, redirect.target))))
+                stdin.feed_data(text.encode() if here else ctx.files.read(ctx.path(text)))
                 stdin.feed_eof()
             else:
                 path = ctx.path(await self._text(ctx, redirect.target))

@@ -1,37 +1,31 @@
 """The shell's grammar: text to a tree (pure).
 
 The part of POSIX sh that one-liners and container commands use: lists, pipelines, redirections,
-quotes, parameters, command substitution, arithmetic, ``for``, ``while``, ``until``, ``if``,
-groups, ``!``.
-Not there: functions, here-documents, globbing, background jobs, ``case``.
+here-documents, quotes, parameters, command substitution, arithmetic, ``for``, ``while``,
+``until``, ``if``, groups, ``!``.
+Not there: functions, globbing, background jobs, ``case``.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 from emulator.errors import UsageError
+from emulator.shell.tokens import IncompleteError, Part, Word, tokens
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-_OPERATORS = ("&&", "||", ";;", ">>", "2>&1", "1>&2", ">&2", "2>>", "2>", "1>", "|", ";", "&")
+    from emulator.shell.tokens import Token
+
 _RESERVED = ("then", "do", "done", "fi", "else", "elif", "}", ")")
 
 
-class Part(NamedTuple):
-    """A piece of a word: ``kind`` is text, var, math or sub (command substitution)."""
-
-    kind: str
-    text: str
-    quoted: bool
-
-
-Word = tuple[Part, ...]
-
-
 class Redirect(NamedTuple):
-    """``fd`` 0, 1 or 2; ``mode`` is ``<``, ``>``, ``>>`` or ``&1``/``&2`` (copy of a stream)."""
+    """``fd`` 0, 1 or 2; ``mode`` is ``<``, ``<<``, ``>``, ``>>``, ``&1`` or ``&2`` (a copy).
+
+    ``target`` is a file's name, with ``<<`` the here-document's text.
+    """
 
     fd: int
     mode: str
@@ -98,172 +92,21 @@ class Group(NamedTuple):
 Node = Simple | Loop | For | If | Group
 
 
-class _Token(NamedTuple):
-    kind: str  # word | op
-    text: str
-    word: Word
+def parse(text: str, *, more: bool = False) -> Script:
+    """Return the tree; UsageError with the shell's own complaint for what does not parse.
 
-
-def parse(text: str) -> Script:
-    """Return the tree; UsageError with the shell's own complaint for what does not parse."""
-    parser = _Parser(_tokens(text))
+    It is an IncompleteError where more lines could complete the text; ``more`` says that there may
+    be such, so that an ending backslash or an open here-document is one too.
+    """
+    parser = _Parser(tokens(text, more=more))
     tree = parser.sequence(())
     if not parser.at_end():
         raise UsageError(f'syntax error: unexpected "{parser.peek()}"')
     return tree
 
 
-def _tokens(text: str) -> list[_Token]:
-    tokens: list[_Token] = []
-    at = 0
-    while at < len(text):
-        char = text[at]
-        if char == "\n":
-            tokens.append(_Token("op", ";", ()))
-            at += 1
-        elif char.isspace():
-            at += 1
-        elif char == "#" and (at == 0 or text[at - 1].isspace()):
-            while at < len(text) and text[at] != "\n":
-                at += 1
-        elif operator := _operator(text, at):
-            tokens.append(_Token("op", operator, ()))
-            at += len(operator)
-        else:
-            word, raw, at = _word(text, at)
-            tokens.append(_Token("word", raw, word))
-    return tokens
-
-
-def _operator(text: str, at: int) -> str:
-    found = [each for each in _OPERATORS if text.startswith(each, at)]
-    if found:
-        return max(found, key=len)
-    if text[at] in "<>()":
-        return text[at]
-    return ""
-
-
-def _word(text: str, at: int) -> tuple[Word, str, int]:
-    parts: list[Part] = []
-    start = at
-    while at < len(text):
-        char = text[at]
-        if char.isspace() or char in "|&;<>()":
-            break
-        if char == "'":
-            end = text.find("'", at + 1)
-            if end < 0:
-                raise UsageError("syntax error: unterminated quoted string")
-            parts.append(Part("text", text[at + 1 : end], True))
-            at = end + 1
-        elif char == '"':
-            at = _double_quoted(text, at + 1, parts)
-        elif char == "\\":
-            # At the end of a line it joins the next one; at the very end it is itself.
-            following = text[at + 1 : at + 2] or "\\"
-            parts.append(Part("text", following.removeprefix("\n"), True))
-            at += 2
-        elif char in "$`":
-            at = _dollar(text, at, parts, quoted=False)
-        else:
-            end = at
-            while end < len(text) and not (text[end].isspace() or text[end] in "|&;<>()'\"\\$`"):
-                end += 1
-            parts.append(Part("text", text[at:end], False))
-            at = end
-    return tuple(parts), text[start:at], at
-
-
-def _double_quoted(text: str, at: int, parts: list[Part]) -> int:
-    plain = ""
-    parts.append(Part("text", "", True))
-    while at < len(text):
-        char = text[at]
-        if char == '"':
-            parts.append(Part("text", plain, True))
-            return at + 1
-        if char == "\\" and at + 1 < len(text) and text[at + 1] in '"\\$`\n':
-            plain += text[at + 1]
-            at += 2
-        elif char in "$`":
-            parts.append(Part("text", plain, True))
-            plain = ""
-            at = _dollar(text, at, parts, quoted=True)
-        else:
-            plain += char
-            at += 1
-    raise UsageError("syntax error: unterminated quoted string")
-
-
-def _dollar(text: str, at: int, parts: list[Part], *, quoted: bool) -> int:
-    if text[at] == "`":
-        end = text.find("`", at + 1)
-        if end < 0:
-            raise UsageError("syntax error: unterminated command substitution")
-        parts.append(Part("sub", text[at + 1 : end], quoted))
-        return end + 1
-    following = text[at + 1 : at + 2]
-    if following == "(":
-        end = _matching(text, at + 1)
-        if text[at + 2] == "(" and text[end - 1] == ")" and _matching(text, at + 2) == end - 1:
-            parts.append(Part("math", text[at + 3 : end - 1], quoted))
-        else:
-            parts.append(Part("sub", text[at + 2 : end], quoted))
-        return end + 1
-    if following == "{":
-        end = text.find("}", at)
-        if end < 0:
-            raise UsageError("syntax error: missing '}'")
-        parts.append(Part("var", text[at + 2 : end], quoted))
-        return end + 1
-    if following and following in "?#@*$!0123456789":
-        parts.append(Part("var", following, quoted))
-        return at + 2
-    end = at + 1
-    while end < len(text) and (text[end].isalnum() or text[end] == "_"):
-        end += 1
-    if end == at + 1:
-        parts.append(Part("text", "$", quoted))
-    else:
-        parts.append(Part("var", text[at + 1 : end], quoted))
-    return end
-
-
-def expression_parts(text: str) -> list[Part]:
-    """The parts of an arithmetic expression, whose parameters are replaced first."""
-    parts: list[Part] = []
-    at = 0
-    while at < len(text):
-        if text[at] in "$`":
-            at = _dollar(text, at, parts, quoted=True)
-        else:
-            parts.append(Part("text", text[at], quoted=True))
-            at += 1
-    return parts
-
-
-def _matching(text: str, at: int) -> int:
-    """The index of the parenthesis closing the one at ``at``, quotes respected."""
-    depth = 0
-    quote = ""
-    for index in range(at, len(text)):
-        char = text[index]
-        if quote:
-            quote = "" if char == quote else quote
-        elif char in "'\"":
-            quote = char
-        elif char == "(":
-            depth += 1
-        elif char == ")":
-            depth -= 1
-            if not depth:
-                return index
-    raise UsageError("syntax error: unterminated command substitution")
-
-
 class _Parser:
-    def __init__(self, tokens: Sequence[_Token]) -> None:
+    def __init__(self, tokens: Sequence[Token]) -> None:
         self._tokens = tokens
         self._at = 0
 
@@ -294,8 +137,11 @@ class _Parser:
 
     def _expect(self, text: str) -> None:
         if not self._reserved(text):
-            found = self.peek() or "end of file"
-            raise UsageError(f'syntax error: unexpected {found} (expecting "{text}")')
+            self._unexpected(self.peek() or "end of file", f' (expecting "{text}")')
+
+    def _unexpected(self, found: str, expected: str = "") -> NoReturn:
+        error = IncompleteError if self.at_end() else UsageError
+        raise error(f"syntax error: unexpected {found}{expected}")
 
     def sequence(self, ends: tuple[str, ...]) -> Script:
         items: list[AndOr] = []
@@ -407,11 +253,13 @@ class _Parser:
             else:
                 words.append(token.word)
         if not (assignments or words or redirects):
-            found = self.peek() or "end of file"
-            raise UsageError(f'syntax error: unexpected "{found}"')
+            self._unexpected(f'"{self.peek() or "end of file"}"')
         return Simple(tuple(assignments), tuple(words), tuple(redirects))
 
     def _redirect(self) -> Redirect | None:
+        if not self.at_end() and self.peek() == "<<":
+            self._at += 1
+            return Redirect(0, "<<", self._tokens[self._at - 1].word)
         for operator, fd, mode in (
             ("2>&1", 2, "&1"),
             ("1>&2", 1, "&2"),

@@ -11,11 +11,14 @@ from emulator.shell.archive import tar
 from emulator.shell.context import os_error_text, seconds_of
 from emulator.shell.curl import curl
 from emulator.shell.devices import arp, brctl, bridge, ifconfig, route, sysctl
-from emulator.shell.interpreter import Interpreter
+from emulator.shell.interpreter import EXIT_SYNTAX, Interpreter, ShellExitError
 from emulator.shell.ip import ip
 from emulator.shell.iptables import conntrack, ipset, iptables, iptables_restore, iptables_save
+from emulator.shell.parse import parse
 from emulator.shell.ping import ping
 from emulator.shell.sockets import nc, netstat, ss
+from emulator.shell.text import input_lines
+from emulator.shell.tokens import IncompleteError
 from emulator.shell.traceroute import tracepath, traceroute
 from emulator.shell.wget import wget
 
@@ -26,6 +29,10 @@ if TYPE_CHECKING:
 
 EXIT_NOT_FOUND: Final = 127
 EXIT_SIGPIPE: Final = 128 + 13
+# The line that stands for Ctrl-C at a prompt.
+INTERRUPT: Final = "\x03"
+# A command that is not complete after so much text never will be.
+MAX_COMMAND_CHARS: Final = 256 * 1024
 
 
 async def shell(ctx: ShellContext, argv: Sequence[str]) -> int:
@@ -49,25 +56,53 @@ async def shell(ctx: ShellContext, argv: Sequence[str]) -> int:
             ctx.err(f"{argv[0]}: can't open '{words[0]}': {os_error_text(error)}\n")
             return 2
         return await Interpreter(run_command, arguments=words).run_text(ctx.subshell(), script)
-    if ctx.stdin is None:
-        return 0
-    inner = ctx.subshell()
-    interpreter = Interpreter(run_command, arguments=[argv[0]])
-    await _prompt(inner)
-    async for line in text.input_lines(ctx, (), "sh"):
-        inner.status = await interpreter.run_text(inner, line)
-        # Ctrl-C ends the command, not the shell that asks for the next.
+    return 0 if ctx.stdin is None else await _read_and_run(ctx.subshell(), argv[0])
+
+
+async def _read_and_run(ctx: ShellContext, name: str) -> int:
+    """Run standard input's commands, each as soon as its last line has come."""
+    interpreter = Interpreter(run_command, arguments=[name])
+    text = ""
+    await _prompt(ctx)
+    async for line in input_lines(ctx, (), name):
+        # Ctrl-C ended the last command, not the shell that asks for the next.
         ctx.interrupt.clear()
-        if line.split()[:1] == ["exit"]:
-            break
-        await _prompt(inner)
-    return inner.status
+        text = "" if line == INTERRUPT else f"{text}{line}\n"
+        try:
+            tree = parse(text.removesuffix("\n"), more=True)
+        except IncompleteError as error:
+            if len(text) <= MAX_COMMAND_CHARS:
+                await _prompt(ctx, continued=True)
+                continue
+            ctx.err(f"{name}: {error}\n")
+            ctx.status = EXIT_SYNTAX
+        except UsageError as error:
+            ctx.err(f"{name}: {error}\n")
+            ctx.status = EXIT_SYNTAX
+        else:
+            try:
+                ctx.status = await interpreter.run_tree(ctx, tree)
+            except ShellExitError as exit_:
+                return exit_.status
+        text = ""
+        await _prompt(ctx)
+    return await interpreter.run_text(ctx, text) if text else ctx.status
 
 
-async def _prompt(ctx: ShellContext) -> None:
-    if ctx.tty:
-        ctx.out(f"root@{ctx.hostname}:{ctx.cwd}# " if ctx.style == "gnu" else f"{ctx.cwd} # ")
+async def _prompt(ctx: ShellContext, *, continued: bool = False) -> None:
+    if continued:
+        prompt = "> "
+    elif ctx.style == "gnu":
+        home = ctx.env.get("HOME", "")
+        prompt = f"root@{ctx.hostname}:{'~' if ctx.cwd == home else ctx.cwd}# "
+    else:
+        prompt = f"{ctx.cwd} # "
+    if ctx.ask is None and ctx.tty:
+        ctx.out(prompt)
     await ctx.stdout.drain()
+    await ctx.stderr.drain()
+    if ctx.ask is not None:
+        await ctx.ask(prompt)
 
 
 async def nohup(ctx: ShellContext, argv: Sequence[str]) -> int:

@@ -390,14 +390,19 @@ def test_ctrl_c_in_the_shell_ends_the_command_and_not_the_shell(cluster: Podwire
         preexec_fn=lambda: fcntl.ioctl(theirs, termios.TIOCSCTTY, 0),
     ) as shell:
         os.close(theirs)
-        until(f"root@{CLIENT}:~# ")
+        until(f"root@{CLIENT}:/# ")
         os.write(ours, b"ping 127.0.0.1\n")
         until("64 bytes from 127.0.0.1")
         os.write(ours, b"\x03")
         until("packets transmitted")
-        until(f"root@{CLIENT}:~# ")
-        os.write(ours, b"echo still $((40 + 2))\n")
+        until(f"root@{CLIENT}:/# ")
+        # It is one shell, which waits for the end of what was begun and forgets it at Ctrl-C.
+        for line in (b"cd /etc; N=40\n", b'echo "never\n', b"\x03", b"for i in 2; do\n"):
+            os.write(ours, line)
+            until("> " if line.endswith((b"never\n", b"do\n")) else f"root@{CLIENT}:/etc# ")
+        os.write(ours, b"echo still $((N + i)); done\n")
         until("still 42")
-        os.write(ours, b"exit\n")
-        assert shell.wait(20) == 0
+        until(f"root@{CLIENT}:/etc# ")
+        os.write(ours, b"exit 4\n")
+        assert shell.wait(20) == 4
     os.close(ours)

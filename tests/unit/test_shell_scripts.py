@@ -201,3 +201,56 @@ def test_memory_files_share_volumes_and_keep_limits() -> None:
 def test_echo_writes_what_bash_writes(words: str) -> None:
     real = subprocess.run(["bash", "-c", f"echo {words}"], capture_output=True, check=True)
     assert asyncio.run(run(f"echo {words}")) == (0, real.stdout.decode(), "")
+
+
+SCRIPTS = {
+    "a loop over lines": "for i in 1 2\ndo\n echo $i\ndone\n",
+    "a condition": "if true\nthen\n\n  echo yes # why\nelse\n echo no\nfi\n",
+    "quotes over lines": "echo \"a\nb\" 'c\nd'\n",
+    "a joined line": "echo a \\\n b\n",
+    "joined by an operator": "true &&\necho and |\ncat\n",
+    "a substitution": "echo $(\necho in\n)\n",
+    "variables last": "X=5\nX=$((X + 1))\ncd /tmp\npwd\necho $X\n",
+    "a here-document": 'X=5\ncat <<END; echo after\nx is $X "$(echo y)" \\$X\n\nEND\n',
+    "a literal one": "cat <<'END'\n$X `y` \\$\nEND\n",
+    "one with tabs": "cat <<-END\n\t\ta\n\tb\n\tEND\n",
+    "two of them": "cat <<A; cat <<B\na\nA\nb\nB\n",
+    "one in a loop": "for i in 1 2; do\ncat <<E\nn $i\nE\ndone\n",
+    "piped": "cat <<E | wc -l\n1\n2\nE\n",
+    "its own status": "false\n",
+    "an end": "echo one\nexit 3\necho two\n",
+    "no last end of line": "echo a\necho b",
+}
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_a_script_on_standard_input_does_what_it_does_in_bash(name: str) -> None:
+    script = SCRIPTS[name].encode()
+    real = subprocess.run(["bash"], input=script, capture_output=True, check=False)
+    assert real.stderr == b""
+
+    async def ours(*argv: str, stdin: bytes | None = None) -> tuple[int, str, str]:
+        context, out, err = make_context(stdin=stdin)
+        return await run_command(context, ["sh", *argv]), out.text, err.text
+
+    expected = (real.returncode, real.stdout.decode(), "")
+    assert asyncio.run(ours(stdin=script)) == expected
+    assert asyncio.run(ours("-c", script.decode())) == expected
+
+
+async def test_a_shell_asks_for_the_rest_of_a_command_and_says_what_never_ends() -> None:
+    context, out, err = make_context(stdin=b"if true\nthen echo a; fi\ncd /tmp\necho )\n(echo\n")
+    asked: list[str] = []
+
+    async def ask(prompt: str) -> None:
+        asked.append(prompt)
+
+    context.ask = ask
+    assert await run_command(context, ["sh"]) == 2
+    assert out.text == "a\n"
+    assert asked == [
+        "root@w1:/# ", "> ", "root@w1:/# ", "root@w1:/tmp# ", "root@w1:/tmp# ", "> "
+    ]  # fmt: skip
+    first, second = err.text.splitlines()
+    assert first == 'sh: syntax error: unexpected ")"'
+    assert "unexpected end of file" in second
