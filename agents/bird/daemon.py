@@ -76,6 +76,7 @@ class BirdDaemon:
         self._working = False
         self._after_is_due = False
         self._stopped: asyncio.Event = asyncio.Event()
+        self._is_closed = False
         self._sought: dict[asyncio.Future[Address], int] = {}
         self._failure: BaseException | None = None
 
@@ -157,6 +158,8 @@ class BirdDaemon:
         if not self.speaker.is_stopping:
             self.speaker.shut_down(now=self.loop.time())
         self._drain()
+        # The next life may have the kernel already: nothing of this one may touch it any more.
+        self._is_closed = True
         for task in self._dials.values():
             task.cancel()
         await asyncio.gather(*self._dials.values(), return_exceptions=True)
@@ -192,6 +195,8 @@ class BirdDaemon:
 
     def after_input(self) -> None:
         """Do what the core wants now; to be called after any call of ``speaker``."""
+        if self._is_closed:
+            return
         self._drain()
         self._arm()
         if not self._working and self.speaker.has_work:

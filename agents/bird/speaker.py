@@ -378,8 +378,7 @@ class Speaker:
 
     def shut_down(self, *, now: float, text: str = "") -> None:
         """``down``: every peer hears Cease/2, the kernel loses our routes unless they persist."""
-        self.now = now
-        self.is_stopping = True
+        self._stop_writing(now)
         for peer in self.peers.values():
             peer.disable(now, text)
             self.touch(peer)
@@ -389,16 +388,19 @@ class Speaker:
 
     def leave_for_restart(self, *, now: float) -> None:
         """``graceful restart``: close everything without a word; the kernel keeps our routes."""
-        self.now = now
-        self.is_stopping = True
-        if self.local.kernel is not None:
-            # What follows from the end of the sessions is not for the kernel to see.
-            self.local.kernel.held = True
+        self._stop_writing(now)
         for peer in self.peers.values():
             peer.enabled = False
             peer.hang_up_silently(now)
             self.touch(peer)
         self._turn(now)
+
+    def _stop_writing(self, now: float) -> None:
+        """Stop; what follows from the end of the sessions is not for the kernel to see."""
+        self.now = now
+        self.is_stopping = True
+        if self.local.kernel is not None:
+            self.local.kernel.held = True
 
     # Inside
 

@@ -215,10 +215,13 @@ def test_a_kernel_that_did_not_change_is_not_read_again() -> None:
 
 
 def test_routes_persist_over_a_shutdown_only_if_told_to() -> None:
-    for persist, left in ((True, 1), (False, 0)):
+    for persist, left in ((True, 2), (False, 0)):
         ns = node()
         peer = neighbor(ns, config(kernel=replace(KERNEL, persist=persist)))
+        peer.send(UPDATE, update(attributes("10.10.95.205"), Net.parse("192.168.126.64/26").key))
         peer.speaker.shut_down(now=peer.now)
+        peer.pump()
+        peer.pass_time(5)
         assert len(table(ns)) == left
 
 
