@@ -44,19 +44,22 @@ class Mirror:
             for prefix in dict.fromkeys(prefixes)
             if not any(prefix != other and prefix.startswith(other) for other in prefixes)
         )
-        self._subscribers: list[tuple[tuple[str, ...], OnChange]] = []
-        if on_change is not None:
-            self.subscribe(self._prefixes, on_change)
         self._log = log
         self.items: dict[str, KVPair] = {}
         self.revision = 0
         # Set once everything has been read for the first time.
         self.synced = asyncio.Event()
+        self._subscribers: list[tuple[tuple[str, ...], OnChange]] = []
+        if on_change is not None:
+            self.subscribe(self._prefixes, on_change)
 
     def subscribe(self, prefixes: Sequence[str], on_change: OnChange) -> None:
         """Also tell of keys under some of the mirror's prefixes, as of its own."""
         assert all(prefix.startswith(self._prefixes) for prefix in prefixes), prefixes
-        self._subscribers.append((tuple(prefixes), on_change))
+        theirs = tuple(prefixes)
+        self._subscribers.append((theirs, on_change))
+        if self.synced.is_set():
+            on_change(tuple(key for key in self.items if key.startswith(theirs)))
 
     def _tell(self, keys: Iterable[str], *, always: bool = False) -> None:
         touched = tuple(keys)
@@ -67,7 +70,12 @@ class Mirror:
 
     async def run(self) -> None:
         """Follow the datastore until cancelled."""
+        task = asyncio.current_task()
+        assert task is not None
         while True:
+            # A group tells of a watch that failed rather than of our end, where both happened.
+            if task.cancelling():
+                raise asyncio.CancelledError
             try:
                 await self._read_all()
                 start = self.revision + 1
@@ -81,7 +89,7 @@ class Mirror:
             except* EtcdError as refused:
                 text = str(refused.exceptions[0])
                 self._log.warning("datastore: %s; trying again in %s s", text, RETRY_S)
-                await asyncio.sleep(RETRY_S)
+                await asyncio.sleep(0.0 if task.cancelling() else RETRY_S)
 
     async def _read_all(self) -> None:
         queries = [Query(prefix, prefix=True) for prefix in self._prefixes]

@@ -38,8 +38,9 @@ from agents.calico.errors import (
 from agents.calico.mirror import Mirror
 from agents.calico.resources import kind_named, new_resource, parse_key, resource_key
 from emulator.runtime.clock import Clock
-from etcd.client import CompactedError, EtcdClient
-from tests.calico_memory import MemoryDatastore
+from etcd.client import CompactedError, EtcdClient, EtcdError
+from etcd.core.errors import Code
+from tests.calico_memory import MemoryChanges, MemoryDatastore
 from tests.etcd_servers import memory_etcd
 
 if TYPE_CHECKING:
@@ -245,6 +246,41 @@ async def test_one_mirror_tells_each_subscriber_of_its_own_keys() -> None:
             await asyncio.sleep(0)
         assert seen["b"][1:] == [("/calico/resources/b",)]
         running.cancel()
+
+
+async def test_who_subscribes_to_a_mirror_late_hears_what_is_known() -> None:
+    store = MemoryDatastore()
+    store.put("/calico/ipam/a", 1)
+    mirror = Mirror(store, ["/calico/ipam/"], None, LOG)
+    seen: list[tuple[str, ...]] = []
+    async with asyncio.timeout(30), asyncio.TaskGroup() as group:
+        running = group.create_task(mirror.run(), name="mirror")
+        await mirror.synced.wait()
+        mirror.subscribe(["/calico/ipam/"], seen.append)
+        running.cancel()
+    assert seen == [("/calico/ipam/a",)]
+
+
+async def test_a_mirror_ends_even_if_a_watch_is_refused_as_it_is_told_to() -> None:
+    class Refused(MemoryChanges):
+        async def __aexit__(self, *exc: object) -> None:
+            raise EtcdError(Code.UNAVAILABLE, "no leader")
+
+    class Refusing(MemoryDatastore):
+        def watch(
+            self, prefix: str, *, from_revision: int, only: tuple[str, ...] = ()
+        ) -> MemoryChanges:
+            return Refused(self, only, from_revision)
+
+    mirror = Mirror(Refusing(), ["/calico/ipam/", "/calico/resources/"], None, LOG)
+    async with asyncio.timeout(0.5):
+        running = asyncio.create_task(mirror.run(), name="mirror")
+        await mirror.synced.wait()
+        for _ in range(5):
+            await asyncio.sleep(0)
+        running.cancel()
+        await asyncio.wait({running})
+    assert running.cancelled()
 
 
 # Resources -------------------------------------------------------------------------------------

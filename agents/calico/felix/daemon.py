@@ -98,7 +98,8 @@ class _Felix:
             self._dirty.set()
 
     def _note_blocks(self, keys: tuple[str, ...]) -> None:
-        self._dirty.set()
+        if self._applied is None or self._applied.vxlan_enabled:
+            self._dirty.set()
 
     async def _sync_for_ever(self, group: asyncio.TaskGroup) -> None:
         await self._mirror.synced.wait()
