@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from agents.calico.confd import daemon
 from agents.calico.confd.daemon import CONFIG_DIR, NAMESPACE, ConfdConfig, run_confd
+from agents.calico.datastore import Create
 from agents.calico.ipam.model import affinity_key, affinity_value, block_key
 from agents.calico.net import Cidr
 from agents.calico.resources import key_of_resource, new_resource
@@ -144,6 +145,21 @@ async def test_a_claim_is_announced_once_its_block_bears_it_out(
         assert running.configs[-1].static[0].routes == ()
         running.store.put(block_key(block), {"cidr": str(block), "affinity": "host:own"})
         await until(lambda: len(running.configs[-1].static[0].routes) == 1, "it is announced")
+
+
+async def test_claims_written_in_one_transaction_are_all_announced(tmp_path: Path) -> None:
+    async with confd(tmp_path) as running:
+        writes: list[Create] = []
+        for block in map(Cidr.parse, ("192.168.1.0/26", "192.168.2.0/26")):
+            writes += [
+                Create(block_key(block), {"cidr": str(block), "affinity": "host:own"}),
+                Create(affinity_key("own", block), affinity_value("confirmed")),
+            ]
+        await running.store.commit(*writes)
+        await until(
+            lambda: bool(running.configs) and len(running.configs[-1].static[0].routes) == 2,
+            "both are announced",
+        )
 
 
 async def test_a_broken_resource_is_named_and_costs_only_itself(

@@ -133,8 +133,8 @@ class _Confd:
         self._retry = False
         # This node's claims that may be announced, by key.
         self._confirmed: dict[str, Affinity] = {}
-        # Those whose block was seen to be ours, by the revision of the claim.
-        self._borne_out: dict[int, Affinity] = {}
+        # Those whose block was seen to be ours.
+        self._borne_out: dict[str, Affinity] = {}
 
     def _note(self, keys: tuple[str, ...]) -> None:
         """Few changes of the datastore mean anything to BGP: a node's address, not its tunnel's."""
@@ -251,27 +251,24 @@ class _Confd:
 
     async def _read(self) -> State:
         """What is known now; whether a claimed block is really ours, the block says."""
-        claims = tuple(self._confirmed.values())
-        unseen = [claim.cidr for claim in claims if claim.kvp.revision not in self._borne_out]
+        claims = dict(self._confirmed)
+        borne_out = {
+            key: claim for key, claim in claims.items() if self._borne_out.get(key) is claim
+        }
+        unseen = [claim for key, claim in claims.items() if key not in borne_out]
         if unseen:
-            found = await self._datastore.read(*(Query(block_key(cidr)) for cidr in unseen))
+            queries = (Query(block_key(claim.cidr)) for claim in unseen)
+            found = await self._datastore.read(*queries)
             blocks = {
-                cidr: kvps[0].value
-                for cidr, kvps in zip(unseen, found.results, strict=True)
+                claim.cidr: kvps[0].value
+                for claim, kvps in zip(unseen, found.results, strict=True)
                 if kvps
             }
-            for host, cidrs in owned_blocks(claims, blocks).items():
-                self._borne_out |= {
-                    claim.kvp.revision: claim
-                    for claim in claims
-                    if claim.host == host and claim.cidr in cidrs
-                }
-        revisions = {claim.kvp.revision for claim in claims}
-        self._borne_out = {
-            revision: claim for revision, claim in self._borne_out.items() if revision in revisions
-        }
-        self._retry = self._retry or len(self._borne_out) < len(claims)
-        own = tuple(claim.cidr for claim in self._borne_out.values())
+            ours = owned_blocks(unseen, blocks).get(self._config.node_name, ())
+            borne_out |= {key: claim for key, claim in claims.items() if claim.cidr in ours}
+        self._borne_out = borne_out
+        self._retry = self._retry or len(borne_out) < len(claims)
+        own = tuple(claim.cidr for claim in borne_out.values())
         blocks_of = {self._config.node_name: tuple(sorted(own))} if own else {}
         return self._reader.read(blocks_of)
 
