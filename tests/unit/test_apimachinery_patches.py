@@ -89,3 +89,22 @@ def test_taints_are_replaced_whole_and_null_deletes() -> None:
 def test_impossible_patches_are_refused(patch: dict[str, Any]) -> None:
     with pytest.raises(strategic.PatchError):
         smp({"spec": {"containers": [{"name": "a"}]}}, patch, "core.v1.Pod")
+
+
+def test_an_order_leaves_what_only_the_live_list_has_in_its_place() -> None:
+    target = {"spec": {"ports": [{"port": 1}, {"port": 2}, {"port": 3}]}}
+    order = [{"port": 1}, {"port": 3}]
+    kept = smp(target, {"spec": {"$setElementOrder/ports": order}}, "core.v1.Service")
+    assert [each["port"] for each in kept["spec"]["ports"]] == [1, 2, 3]
+    turned = smp(
+        target,
+        {"spec": {"$setElementOrder/ports": [{"port": n} for n in (3, 2, 1)]}},
+        "core.v1.Service",
+    )
+    assert [each["port"] for each in turned["spec"]["ports"]] == [3, 2, 1]
+
+
+def test_values_that_are_there_are_not_added_again() -> None:
+    merged = smp({"metadata": {"finalizers": ["a", "b"]}}, {"metadata": {"finalizers": ["b", "c"]}},
+                 DEPLOYMENT)  # fmt: skip
+    assert merged["metadata"]["finalizers"] == ["a", "b", "c"]

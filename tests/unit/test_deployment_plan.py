@@ -9,9 +9,11 @@ import pytest
 
 from agents.controllers.actions import Create, Delete, Emit, Patch
 from agents.controllers.deployment import new_replicaset, plan_deployment
+from agents.controllers.deploymentstatus import deployment_status, resume_or_pause
 from agents.controllers.replicaset import plan_replicas, replicaset_status
 from agents.controllers.rollout import Size, fenceposts, new_size, proportional, shrink_old
 from agents.controllers.template import fnv32a, safe_encode, template_hash
+from emulator.apimachinery import mergepatch
 from emulator.kubeclient.meta import format_time
 
 Object = dict[str, Any]
@@ -299,3 +301,72 @@ def test_a_failure_keeps_its_time_until_the_reason_changes() -> None:
     assert other["conditions"][0]["lastTransitionTime"] == format_time(NOW + 60)
     well, _ = replicaset_status(rs, [], "", NOW + 60)
     assert "conditions" not in well
+
+
+def condition(status: Object, kind: str) -> Object:
+    return next(each for each in status["conditions"] if each["type"] == kind)
+
+
+def told(owner: Object, sets: list[Object], now: float) -> Object:
+    """The status after one look, kept in the Deployment."""
+    for action in deployment_status(owner, sets, sets[-1], now).actions:
+        assert isinstance(action, Patch)
+        owner["status"] = mergepatch.apply(owner.get("status") or {}, action.body["status"])
+    status: Object = owner["status"]
+    return status
+
+
+def test_a_rollout_moves_when_an_old_pod_goes() -> None:
+    owner = deployment(3)
+    old, new = stored(new_replicaset(owner, 2, 1), 1), stored(new_replicaset(owner, 1, 2), 2)
+    told(owner, [old, new], NOW)
+    began = condition(told(owner, [old, new], NOW + 60), "Progressing")
+    assert (began["reason"], began["lastUpdateTime"]) == ("NewReplicaSetCreated", format_time(NOW))
+    old["status"] |= {"replicas": 1}
+    moved = condition(told(owner, [old, new], NOW + 90), "Progressing")
+    assert (moved["reason"], moved["lastUpdateTime"]) == (
+        "ReplicaSetUpdated",
+        format_time(NOW + 90),
+    )
+    new["spec"]["replicas"] = 3
+    new["status"] |= {"replicas": 3, "readyReplicas": 3, "availableReplicas": 3}
+    done = condition(told(owner, [new], NOW + 120), "Progressing")
+    assert (done["reason"], done["lastUpdateTime"]) == (
+        "NewReplicaSetAvailable",
+        format_time(NOW + 120),
+    )
+    # It was True all the time.
+    assert moved["lastTransitionTime"] == done["lastTransitionTime"] == format_time(NOW)
+
+
+def test_a_pod_lost_after_the_rollout_is_not_a_rollout() -> None:
+    owner = deployment(3)
+    rs = stored(new_replicaset(owner, 3, 1))
+    done = condition(told(owner, [rs], NOW), "Progressing")
+    assert done["reason"] == "NewReplicaSetAvailable"
+    rs["status"] |= {"availableReplicas": 1, "readyReplicas": 1}
+    status = told(owner, [rs], NOW + 60)
+    assert condition(status, "Progressing") == done
+    available = condition(status, "Available")
+    assert (available["status"], available["lastTransitionTime"]) == (
+        "False",
+        format_time(NOW + 60),
+    )
+
+
+def test_pausing_and_resuming_is_noted_once() -> None:
+    owner = deployment(paused=True)
+    patch = resume_or_pause(owner, NOW)
+    assert patch is not None
+    owner["status"] = patch.body["status"]
+    assert condition(owner["status"], "Progressing")["reason"] == "DeploymentPaused"
+    assert resume_or_pause(owner, NOW) is None
+    owner["spec"]["paused"] = False
+    patch = resume_or_pause(owner, NOW)
+    assert patch is not None
+    assert condition(patch.body["status"], "Progressing")["reason"] == "DeploymentResumed"
+    # A rollout that failed stays failed.
+    failed = {"type": "Progressing", "status": "False", "reason": "ProgressDeadlineExceeded"}
+    owner["status"] = {"conditions": [failed]}
+    owner["spec"]["paused"] = True
+    assert resume_or_pause(owner, NOW) is None

@@ -200,3 +200,46 @@ def test_a_slice_being_deleted_holds_nothing_any_more() -> None:
     (action,) = plan_slices(service(), [pod(0)], [piece], rng).actions
     assert isinstance(action, Create)
     assert addresses([action.obj]) == ["10.244.0.2"]
+
+
+def test_a_named_port_is_that_of_its_protocol() -> None:
+    ports = [{"port": 53, "targetPort": "http", "name": "u", "protocol": "UDP"}]
+    both = pod(0)
+    both["spec"]["containers"][0]["ports"].append(
+        {"containerPort": 5353, "name": "http", "protocol": "UDP"}
+    )
+    (subset,) = subsets(plan_endpoints(service(ports=ports), [both], None))
+    assert subset["ports"] == [{"name": "u", "port": 5353, "protocol": "UDP"}]
+    assert subsets(plan_endpoints(service(ports=ports), [pod(0)], None)) == []
+
+
+def test_a_pod_has_a_name_only_in_its_own_subdomain() -> None:
+    own, other = pod(0), pod(1)
+    own["spec"] |= {"hostname": "first", "subdomain": "web"}
+    other["spec"] |= {"hostname": "second", "subdomain": "elsewhere"}
+    (subset,) = subsets(plan_endpoints(service(), [own, other], None))
+    assert [a.get("hostname") for a in subset["addresses"]] == ["first", None]
+
+
+def test_endpoints_hold_so_many_the_ready_first_and_say_so() -> None:
+    many = [pod(number, ready=number >= 10) for number in range(1005)]
+    (create,) = plan_endpoints(service(), many, None).actions
+    assert isinstance(create, Create)
+    (subset,) = create.obj["subsets"]
+    assert (len(subset["addresses"]), len(subset["notReadyAddresses"])) == (995, 5)
+    mark = "endpoints.kubernetes.io/over-capacity"
+    assert create.obj["metadata"]["annotations"] == {mark: "truncated"}
+    assert plan_endpoints(service(), many, create.obj) == Plan()
+    (patch,) = plan_endpoints(service(), many[:1000], create.obj).actions
+    assert isinstance(patch, Patch)
+    assert patch.body["metadata"]["annotations"] == {mark: None}
+
+
+def test_endpoints_follow_the_services_labels() -> None:
+    (create,) = plan_endpoints(service(), [pod(0)], None).actions
+    assert isinstance(create, Create)
+    renamed = service()
+    renamed["metadata"]["labels"] = {"tier": "front"}
+    (patch,) = plan_endpoints(renamed, [pod(0)], create.obj).actions
+    assert isinstance(patch, Patch)
+    assert patch.body == {"metadata": {"labels": {"app": None, "tier": "front"}}}

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from agents.controllers.actions import Delete, Patch, Plan
+from agents.controllers.actions import Delete, Emit, Patch, Plan
 from agents.controllers.expectations import EXPECTATION_TIMEOUT_S, Expectations
 from agents.controllers.garbage import OwnerGraph, item_of, plan_item, unknown_owners
 from agents.controllers.nodelifecycle import (
@@ -15,6 +15,7 @@ from agents.controllers.nodelifecycle import (
     NodeTimings,
     eviction_delay,
     eviction_rate,
+    pods_not_ready,
     silence,
     taint_actions,
 )
@@ -108,8 +109,31 @@ def test_taints_follow_the_conditions() -> None:
         "node.kubernetes.io/unschedulable:NoSchedule"
     ]
     left = [{"key": UNREACHABLE, "effect": e} for e in ("NoSchedule", "NoExecute")]
+    # Once given up it stays so, whoever's turn it is.
+    assert taints_of(node=node("Unknown", left), may_evict=False) is None
     assert taints_of(node=node("True", [mine, *left])) == ["mine:NoSchedule"]
     assert taints_of(node=node("True", left)) == []
+
+
+def test_pods_of_a_silent_node_that_said_they_were_ready_are_not_any_more() -> None:
+    def pod(name: str, phase: str, ready: str) -> Object:
+        conditions = [{"type": "Ready", "status": ready}, {"type": "Initialized", "status": "True"}]
+        meta = {"name": name, "namespace": "default", "uid": name, "resourceVersion": "5"}
+        return {"metadata": meta, "status": {"phase": phase, "conditions": conditions}}
+
+    pods = [
+        pod("runs", "Running", "True"),
+        pod("starts", "Running", "False"),
+        pod("ended", "Succeeded", "True"),
+    ]
+    patch, event = pods_not_ready(pods, NOW)
+    assert isinstance(patch, Patch)
+    assert isinstance(event, Emit)
+    assert (patch.name, event.reason) == ("runs", "NodeNotReady")
+    assert [(c["type"], c["status"]) for c in patch.body["status"]["conditions"]] == [
+        ("Ready", "False"),
+        ("Initialized", "True"),
+    ]
 
 
 def test_how_fast_nodes_may_be_given_up() -> None:
@@ -139,6 +163,7 @@ def toleration(key: str, seconds: int | None) -> Object:
         ([toleration(UNREACHABLE, 300)], 300.0),
         ([toleration(UNREACHABLE, None)], None),
         ([toleration(UNREACHABLE, None), toleration(UNREACHABLE, 5)], 5.0),
+        ([toleration(UNREACHABLE, 300), toleration(UNREACHABLE, 5)], 5.0),
         ([toleration(UNREACHABLE, -1)], 0.0),
         ([toleration(NOT_READY, 300)], 0.0),
     ],

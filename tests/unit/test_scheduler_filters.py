@@ -134,6 +134,31 @@ def test_a_preferred_node_wins_over_an_emptier_one() -> None:
     assert chosen.name == "fast"
 
 
+def test_a_node_whose_taint_prefers_others_comes_last() -> None:
+    taint = {"key": "k", "value": "v", "effect": "PreferNoSchedule"}
+    busy, avoided = node("busy"), node("avoided", {"taints": [taint]})
+    busy.add(pod_info(pod("a")))
+    assert best_node(pod_info(pod("b")), [avoided, busy], random.Random(1)).name == "busy"
+    told = pod_info(pod("b", tolerations=[{"key": "k", "operator": "Exists"}]))
+    assert best_node(told, [avoided, busy], random.Random(1)).name == "avoided"
+
+
+def test_pods_of_one_owner_are_spread_over_emptiness_and_chance() -> None:
+    def owned(uid: str, owner: str, cpu: str) -> Object:
+        made = pod(uid, cpu)
+        made["metadata"]["ownerReferences"] = [{"uid": owner, "controller": True}]
+        return made
+
+    sibling, full = node("sibling"), node("full")
+    sibling.add(pod_info(owned("a", "rs", "10m")))
+    full.add(pod_info(owned("b", "other", "600m")))
+    third = pod_info(owned("c", "rs", "10m"))
+    assert best_node(third, [sibling, full], random.Random(1)).name == "full"
+    equal = [node(name) for name in "abc"]
+    chosen = {best_node(third, equal, random.Random(seed)).name for seed in range(40)}
+    assert chosen == {"a", "b", "c"}
+
+
 @pytest.mark.parametrize(
     ("toleration", "expected"),
     [
