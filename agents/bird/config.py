@@ -136,6 +136,14 @@ class KernelConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class BfdConfig:
+    """``protocol bfd``: without it, or while it is disabled, no neighbour is watched."""
+
+    name: str = "bfd1"
+    disabled: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Timers:
     """BIRD's BGP timers; each start draws 75 to 100 % of the value.
 
@@ -289,6 +297,7 @@ class SpeakerConfig:
     kernel: KernelConfig | None = None
     direct: DirectConfig | None = None
     device: DeviceConfig = field(default_factory=DeviceConfig)
+    bfd: BfdConfig | None = None
     listen_port: int = BGP_PORT
     recovery_wait_s: float = 240.0
     hostname: str = ""
@@ -303,6 +312,8 @@ class SpeakerConfig:
             names.append(self.kernel.name)
         if self.direct is not None:
             names.append(self.direct.name)
+        if self.bfd is not None:
+            names.append(self.bfd.name)
         if len(set(names)) < len(names):
             twice = next(name for name in names if names.count(name) > 1)
             raise UsageError(f"{twice!r} is the name of two protocols")

@@ -293,17 +293,22 @@ class Peer:
         self.last_error = ("", "")
         self.host.emit(SessionUp(self.config.name, connection.number))
         self.exchange.begin(connection, now)
-        if self.config.bfd is not None:
-            self._watched = True
-            self.host.emit(
-                BfdWanted(
-                    self.config.name,
-                    self.config.neighbor,
-                    self.source_address,
-                    self.config.multihop > 0,
-                    self.config.bfd,
-                )
-            )
+        self.follow_bfd()
+
+    def follow_bfd(self) -> None:
+        """Have the neighbour watched while there is a session with it, and BFD."""
+        config = self.config
+        options = config.bfd if self.session is not None and self.host.watches_neighbors else None
+        if self._watched is (options is not None):
+            return
+        self._watched = options is not None
+        if options is None:
+            self.host.emit(BfdUnwanted(config.name, config.neighbor))
+            return
+        multihop = config.multihop > 0
+        self.host.emit(
+            BfdWanted(config.name, config.neighbor, self.source_address, multihop, options)
+        )
 
     def session_replaced(self) -> None:
         """The peer restarted and is back already."""
@@ -389,9 +394,7 @@ class Peer:
         elif end is ConnectionEnd.STOPPED:
             self._live(Life.FLUSH, now)
         self._event("BGP session closed")
-        if self._watched:
-            self._watched = False
-            self.host.emit(BfdUnwanted(self.config.name, self.config.neighbor))
+        self.follow_bfd()
         self.host.emit(
             SessionDown(
                 self.config.name,

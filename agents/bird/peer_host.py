@@ -42,6 +42,10 @@ class PeerHost(Protocol):
     def preserved(self) -> tuple[Afi, ...]:
         """Families whose forwarding outlived our restart."""
 
+    @property
+    def watches_neighbors(self) -> bool:
+        """True while there is BFD."""
+
     def emit(self, event: Event) -> None:
         """Tell the shell."""
 

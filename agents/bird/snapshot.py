@@ -86,8 +86,8 @@ class BgpInfo:
 class ProtocolInfo:
     """One protocol instance.
 
-    ``proto`` is BIRD's name of the kind (BGP Static Kernel Direct Device), ``state`` down, start,
-    up, wait (a feed held back by our restart) or flush; ``info`` the last column of ``show
+    ``proto`` is BIRD's name of the kind (BGP Static Kernel Direct Device BFD), ``state`` down,
+    start, up, wait (a feed held back by our restart) or flush; ``info`` the last column of ``show
     protocols``.
     """
 
@@ -177,7 +177,7 @@ def status(speaker: Speaker, *, now: float) -> StatusInfo:
 
 
 def protocols(speaker: Speaker, *, now: float) -> tuple[ProtocolInfo, ...]:
-    """All protocols in the order of the configuration: static, kernel, device, direct, BGP."""
+    """All protocols in the order of the configuration: static, kernel, device, direct, BFD, BGP."""
     found = []
     for static in speaker.local.statics.values():
         state = _up(static.config.disabled)
@@ -219,6 +219,10 @@ def protocols(speaker: Speaker, *, now: float) -> tuple[ProtocolInfo, ...]:
         )
         since = speaker.local.since.get(direct.config.name, speaker.started_at)
         found.append(ProtocolInfo(direct.config.name, "Direct", state, since, channels=channels))
+    bfd = speaker.config.bfd
+    if bfd is not None:
+        since = speaker.local.since[bfd.name]
+        found.append(ProtocolInfo(bfd.name, "BFD", _up(bfd.disabled), since))
     found.extend(_bgp(speaker, peer, now) for peer in speaker.peers.values())
     return tuple(found)
 

@@ -97,9 +97,12 @@ class Speaker:
             if name not in self.peers:
                 self._join(bgp, now)
         self.peers = {name: self.peers[name] for name in wanted}
+        if config.bfd is not None:
+            self.local.since.setdefault(config.bfd.name, now)
         self._at = {}
         for peer in self.peers.values():
             self._at.setdefault(peer.config.neighbor, []).append(peer)
+            peer.follow_bfd()
         self.recovery_moved()
         self._events.append(PeerListChanged())
 
@@ -142,6 +145,11 @@ class Speaker:
         if not self.recovering or kernel is None:
             return ()
         return (Afi.IPV4,) if kernel.persist and kernel.graceful_restart else ()
+
+    @property
+    def watches_neighbors(self) -> bool:
+        """True while there is BFD."""
+        return self.config.bfd is not None and not self.config.bfd.disabled
 
     def emit(self, event: Event) -> None:
         """Queue an event."""

@@ -232,8 +232,8 @@ class NodeBird:
             daemon.speaker.bfd_down(neighbor, now=daemon.loop.time())
             daemon.after_input()
 
-    def _bfd_rows(self) -> Sequence[BfdRow] | None:
-        return None if self._bfd is None else self._bfd.rows()
+    def _bfd_rows(self) -> Sequence[BfdRow]:
+        return () if self._bfd is None else self._bfd.rows()
 
     async def _wait_for_peers(self, env: RoleEnv, daemon: BirdDaemon) -> None:
         """Ready as calico-node's probe has it: once every peer is established, or after a while."""

@@ -146,10 +146,11 @@ def test_birdc_of_bird_2_is_answered_in_its_words(watched: Podwire) -> None:
     first = nodes(watched)[0]
     shown = client.run("-s", first["bird_ctl"], "show", "protocols").splitlines()
     assert shown[0] == "BIRD 2.0.12 ready."
-    assert [line.split()[:3] for line in shown[2:]][1:4] == [
+    assert [line.split()[:3] for line in shown[2:]][1:5] == [
         ["kernel1", "Kernel", "master4"],
         ["device1", "Device", "---"],
         ["direct1", "Direct", "---"],
+        ["bfd1", "BFD", "---"],
     ]
     told = client.run("-s", first["bird_ctl"], "show", "route", "protocol", "static1")
     assert "blackhole [static1 " in told

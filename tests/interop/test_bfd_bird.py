@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from agents.bird.bfd_daemon import BfdDaemon, as_it_is, name_as_it_is
-from agents.bird.config import BfdOptions, BgpConfig
+from agents.bird.config import BfdConfig, BfdOptions, BgpConfig
 from agents.bird.ctl.reply import Dialect
 from agents.bird.ctl.show_daemon import show_bfd
 from agents.bird.ctl.times import Times
@@ -64,7 +64,9 @@ class Watched:
 
     def __init__(self, peer: BgpConfig) -> None:
         now = asyncio.get_running_loop().time()
-        config = speaker_config(OUR_ID, [peer], ["192.168.1.0/26"], listen_port=bgp_peers.PORT)
+        config = speaker_config(
+            OUR_ID, [peer], ["192.168.1.0/26"], bfd=BfdConfig(), listen_port=bgp_peers.PORT
+        )
         log = logging.getLogger("bfd")
         self.bfd = BfdDaemon(
             OURS,

@@ -18,6 +18,7 @@ import pytest
 from agents.bird.config import (
     CALICO_TIMERS,
     AddPaths,
+    BfdConfig,
     BgpConfig,
     ChannelConfig,
     Dest,
@@ -115,6 +116,7 @@ def our_config() -> SpeakerConfig:
         (StaticConfig(STATIC),),
         direct=DirectConfig(("nosuch",)),
         device=DeviceConfig(scan_s=2),
+        bfd=BfdConfig(),
         listen_port=PORT,
         hostname="kube-0",
     )
@@ -139,12 +141,14 @@ def their_config(dialect: Dialect) -> str:
         ip = f"ipv4 {{ {channel} add paths on; gateway recursive; {next_hop} }};"
         plain = "ipv4 { import all; export none; add paths on; };"
     family = "" if dialect is Dialect.BIRD1 else "ipv4;"
+    bfd = "" if dialect is Dialect.BIRD1 else "strict bind on;"
     return f"""
 router id {ID};
 {listen}
 protocol static {{ {family} {STATIC_TEXT} }}
 protocol device {{ scan time 2; }}
 protocol direct {{ {family} interface "nosuch"; }}
+protocol bfd {{ {bfd} }}
 template bgp mesh {{ description "Connection to BGP peer"; {common} }}
 protocol bgp Mesh from mesh {{ neighbor {HUB} port {PORT} as 64512; {ip} }}
 protocol bgp Node from mesh {{ neighbor {NOBODY} as 64513; passive on; {plain} }}
@@ -269,6 +273,10 @@ show route where false count
 show route for x
 show static
 show bfd sessions
+show bfd sessions bfd1
+show bfd sessions static1
+show bfd sessions nosuch
+show protocols all bfd1
 show status
 show nosuch
 nosuch
@@ -332,6 +340,17 @@ show protocols
 show route
 disable static1
 enable static1
+disable bfd1
+disable bfd1
+show protocols bfd1
+show protocols all bfd1
+show bfd sessions
+show bfd sessions bfd1
+reload bfd1
+enable bfd1
+restart bfd1
+reload bfd1
+show bfd sessions
 enable all
 debug all all
 debug Mesh { states, events }

@@ -7,7 +7,7 @@ import pytest
 from agents.bird import intake
 from agents.bird.attributes import GRACEFUL_SHUTDOWN, LLGR_STALE, NO_LLGR
 from agents.bird.capabilities import Capabilities, LongLived, Restart
-from agents.bird.config import AddPaths, BfdOptions, GracefulRestart
+from agents.bird.config import AddPaths, BfdConfig, BfdOptions, GracefulRestart
 from agents.bird.events import BfdUnwanted, BfdWanted, Dial
 from agents.bird.messages import (
     KEEPALIVE,
@@ -251,13 +251,31 @@ def test_bfd_ends_a_session_at_once(graceful: bool, left: int) -> None:
 
 def test_bfd_is_asked_for_while_a_session_is_up() -> None:
     world = World()
-    world.add(speaker_config("10.0.0.1", [bgp("b", "10.0.0.2", bfd=BfdOptions())]))
+    peers = [bgp("b", "10.0.0.2", bfd=BfdOptions())]
+    world.add(speaker_config("10.0.0.1", peers, bfd=BfdConfig()))
     world.add(speaker_config("10.0.0.2", [bgp("a", "10.0.0.1")]))
     assert world.run(5, lambda: world.is_up("10.0.0.1", "10.0.0.2"))
     world.crash("10.0.0.2")
     world.run(1)
-    asked = [type(e) for _, _, e in world.events if isinstance(e, BfdWanted | BfdUnwanted)]
-    assert asked == [BfdWanted, BfdUnwanted]
+    assert asked_of_bfd(world) == [BfdWanted, BfdUnwanted]
+
+
+def asked_of_bfd(world: World) -> list[type]:
+    return [type(e) for _, _, e in world.events if isinstance(e, BfdWanted | BfdUnwanted)]
+
+
+def test_a_session_outlives_the_end_of_bfd_and_is_watched_again_with_it() -> None:
+    world = World()
+    peers = [bgp("b", "10.0.0.2", bfd=BfdOptions())]
+    speaker = world.add(speaker_config("10.0.0.1", peers))
+    world.add(speaker_config("10.0.0.2", [bgp("a", "10.0.0.1")]))
+    assert world.run(5, lambda: world.is_up("10.0.0.1", "10.0.0.2"))
+    assert asked_of_bfd(world) == []
+    for bfd in (BfdConfig(), BfdConfig(disabled=True), BfdConfig(), None):
+        speaker.configure(speaker_config("10.0.0.1", peers, bfd=bfd), now=world.now)
+        world.settle("10.0.0.1")
+    assert asked_of_bfd(world) == [BfdWanted, BfdUnwanted, BfdWanted, BfdUnwanted]
+    assert world.is_up("10.0.0.1", "10.0.0.2")
 
 
 def test_ttl_security_asks_for_255_and_no_less_than_the_hops_allow() -> None:

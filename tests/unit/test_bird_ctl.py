@@ -49,7 +49,7 @@ class Host:
         self.time = speaker.now
         self.wanted = wanted or speaker.config
         self.ended = ""
-        self.rows: Sequence[BfdRow] | None = None
+        self.rows: Sequence[BfdRow] = ()
 
     def now(self) -> float:
         return self.time
@@ -73,7 +73,7 @@ class Host:
     def leave_for_restart(self) -> None:
         self.ended = "restart"
 
-    def bfd_rows(self) -> Sequence[BfdRow] | None:
+    def bfd_rows(self) -> Sequence[BfdRow]:
         return self.rows
 
     def dump_tables(self, afis: Sequence[Afi], file: str) -> Iterator[None]:

@@ -239,7 +239,9 @@ class _Parser:
             case "bfd":
                 tokens.expect("sessions")
                 name = tokens.name()
-                if name is not None:
+                if name is not None and name not in self._symbols.protocols:
+                    if self._dialect is Dialect.BIRD1:
+                        raise CommandError(SYNTAX, f"{name}: Not a protocol")
                     self._check_protocol(name, WRONG_SYMBOL, "END or CF_SYM_KNOWN")
                 return Show(what, name or "")
             case _:

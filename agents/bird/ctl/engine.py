@@ -80,8 +80,8 @@ class Host(Protocol):
     def leave_for_restart(self) -> None:
         """End the daemon; the peers keep its routes."""
 
-    def bfd_rows(self) -> Sequence[BfdRow] | None:
-        """BFD sessions, None without BFD."""
+    def bfd_rows(self) -> Sequence[BfdRow]:
+        """BFD sessions."""
 
     def dump_tables(self, afis: Sequence[Afi], file: str) -> Iterator[None]:
         """Write an MRT dump slice by slice; OSError if that fails."""
@@ -167,6 +167,8 @@ class Engine:
         names.append(config.device.name)
         if config.direct is not None:
             names.append(config.direct.name)
+        if config.bfd is not None:
+            names.append(config.bfd.name)
         names += [bgp.name for bgp in config.bgp]
         afis = (Afi.IPV4,) if self.dialect is Dialect.BIRD1 else (Afi.IPV4, Afi.IPV6)
         return Symbols(tuple(names), tuple(table_name(afi, self.dialect) for afi in afis))
@@ -273,10 +275,7 @@ class Engine:
             case "symbols":
                 yield from self._show_symbols(command.detail)
             case _:
-                rows = self._host.bfd_rows()
-                yield from show_daemon.show_bfd(rows, "bfd1", times)
-                if rows is None:
-                    return
+                yield from self._show_bfd(command.detail)
         yield DONE
 
     def _show_static(self, name: str) -> Iterator[Line]:
@@ -286,6 +285,17 @@ class Engine:
         for static in statics.values():
             if not name or static.config.name == name:
                 yield from show_daemon.show_static(self._static_routes(static.config), self.dialect)
+
+    def _show_bfd(self, wanted: str) -> Iterator[Line]:
+        bfd = self._host.speaker.config.bfd
+        if wanted and (bfd is None or bfd.name != wanted):
+            raise CommandError(reply.SYNTAX, f"{wanted}: Not a BFD protocol")
+        if bfd is None or (bfd.disabled and not wanted):
+            raise CommandError(reply.SYNTAX, "There is no BFD protocol running")
+        if bfd.disabled:
+            yield Line(reply.BFD, f"{bfd.name}: is not up")
+        else:
+            yield from show_daemon.show_bfd(self._host.bfd_rows(), bfd.name, self._times())
 
     def _static_routes(self, config: StaticConfig) -> Iterator[tuple[StaticRoute, bool]]:
         static = self._host.speaker.local.statics[config.name]
@@ -374,7 +384,7 @@ class Engine:
 
     def _is_off(self, name: str) -> bool:
         config = self._host.speaker.config
-        parts = [*config.static, config.device, config.kernel, config.direct]
+        parts = [*config.static, config.device, config.kernel, config.direct, config.bfd]
         return any(part is not None and part.name == name and part.disabled for part in parts)
 
     def _switch(self, name: str, *, off: bool) -> None:

@@ -57,7 +57,7 @@ class BirdControl:
         dialect: Dialect = Dialect.BIRD1,
         version: str = "",
         config_name: str = "/etc/calico/confd/config/bird.cfg",
-        bfd_rows: Callable[[], Sequence[BfdRow] | None] = lambda: None,
+        bfd_rows: Callable[[], Sequence[BfdRow]] = tuple,
     ) -> None:
         """``root`` is the node's "/": files that commands name are inside it.
 
@@ -240,7 +240,7 @@ class BirdControl:
         """``graceful restart``: after the reply is written."""
         asyncio.get_running_loop().call_soon(self._daemon.leave_for_restart)
 
-    def bfd_rows(self) -> Sequence[BfdRow] | None:
+    def bfd_rows(self) -> Sequence[BfdRow]:
         """The BFD sessions of this daemon."""
         return self._bfd_rows()
 

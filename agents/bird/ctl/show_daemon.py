@@ -20,7 +20,6 @@ from agents.bird.ctl.reply import (
     RUNNING,
     STATIC,
     SYMBOL,
-    SYNTAX,
     UPTIME,
     VERSION,
     Dialect,
@@ -205,17 +204,16 @@ def show_symbols(names: Iterable[tuple[str, str]]) -> Iterator[Line]:
         yield Line(SYMBOL, f"{name:<8}\t{kind}")
 
 
-def show_bfd(rows: Sequence[BfdRow] | None, name: str, times: Times) -> Iterator[Line]:
-    """The BFD sessions; None if no neighbour is to be watched."""
-    if rows is None:
-        yield final(SYNTAX, "There is no BFD protocol running")
-        return
+def show_bfd(rows: Sequence[BfdRow], name: str, times: Times) -> Iterator[Line]:
+    """The sessions of the BFD protocol of this name."""
     yield Line(BFD, f"{name}:")
     heading = ("IP address", "Interface", "State", "Since", "Interval", "Timeout")
-    yield Line(BFD, "{:<25} {:<10} {:<10} {:<12}  {}  {}".format(*heading))
+    wide = 10 if times.dialect is Dialect.BIRD1 else 12
+    yield Line(BFD, "{:<25} {:<10} {:<10} {:<{wide}}  {}  {}".format(*heading, wide=wide))
     for row in rows:
+        since = times.short(row.since)
         yield Line(
             BFD,
             f"{row.neighbor:<25} {row.interface or '---':<10} {row.state:<10} "
-            f"{times.short(row.since):<12}  {row.interval_s:7.3f}  {row.timeout_s:7.3f}",
+            f"{since:<{wide}}  {row.interval_s:7.3f}  {row.timeout_s:7.3f}",
         )

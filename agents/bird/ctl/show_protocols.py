@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 # Protocols with one table for good; the others' channels have theirs.
 _ONE_TABLE: Final = ("Static", "Kernel")
-# What BIRD 1 shows as preference of a protocol that has no routes.
-_DEVICE_PREFERENCE: Final = 240
+# What BIRD 1 shows as preference of protocols that have no routes.
+_PREFERENCES: Final = {"Device": 240, "BFD": 0}
 _NO_STATS: Final = Stats()
 _FAMILIES: Final = {1: "ipv4", 2: "ipv6"}
 _STATES: Final = {"down": "DOWN", "start": "START", "up": "UP", "wait": "UP", "flush": "FLUSHING"}
@@ -157,7 +157,7 @@ def _detail1(info: ProtocolInfo, config: BgpConfig | None, times: Times) -> Iter
         yield f"  Description:    {info.description}"
     channel = next((c for c in info.channels if c.afi is Afi.IPV4), None)
     if channel is None:
-        preference, imports, exports = _DEVICE_PREFERENCE, "ACCEPT", "REJECT"
+        preference, imports, exports = _PREFERENCES[info.proto], "ACCEPT", "REJECT"
     else:
         preference, imports = channel.preference, channel.import_filter
         exports = channel.export_filter

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, TypeVar
 
-from agents.bird.config import DeviceConfig, DirectConfig, KernelConfig, StaticConfig
+from agents.bird.config import BfdConfig, DeviceConfig, DirectConfig, KernelConfig, StaticConfig
 
 if TYPE_CHECKING:
     from agents.bird.config import SpeakerConfig
 
-P = TypeVar("P", StaticConfig, DeviceConfig, KernelConfig, DirectConfig)
+P = TypeVar("P", StaticConfig, DeviceConfig, KernelConfig, DirectConfig, BfdConfig)
 
 
 @dataclass(slots=True)
@@ -29,6 +29,8 @@ class Switches:
             config = replace(config, kernel=self._switch(config.kernel))
         if config.direct is not None:
             config = replace(config, direct=self._switch(config.direct))
+        if config.bfd is not None:
+            config = replace(config, bfd=self._switch(config.bfd))
         return config
 
     def _switch(self, part: P) -> P:
