@@ -7,6 +7,7 @@ import datetime
 import posixpath
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+from urllib.parse import urljoin
 
 from emulator.errors import UsageError
 from emulator.shell.context import os_error_text, seconds_of, whole_number
@@ -227,7 +228,7 @@ async def _gnu_once(
             location = head.get("Location")
             if 300 <= head.status < 400 and location:
                 say(f"Location: {location} [following]\n")
-                shown = location if "://" in location else f"http://{url.authority}{location}"
+                shown = _joined(shown, location)
                 say(f"--{_stamp(ctx)}--  {shown}\n")
                 continue
             if head.status >= 400:
@@ -235,6 +236,14 @@ async def _gnu_once(
             await _gnu_save(ctx, options, exchange, method, head, url, say)
             return
     raise _FailureError(8, f"{MAX_REDIRECTS} redirections exceeded.")
+
+
+def _joined(base: str, location: str) -> str:
+    """Where a page sends its reader."""
+    try:
+        return urljoin(base if "://" in base else f"http://{base}", location)
+    except ValueError:
+        raise _FailureError(1, f"{location}: Invalid host name.\n") from None
 
 
 async def _gnu_save(
@@ -339,7 +348,9 @@ async def _busybox(ctx: ShellContext, options: Options, text: str) -> int:
                     say("".join(f"  {line}\n" for line in head.lines))
                 location = head.get("Location")
                 if 300 <= head.status < 400 and location:
-                    url = _url(location if "://" in location else f"{url.authority}{location}")
+                    # It knows no paths relative to the page: anything else names a host.
+                    same = location.startswith("/")
+                    url = _url(f"{url.authority}{location}" if same else location)
                     continue
                 if head.status >= 400:
                     raise _FailureError(1, f"server returned error: {head.lines[0]}")

@@ -183,10 +183,16 @@ async def test_a_watch_resumes_where_it_was_and_follows_selectors(client: Client
         await client.put_map("b", tier="x")
         await client.put_map("c", tier="y")
         await client.session.delete(f"{MAPS}/c")
-        got = [await stream.named() for _ in range(5)]
-        assert got == [
+        got = [await stream.next() for _ in range(5)]
+        assert [(kind, obj["metadata"]["name"]) for kind, obj in got] == [
             ("ADDED", "b"), ("MODIFIED", "b"), ("DELETED", "b"), ("ADDED", "c"), ("DELETED", "c"),
         ]  # fmt: skip
+        # One that left the selection is shown as it was before, at the revision of its leaving.
+        changed, left = got[1][1], got[2][1]
+        assert (left["data"], int(left["metadata"]["resourceVersion"])) == (
+            changed["data"],
+            int(changed["metadata"]["resourceVersion"]) + 1,
+        )
     async with client.watch(MAPS, resourceVersion=version) as stream:
         assert await stream.named() == ("ADDED", "b")
 

@@ -314,6 +314,72 @@ async def test_servers_that_misbehave(behaviour: str, code: int) -> None:
         server.close()
 
 
+@contextlib.asynccontextmanager
+async def answering(answer: Callable[[int, int], str]) -> AsyncIterator[tuple[int, list[int]]]:
+    """A server that answers ``(port, number)`` to ``/<number>``: its port, what it was asked."""
+    asked: list[int] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        words = (await reader.readuntil(b"\r\n\r\n")).split()
+        asked.append(int(words[1].rpartition(b"/")[2]))
+        writer.write(f"HTTP/1.1 {answer(port, asked[-1])}Content-Length: 0\r\n\r\n".encode())
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    port: int = server.sockets[0].getsockname()[1]
+    try:
+        yield port, asked
+    finally:
+        server.close()
+
+
+@pytest.mark.parametrize("location", ["/a/{}", "{}", "http://127.0.0.1:{port}/a/{}"])
+async def test_redirects_are_followed_where_they_lead(location: str) -> None:
+    def answer(port: int, number: int) -> str:
+        if number == 3:
+            return "200 OK\r\n"
+        return f"302 Found\r\nLocation: {location.format(number + 1, port=port)}\r\n"
+
+    async with answering(answer) as (port, asked):
+        pod, url = Pod("nginx:1.7.9"), f"127.0.0.1:{port}/a/0"
+        assert (await pod.run("curl", "-s", url))[0] == 0
+        assert asked == [0]
+        shown = await pod.run("curl", "-sL", "-w", "%{http_code} %{num_redirects}", url)
+        assert shown == (0, "200 3", "")
+        assert asked == [0, 0, 1, 2, 3]
+        del asked[:]
+        assert (await pod.run("wget", "-qO-", url))[0] == 0
+        assert asked == [0, 1, 2, 3]
+        if location != "{}":
+            assert (await pod.run("wget", "-qO-", url, style="busybox"))[0] == 0
+            assert asked == [0, 1, 2, 3] * 2
+
+
+async def test_redirects_without_end_are_given_up() -> None:
+    async with answering(lambda _, n: f"302 Found\r\nLocation: /{n + 1}\r\n") as (port, asked):
+        pod, url = Pod("nginx:1.7.9"), f"http://127.0.0.1:{port}/0"
+        # Silent but for errors.
+        assert await pod.run("curl", "-sSL", url) == (
+            47,
+            "",
+            "curl: (47) Maximum (50) redirects followed\n",
+        )
+        assert asked == [*range(51)]
+        assert await pod.run("curl", "-sL", url) == (47, "", "")
+        status, _, err = await pod.run("wget", url)
+        assert (status, err.splitlines()[-1]) == (8, "20 redirections exceeded.")
+        assert (await pod.run("wget", url, style="busybox"))[0] == 1
+
+
+async def test_only_a_redirect_leads_elsewhere() -> None:
+    async with answering(lambda *_: "201 Created\r\nLocation: /9\r\n") as (port, asked):
+        assert (await Pod("nginx:1.7.9").run("curl", "-sL", f"127.0.0.1:{port}/0"))[0] == 0
+        assert asked == [0]
+    async with answering(lambda *_: "404 Not Found\r\nLocation: /9\r\n") as (port, asked):
+        assert (await Pod("nginx:1.7.9").run("curl", "-sL", f"127.0.0.1:{port}/0"))[0] == 0
+        assert asked == [0]
+
+
 async def test_whoami_tells_who_asked() -> None:
     async with running("traefik/whoami") as pod:
         status, out, _ = await pod.run("curl", "-s", f"127.0.0.1:{pod.port()}/path?x=1")
