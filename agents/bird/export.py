@@ -181,7 +181,7 @@ class BgpExporter:
             del self._feed[-FEED_SLICE:]
             some_keys.reverse()
             self._feed_keys(some_keys)
-        if not self._feed and self._after_feed:
+        if self._after_feed and not (self._feed or self._dirty):
             self.seal()
             self._send(self._after_feed)
             self._after_feed = []

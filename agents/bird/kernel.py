@@ -184,6 +184,7 @@ class KernelProtocol:
             self._write(key)
 
     def _write(self, key: bytes) -> None:
+        self.refused.pop(key, None)
         wanted = self.wanted(key)
         have = self.installed.get(key)
         stats = self.channel.stats
@@ -208,7 +209,6 @@ class KernelProtocol:
             self.refused[key] = str(error)
             self.installed.pop(key, None)
         else:
-            self.refused.pop(key, None)
             self.installed[key] = wanted
             if have is not None and have.metric != wanted.metric:
                 # The kernel keeps routes of different metrics beside each other.

@@ -35,6 +35,7 @@ from agents.bird.netlink import NamespacePort
 from agents.bird.snapshot import routes, routes_for
 from agents.bird.speaker import Speaker
 from emulator.addr import Prefix, parse_ip
+from emulator.errors import UsageError
 from emulator.netstack.fib import Route, RouteType
 from emulator.netstack.kernel import Kernel
 from emulator.netstack.show.route import render_ip_route
@@ -42,7 +43,7 @@ from tests.bgp_speakers import HandPeer, bgp, channel, speaker_config
 from tests.unit.test_bgp_update_errors import update
 
 if TYPE_CHECKING:
-    from agents.bird.kernel import Interface
+    from agents.bird.kernel import Interface, KernelRoute
     from emulator.netstack.netns import NetNs
 
 TUNNEL = Filter(
@@ -368,3 +369,19 @@ def test_an_external_neighbour_on_the_link_is_sent_to_the_gateway_itself(
     exporter = peer.speaker.peers["Mesh"].exchange.exporters[Afi.IPV4]
     told = exporter.sent[Net.parse("10.20.0.0/16").key]
     assert told.next_hop == parse_address(hop)
+
+
+def test_a_route_the_kernel_refused_is_forgotten_with_its_network() -> None:
+    class Refusing(NamespacePort):
+        def replace(self, route: KernelRoute) -> None:
+            raise UsageError("RTNETLINK answers: Network is unreachable")
+
+    peer = HandPeer(config(), neighbor="10.10.95.205", kernel=Refusing(node()))
+    peer.establish(Capabilities(families=(1,), as4=64512), router_id="10.10.95.205")
+    net = Net.parse("192.168.126.64/26").key
+    peer.send(UPDATE, update(attributes("10.10.95.205"), net))
+    kernel = peer.speaker.local.kernel
+    assert kernel is not None
+    assert net in kernel.refused
+    peer.send(UPDATE, update(b"", b"", withdrawn=net))
+    assert net not in kernel.refused

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from agents.bird import intake
+from agents.bird import export, intake
 from agents.bird.attributes import GRACEFUL_SHUTDOWN, LLGR_STALE, NO_LLGR
 from agents.bird.capabilities import Capabilities, LongLived, Restart
 from agents.bird.config import AddPaths, BfdConfig, BfdOptions, GracefulRestart
@@ -35,6 +35,7 @@ from tests.unit.test_bgp_update_errors import update
 
 BOTH = ("192.168.1.0/24", "192.168.2.0/24")
 INSIDE = bytes.fromhex("40010100 400200 4003040a000009 40050400000064")
+END_OF_RIB = bytes(4)
 RESTART = Restart(120, False, False, ((1, True),))
 
 
@@ -203,6 +204,25 @@ def test_the_restarting_speaker_says_so_and_waits_for_end_of_rib() -> None:
     peer.send(UPDATE, bytes(4))
     assert not peer.speaker.recovering
     assert len(peer.bodies(UPDATE)) == 2
+
+
+def test_end_of_rib_follows_all_that_was_learnt_during_the_recovery(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(export, "FEED_SLICE", 1)
+    peers = [bgp("x", "10.0.0.9", passive=True, graceful_restart=GracefulRestart.ON)]
+    config = speaker_config("10.0.0.1", peers)
+    peer = HandPeer(config)
+    peer.speaker = Speaker(config, peer.speaker.rng, now=0.0, recover=True)
+    peer.connect()
+    peer.establish(capable())
+    nets = [f"10.{i}.0.0/16" for i in range(4)]
+    peer.speaker.configure(speaker_config("10.0.0.1", peers, nets), now=0.0)
+    peer.send(UPDATE, END_OF_RIB)
+    assert not peer.speaker.recovering
+    told = peer.bodies(UPDATE)
+    assert len(told) == 5
+    assert told.index(END_OF_RIB) == 4
 
 
 def test_recovery_does_not_wait_for_ever() -> None:
