@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from agents.bird.attributes import LLGR_STALE, NO_LLGR, has_community
 from agents.bird.config import Limit, LimitAction
-from agents.bird.filter_eval import Facts, Leaf, finish, specialise
+from agents.bird.filter_eval import Leaf, facts_of, finish, specialise
 from agents.bird.filters import ACCEPT_ALL, Filter, Source
 
 if TYPE_CHECKING:
@@ -129,7 +129,7 @@ class Channel:
     def _filter_in(self, keys: Sequence[bytes], path: Path) -> int:
         if self.import_filter is ACCEPT_ALL:
             return self._enter(keys, path)
-        outcome = specialise(self.import_filter, path.attrs, self._facts(path))
+        outcome = specialise(self.import_filter, path.attrs, facts_of(path))
         if isinstance(outcome, Leaf):
             return self._outcome(keys, path, outcome)
         groups: dict[int, tuple[Leaf, list[bytes]]] = {}
@@ -141,10 +141,6 @@ class Channel:
             else:
                 group[1].append(key)
         return sum(self._outcome(some, path, leaf) for leaf, some in groups.values())
-
-    def _facts(self, path: Path) -> Facts:
-        ways = path.ways
-        return Facts(self.source, ways[0].dev if ways else "", self.name)
 
     def _outcome(self, keys: Sequence[bytes], path: Path, leaf: Leaf) -> int:
         if not leaf.accept:
@@ -253,8 +249,7 @@ class Channel:
         return (path_id.to_bytes(4, "big") + key if self.with_path_ids else key) in self.received
 
     def _is_in(self, path_id: int, key: bytes) -> bool:
-        paths = self.table.paths(key)
-        return any(path.channel is self and path.path_id == path_id for path in paths)
+        return self.table.find(key, self, path_id) is not None
 
     def _forget(self, path_id: int, keys: Sequence[bytes]) -> None:
         head = path_id.to_bytes(4, "big")

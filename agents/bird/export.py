@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from agents.bird.attributes import Attrs
     from agents.bird.channel import Channel
     from agents.bird.config import ChannelConfig
-    from agents.bird.filter_eval import Branch
     from agents.bird.outgoing import Terms
     from agents.bird.rib import Path, Table
     from agents.bird.tracing import Trace
@@ -75,7 +74,6 @@ class BgpExporter:
         # True until the feed that waits has begun.
         self._feed_unread = False
         self._after_feed: list[bytes] = []
-        self._last: tuple[Path, Leaf | Branch | None] | None = None
 
     def set_trace(self, trace: Trace | None) -> None:
         """Tell a listener what happens from now on, None for nobody."""
@@ -124,7 +122,6 @@ class BgpExporter:
         self._feed_unread = bool(self._feed or after)
         if after:
             self._after_feed.append(after)
-        self._last = None
         if self.trace is not None:
             self.trace.feed_begins(self._feed_unread)
         self._on_change()
@@ -240,14 +237,7 @@ class BgpExporter:
             if channel is None:
                 self.best_changed((key,), self._table.best(key))
                 continue
-            path = next(
-                (
-                    p
-                    for p in self._table.paths(key)
-                    if p.channel is channel and p.path_id == path_id
-                ),
-                None,
-            )
+            path = self._table.find(key, channel, path_id)
             self.path_changed((key,), channel, path_id, path)
 
     # Changes
@@ -285,14 +275,7 @@ class BgpExporter:
             self._offer(keys, path, head)
         else:
             for key in keys:
-                mine = next(
-                    (
-                        p
-                        for p in self._table.paths(key)
-                        if p.channel is channel and p.path_id == path_id
-                    ),
-                    None,
-                )
+                mine = self._table.find(key, channel, path_id)
                 if mine is None:
                     self._withdraw([head + key])
                 else:
@@ -313,19 +296,16 @@ class BgpExporter:
     ) -> None:
         stats = self.channel.stats
         stats.exp_updates_received += len(keys)
-        if len(keys) == 1:
-            if may_export(path, self.channel, self.terms):
-                table = self._table
-                answer = table.answers.of(self.config.export_filter, path, table.afi, keys[0])
-                leaving = answer.leaving(self.terms, self.config)
-                self._deliver(keys, path, leaving, head, forced, fresh)
-            else:
-                self._refuse(keys, path, head, forced)
-            return
-        outcome = self._outcome(path)
-        if outcome is None:
+        if not may_export(path, self.channel, self.terms):
             self._refuse(keys, path, head, forced)
             return
+        if len(keys) == 1:
+            table = self._table
+            answer = table.answers.of(self.config.export_filter, path, table.afi, keys[0])
+            leaving = answer.leaving(self.terms, self.config)
+            self._deliver(keys, path, leaving, head, forced, fresh)
+            return
+        outcome = specialise(self.config.export_filter, path.attrs, facts_of(path))
         if isinstance(outcome, Leaf):
             self._deliver(keys, path, self._leaving(outcome, path), head, forced, fresh)
             return
@@ -369,17 +349,6 @@ class BgpExporter:
             self._withdraw(keys)
             return
         self._announce(keys, attrs, path, forced=forced, fresh=fresh)
-
-    def _outcome(self, path: Path) -> Leaf | Branch | None:
-        """The filter's answer for a path, None if the protocol itself refuses it."""
-        last = self._last
-        if last is not None and last[0] is path:
-            return last[1]
-        outcome: Leaf | Branch | None = None
-        if may_export(path, self.channel, self.terms):
-            outcome = specialise(self.config.export_filter, path.attrs, facts_of(path))
-        self._last = (path, outcome)
-        return outcome
 
     def _announce(
         self, keys: Sequence[bytes], attrs: Attrs, path: Path, *, forced: bool, fresh: bool

@@ -188,6 +188,13 @@ class Table:
         entry = self.routes.get(key)
         return entry[0] if isinstance(entry, tuple) else entry
 
+    def find(self, key: bytes, channel: Channel, path_id: int) -> Path | None:
+        """A channel's route of a network."""
+        for path in self.paths(key):
+            if path.channel is channel and path.path_id == path_id:
+                return path
+        return None
+
     def items(self) -> Iterator[tuple[bytes, tuple[Path, ...]]]:
         """Every network with its routes."""
         for key, entry in self.routes.items():
@@ -250,7 +257,7 @@ class Table:
     ) -> None:
         """Tell what an update of one route is about to do."""
         have = self.paths(key)
-        mine = next((p for p in have if p.channel is channel and p.path_id == path_id), None)
+        mine = self.find(key, channel, path_id)
         others = tuple(p for p in have if p is not mine)
         if path is not None:
             if mine is not None and _same(mine, path):
@@ -328,7 +335,7 @@ class Table:
                     old.channel.preferred -= 1
                     channel.preferred += 1
             else:
-                mine = next((p for p in old if p.channel is channel and p.path_id == path_id), None)
+                mine = self.find(key, channel, path_id)
                 if mine is None and path is None:
                     ignored += 1
                     continue

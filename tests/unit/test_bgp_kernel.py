@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from agents.bird import export
 from agents.bird.capabilities import Capabilities
 from agents.bird.config import (
     DEFAULT_ECMP_LIMIT,
@@ -25,7 +26,9 @@ from agents.bird.filters import (
     Attr,
     Filter,
     If,
+    IfnameMatches,
     NextHopIn,
+    Reject,
     Set,
     net_in,
 )
@@ -385,3 +388,37 @@ def test_a_route_the_kernel_refused_is_forgotten_with_its_network() -> None:
     assert net in kernel.refused
     peer.send(UPDATE, update(b"", b"", withdrawn=net))
     assert net not in kernel.refused
+
+
+def test_a_way_that_changes_during_a_feed_counts_for_what_is_still_to_be_fed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(export, "FEED_SLICE", 2)
+    ns = node()
+    by_eth0 = Filter((If(IfnameMatches(("eth0",)), (Accept(),)), Reject()))
+    peers = [
+        bgp("Mesh", "10.10.95.205", passive=True),
+        bgp("rack", "10.10.95.9", passive=True, peer_as=65001, ipv4=channel(export_filter=by_eth0)),
+    ]
+    settings = speaker_config("10.10.68.222", peers, kernel=KERNEL)
+    hand = HandPeer(settings, neighbor="10.10.95.205", kernel=NamespacePort(ns))
+    hand.establish(Capabilities(families=(1,), as4=64512), router_id="10.10.95.205")
+    nets = [Net.parse(f"10.{i}.0.0/16").key for i in range(20, 28)]
+    hand.send(UPDATE, update(attributes("10.10.95.205"), b"".join(nets)))
+    hand.neighbor = "10.10.95.9"
+    hand.connect()
+    hand.establish(Capabilities(families=(1,), as4=65001), router_id="10.10.95.9", asn=65001)
+    exporter = hand.speaker.peers["rack"].exchange.exporters[Afi.IPV4]
+    assert set(nets) <= exporter.sent.keys()
+
+    hand.speaker.reload("rack", now=hand.now, incoming=False)
+    hand.speaker.work(now=hand.now)
+    hand.speaker.work(now=hand.now)
+    assert exporter.busy
+    docker0 = Route(Prefix.parse("10.10.95.0/24"), "docker0", parse_ip("172.17.0.9"))
+    ns.route_replace(docker0)
+    hand.speaker.kernel_changed(now=hand.now)
+    hand.speaker.handle_timer(now=hand.now)
+    assert exporter.busy
+    hand.pump()
+    assert exporter.sent.keys().isdisjoint(nets)
