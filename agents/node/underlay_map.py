@@ -58,11 +58,12 @@ class UnderlayEntry:
             parse_ip(entry.ip)
             parse_ip(entry.underlay)
             parse_mac(entry.mac)
-            ports = (int(entry.vxlan_port), int(entry.carrier_port))
-            bgp_port = int(entry.bgp_port)
+            ports = (entry.vxlan_port, entry.carrier_port, entry.bgp_port)
+            if not all(type(port) is int for port in ports):
+                raise ValueError("ports must be numbers")
         except (ValueError, TypeError, AttributeError, RecursionError, UsageError) as error:
             raise UsageError(f"underlay entry {value[:MAX_SHOWN]!r}: {error}") from None
-        if not all(0 < port < 65536 for port in ports) or not 0 <= bgp_port < 65536:
+        if not all(0 < port < 65536 for port in ports[:2]) or not 0 <= entry.bgp_port < 65536:
             raise UsageError(f"underlay entry {value!r}: ports must be 1 to 65535")
         return entry
 

@@ -7,6 +7,7 @@ import fcntl
 import os
 import shutil
 import socket
+import time
 from typing import TYPE_CHECKING, Final
 
 from emulator.cluster.plan import (
@@ -26,6 +27,20 @@ if TYPE_CHECKING:
 # UDP port, on the block's first address, whose holder owns the block.
 CLAIM_PORT: Final = 8470
 PARTS: Final = ("run", "logs", "nodes", "pki")
+LOCK_TRIES: Final = 5
+LOCK_PAUSE_S: Final = 0.02
+
+
+def _locked(lock: int, mode: int) -> bool:
+    """Take a lock; False if somebody keeps it.  Who asks ``is_running`` has it for a moment."""
+    for _ in range(LOCK_TRIES):
+        try:
+            fcntl.flock(lock, mode | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(LOCK_PAUSE_S)
+        else:
+            return True
+    return False
 
 
 class ClusterDirectory:
@@ -77,11 +92,9 @@ class ClusterDirectory:
                 raise UsageError(
                     f"{home()}: cannot be written ({error.strerror}); set PODWIRE_HOME elsewhere"
                 ) from None
-            try:
-                fcntl.flock(lock, mode | fcntl.LOCK_NB)
-            except BlockingIOError:
+            if not _locked(lock, mode):
                 os.close(lock)
-                raise UsageError(taken) from None
+                raise UsageError(taken)
             # Its last holder may have removed the file between our open and our lock.
             if self._lock_path.exists() and os.path.samestat(
                 os.fstat(lock), self._lock_path.stat()

@@ -12,6 +12,7 @@ import pytest
 
 from agents.node import underlay_map
 from agents.node.underlay_map import PREFIX, UnderlayEntry, UnderlayMap
+from emulator.errors import UsageError
 from etcd.client import Code, EtcdClient, EtcdError
 from tests.etcd_servers import memory_etcd
 from tests.waiting import until
@@ -151,3 +152,13 @@ async def test_an_entry_stays_as_long_as_its_node_and_is_taken_back(
         assert (await client.get(KEY)).kvs == (own,)
         await node.map.withdraw()
         assert (await client.get(KEY)).kvs == ()
+
+
+@pytest.mark.parametrize(
+    "broken", [{"vxlan_port": "4000"}, {"carrier_port": 0}, {"bgp_port": 65536}, {"bgp_port": True}]
+)
+def test_an_entry_is_what_it_was_written_as_or_nothing(broken: dict[str, object]) -> None:
+    assert UnderlayEntry.parse(OTHER.value()) == OTHER
+    value = json.dumps({**json.loads(OTHER.value()), **broken}).encode()
+    with pytest.raises(UsageError, match="ports must be"):
+        UnderlayEntry.parse(value)
