@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from emulator.cli.exec import run_on_node
 from emulator.cli.running import add_name, node_socket, run_async
-from emulator.errors import PodwireError
 from emulator.runtime.control import ControlClient
-from emulator.shell.registry import INTERRUPT
+from emulator.shell.context import END_OF_INPUT, INTERRUPT
 
 if TYPE_CHECKING:
     import argparse
@@ -34,7 +33,8 @@ def run(args: argparse.Namespace) -> int:
     Only a terminal is shown a prompt, as by any shell.
     """
     path = run_async(node_socket(args, args.node))
-    if not sys.stdin.isatty():
+    # Python has no stdin where it was closed.
+    if sys.stdin is None or not sys.stdin.isatty():
         return run_async(_script(path, args.style))
     import readline
 
@@ -61,18 +61,24 @@ class _Session:
     def run(self) -> int:
         thread = threading.Thread(target=self._speak, name="shell.session", daemon=True)
         thread.start()
+        ending = False
         while True:
             try:
                 prompt = self._prompts.get()
             except KeyboardInterrupt:
                 self._feed({"signal": "INT"})
+                ending = True
+                continue
+            if prompt == "" and ending:
+                # A command asked for more before Ctrl-C reached it.
                 continue
             if isinstance(prompt, BaseException):
                 raise prompt
             if isinstance(prompt, int):
                 thread.join()
                 return prompt
-            self._feed({"stdin": _line(prompt)})
+            ending = False
+            self._feed(_answer(prompt))
 
     def _feed(self, item: dict[str, Any]) -> None:
         # The loop is closed when the shell has ended meanwhile.
@@ -83,7 +89,7 @@ class _Session:
         try:
             with contextlib.closing(self._loop):
                 self._prompts.put(self._loop.run_until_complete(self._converse()))
-        except (PodwireError, OSError) as error:
+        except Exception as error:  # raised where the user waits
             self._prompts.put(error)
 
     async def _converse(self) -> int:
@@ -108,13 +114,16 @@ class _Session:
         return code
 
 
-def _line(prompt: str) -> bytes:
-    """A line of the terminal, b"" at its end; Ctrl-C gives up what was typed."""
+def _answer(prompt: str) -> dict[str, Any]:
+    """A line of the terminal; Ctrl-C gives up what was typed or, without a prompt, the command."""
     try:
-        return f"{input(prompt)}\n".encode()
+        line = input(prompt)
     except EOFError:
         print()
-        return b""
+        line = END_OF_INPUT
     except KeyboardInterrupt:
         print()
-        return f"{INTERRUPT}\n".encode()
+        if not prompt:
+            return {"signal": "INT"}
+        line = INTERRUPT
+    return {"stdin": f"{line}\n".encode()}

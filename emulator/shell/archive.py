@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 from emulator.errors import UsageError
 from emulator.shell.context import os_error_text
 from emulator.shell.files import MEMORY_FILES_LIMIT_BYTES
-from emulator.shell.text import READ_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -79,7 +78,7 @@ async def _input(ctx: ShellContext, archive: str) -> bytes:
         except OSError as error:
             raise UsageError(f"{archive}: Cannot open: {os_error_text(error)}") from None
     data = bytearray()
-    while ctx.stdin is not None and (piece := await ctx.stdin.read(READ_BYTES)):
+    while piece := await ctx.read():
         data += piece
         if len(data) > MAX_ARCHIVE_BYTES:
             raise UsageError(f"archive larger than {MAX_ARCHIVE_BYTES} bytes")

@@ -10,20 +10,25 @@ from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable, Coroutine, Sequence
+    from typing import Any
 
     from emulator.netstack.kernel import Kernel
     from emulator.netstack.netns import NetNs
     from emulator.runtime.clock import Clock
     from emulator.runtime.stack import StackNetwork
 
-    Command = Callable[["ShellContext", Sequence[str]], Awaitable[int]]
+    Command = Callable[["ShellContext", Sequence[str]], Coroutine[Any, Any, int]]
 
 MAX_DIGITS = 18  # what fits 64 bits
 # What one command substitution may bring, or one variable hold: ARG_MAX of Linux is 2 MiB.
 MAX_EXPANSION_BYTES = 2 * 1024 * 1024
 # Bytes a pipe holds before its writer waits; Linux's default.
 PIPE_BYTES = 65536
+READ_BYTES = 65536
+# The lines that stand for Ctrl-C and Ctrl-D where lines are edited elsewhere.
+INTERRUPT = "\x03"
+END_OF_INPUT = "\x04"
 
 
 class ByteSink(Protocol):
@@ -131,7 +136,8 @@ class ShellContext:
 
     ``style`` is the flavour of the tools: "gnu" (a node, Debian images) or "busybox"; ``era``
     ("2017" or "modern") chooses texts that changed over the years.  ``interrupt`` is SIGINT;
-    with ``tty`` a shell prompts; whoever edits lines elsewhere is told by ``ask`` what to prompt.
+    with ``tty`` a shell prompts; whoever edits lines elsewhere is told by ``ask`` what to prompt,
+    nothing for what a command reads.
     """
 
     kernel: Kernel
@@ -166,6 +172,16 @@ class ShellContext:
         """A path of the command line made absolute."""
         return posixpath.join(self.cwd, name)
 
+    async def read(self) -> bytes:
+        """Some of standard input as soon as there is any, b"" at its end."""
+        if self.stdin is None:
+            return b""
+        if self.ask is None:
+            return await self.stdin.read(READ_BYTES)
+        await self.ask("")
+        data = await self.stdin.read(READ_BYTES)
+        return b"" if data == f"{END_OF_INPUT}\n".encode() else data
+
     def redirected(
         self,
         *,
@@ -174,8 +190,11 @@ class ShellContext:
         stderr: ByteSink | None = None,
     ) -> ShellContext:
         """The same place with other streams; variables are shared, not copied."""
+        typed = stdin is None or stdin is self.stdin
         return replace(
             self,
+            tty=self.tty and typed,
+            ask=self.ask if typed else None,
             stdin=stdin if stdin is not None else self.stdin,
             stdout=stdout if stdout is not None else self.stdout,
             stderr=stderr if stderr is not None else self.stderr,

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
     from emulator.shell.tokens import Token
 
+# Commands within commands: a tree is walked by functions that call themselves.
+MAX_NESTING = 20
 _RESERVED = ("then", "do", "done", "fi", "else", "elif", "}", ")")
 
 
@@ -109,6 +111,7 @@ class _Parser:
     def __init__(self, tokens: Sequence[Token]) -> None:
         self._tokens = tokens
         self._at = 0
+        self._depth = 0
 
     def at_end(self) -> bool:
         return self._at >= len(self._tokens)
@@ -144,6 +147,14 @@ class _Parser:
         raise error(f"syntax error: unexpected {found}{expected}")
 
     def sequence(self, ends: tuple[str, ...]) -> Script:
+        self._depth += 1
+        if self._depth > MAX_NESTING:
+            raise UsageError(f"syntax error: more than {MAX_NESTING} commands within commands")
+        script = self._sequence(ends)
+        self._depth -= 1
+        return script
+
+    def _sequence(self, ends: tuple[str, ...]) -> Script:
         items: list[AndOr] = []
         while True:
             while self._op(";"):

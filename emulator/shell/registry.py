@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from emulator.errors import UsageError
 from emulator.shell import system, text
 from emulator.shell.archive import tar
-from emulator.shell.context import os_error_text, seconds_of
+from emulator.shell.context import END_OF_INPUT, INTERRUPT, os_error_text, seconds_of
 from emulator.shell.curl import curl
 from emulator.shell.devices import arp, brctl, bridge, ifconfig, route, sysctl
-from emulator.shell.interpreter import EXIT_SYNTAX, Interpreter, ShellExitError
+from emulator.shell.interpreter import EXIT_SIGINT, EXIT_SYNTAX, Interpreter, ShellExitError
 from emulator.shell.ip import ip
 from emulator.shell.iptables import conntrack, ipset, iptables, iptables_restore, iptables_save
 from emulator.shell.parse import parse
@@ -23,14 +24,13 @@ from emulator.shell.traceroute import tracepath, traceroute
 from emulator.shell.wget import wget
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Coroutine, Mapping, Sequence
+    from typing import Any
 
     from emulator.shell.context import Command, ShellContext
 
 EXIT_NOT_FOUND: Final = 127
 EXIT_SIGPIPE: Final = 128 + 13
-# The line that stands for Ctrl-C at a prompt.
-INTERRUPT: Final = "\x03"
 # A command that is not complete after so much text never will be.
 MAX_COMMAND_CHARS: Final = 256 * 1024
 
@@ -62,16 +62,22 @@ async def shell(ctx: ShellContext, argv: Sequence[str]) -> int:
 async def _read_and_run(ctx: ShellContext, name: str) -> int:
     """Run standard input's commands, each as soon as its last line has come."""
     interpreter = Interpreter(run_command, arguments=[name])
-    text = ""
+    text, until, ctx.status = "", "", 0
     await _prompt(ctx)
-    async for line in input_lines(ctx, (), name):
+    async for line in input_lines(replace(ctx, ask=None), (), name):
         # Ctrl-C ended the last command, not the shell that asks for the next.
         ctx.interrupt.clear()
-        text = "" if line == INTERRUPT else f"{text}{line}\n"
+        if line == END_OF_INPUT and ctx.ask is not None:
+            break
+        text, until = ("", "") if line == INTERRUPT else (f"{text}{line}\n", until)
         try:
+            if until not in line and len(text) <= MAX_COMMAND_CHARS:
+                await _prompt(ctx, continued=True)
+                continue
             tree = parse(text.removesuffix("\n"), more=True)
         except IncompleteError as error:
             if len(text) <= MAX_COMMAND_CHARS:
+                until = error.until
                 await _prompt(ctx, continued=True)
                 continue
             ctx.err(f"{name}: {error}\n")
@@ -84,7 +90,9 @@ async def _read_and_run(ctx: ShellContext, name: str) -> int:
                 ctx.status = await interpreter.run_tree(ctx, tree)
             except ShellExitError as exit_:
                 return exit_.status
-        text = ""
+            if ctx.interrupt.is_set() and ctx.ask is None and not ctx.tty:
+                return EXIT_SIGINT
+        text, until = "", ""
         await _prompt(ctx)
     return await interpreter.run_text(ctx, text) if text else ctx.status
 
@@ -101,6 +109,8 @@ async def _prompt(ctx: ShellContext, *, continued: bool = False) -> None:
         ctx.out(prompt)
     await ctx.stdout.drain()
     await ctx.stderr.drain()
+    # Lines that are all there at once must not keep the node's other tasks waiting.
+    await asyncio.sleep(0)
     if ctx.ask is not None:
         await ctx.ask(prompt)
 
@@ -214,6 +224,28 @@ COMMANDS: Final[Mapping[str, Command]] = {
 }
 
 
+# What waits for its input or for others, and knows nothing of SIGINT: it ends.
+_ENDED_BY_SIGINT: Final = frozenset(
+    (
+        *("cat", "tee", "grep", "egrep", "head", "tail", "wc", "sort", "uniq", "xargs", "tar"),
+        *("iptables-restore", "ipset", "nc", "ncat", "curl", "wget"),
+    )
+)
+
+
+async def _interruptible(ctx: ShellContext, work: Coroutine[Any, Any, int]) -> int:
+    """Run a command until it ends or SIGINT ends it."""
+    command = asyncio.create_task(work, name="shell.command")
+    interrupted = asyncio.create_task(ctx.interrupt.wait(), name="shell.interrupt")
+    try:
+        await asyncio.wait((command, interrupted), return_when=asyncio.FIRST_COMPLETED)
+        return command.result() if command.done() else EXIT_SIGINT
+    finally:
+        command.cancel()
+        interrupted.cancel()
+        await asyncio.gather(command, interrupted, return_exceptions=True)
+
+
 def base_name(word: str) -> str:
     """``ip`` of ``/sbin/ip``."""
     return word.rpartition("/")[2] if word.startswith(("/", "./")) else word
@@ -241,7 +273,8 @@ async def run_command(ctx: ShellContext, argv: Sequence[str]) -> int:
             ctx.err(f"sh: 1: {argv[0]}: not found\n")
         return EXIT_NOT_FOUND
     try:
-        status = await command(ctx, [name, *argv[1:]])
+        work = command(ctx, [name, *argv[1:]])
+        status = await (_interruptible(ctx, work) if name in _ENDED_BY_SIGINT else work)
         await ctx.stdout.drain()
         await ctx.stderr.drain()
     except BrokenPipeError:

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Final
 from emulator.netstack.sock.render import NETSTAT_STATES, place, render_ss
 from emulator.netstack.sock.tcp_state import State
 from emulator.runtime.stack_transport import MAX_PORT
-from emulator.shell.context import os_error_text, seconds_of, whole_number
+from emulator.shell.context import READ_BYTES, os_error_text, seconds_of, whole_number
 from emulator.shell.names import ResolveError, resolve
-from emulator.shell.text import READ_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -12,8 +12,6 @@ if TYPE_CHECKING:
 
     from emulator.shell.context import ShellContext
 
-READ_BYTES = 65536
-
 
 async def read_input(ctx: ShellContext, names: Sequence[str], tool: str) -> AsyncIterator[bytes]:
     """Yield the bytes of the named files, or of standard input for none and ``-``.
@@ -23,7 +21,7 @@ async def read_input(ctx: ShellContext, names: Sequence[str], tool: str) -> Asyn
     ctx.status = 0
     for name in names or ("-",):
         if name == "-":
-            while ctx.stdin is not None and (data := await ctx.stdin.read(READ_BYTES)):
+            while data := await ctx.read():
                 yield data
             continue
         try:

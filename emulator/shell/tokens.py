@@ -13,7 +13,14 @@ _OPERATORS = (
 
 
 class IncompleteError(UsageError):
-    """The text ends in the middle of something: more lines may complete it."""
+    """The text ends in the middle of something: more lines may complete it.
+
+    None does before the first one that has ``until`` in it.
+    """
+
+    def __init__(self, message: str, until: str = "") -> None:
+        super().__init__(message)
+        self.until = until
 
 
 class Part(NamedTuple):
@@ -87,7 +94,7 @@ def tokens(text: str, *, more: bool = False) -> list[Token]:
             word, raw, at = _word(text, at)
             found.append(Token("word", raw, word))
     if waiting and more:
-        raise IncompleteError("syntax error: unexpected end of file")
+        raise IncompleteError("syntax error: unexpected end of file", waiting[0].end)
     return found
 
 
@@ -105,7 +112,8 @@ def _here_document(text: str, at: int, document: _HereDocument, *, more: bool) -
     """The lines from ``at`` to the delimiter, and where the script goes on."""
     lines: list[str] = []
     while at < len(text):
-        line, _, _ = text[at:].partition("\n")
+        newline = text.find("\n", at)
+        line = text[at:] if newline < 0 else text[at:newline]
         at = min(at + len(line) + 1, len(text))
         if document.strip_tabs:
             line = line.lstrip("\t")
@@ -115,7 +123,7 @@ def _here_document(text: str, at: int, document: _HereDocument, *, more: bool) -
     else:
         # Like the real shells: the end of the script ends it too.
         if more:
-            raise IncompleteError("syntax error: unexpected end of file")
+            raise IncompleteError("syntax error: unexpected end of file", document.end)
     body = "".join(lines)
     return ((Part("text", body, True),) if document.quoted else _expanding(body)), at
 
@@ -159,7 +167,7 @@ def _word(text: str, at: int) -> tuple[Word, str, int]:
         if char == "'":
             end = text.find("'", at + 1)
             if end < 0:
-                raise IncompleteError("syntax error: unterminated quoted string")
+                raise IncompleteError("syntax error: unterminated quoted string", "'")
             parts.append(Part("text", text[at + 1 : end], True))
             at = end + 1
         elif char == '"':
@@ -189,7 +197,7 @@ def _double_quoted(text: str, at: int, parts: list[Part]) -> int:
             parts.append(Part("text", plain, True))
             return at + 1
         if char == "\\" and at + 1 < len(text) and text[at + 1] in '"\\$`\n':
-            plain += text[at + 1]
+            plain += text[at + 1].removeprefix("\n")
             at += 2
         elif char in "$`":
             parts.append(Part("text", plain, True))
@@ -198,14 +206,14 @@ def _double_quoted(text: str, at: int, parts: list[Part]) -> int:
         else:
             plain += char
             at += 1
-    raise IncompleteError("syntax error: unterminated quoted string")
+    raise IncompleteError("syntax error: unterminated quoted string", '"')
 
 
 def _dollar(text: str, at: int, parts: list[Part], *, quoted: bool) -> int:
     if text[at] == "`":
         end = text.find("`", at + 1)
         if end < 0:
-            raise IncompleteError("syntax error: unterminated command substitution")
+            raise IncompleteError("syntax error: unterminated command substitution", "`")
         parts.append(Part("sub", text[at + 1 : end], quoted))
         return end + 1
     following = text[at + 1 : at + 2]
@@ -219,7 +227,7 @@ def _dollar(text: str, at: int, parts: list[Part], *, quoted: bool) -> int:
     if following == "{":
         end = text.find("}", at)
         if end < 0:
-            raise IncompleteError("syntax error: missing '}'")
+            raise IncompleteError("syntax error: missing '}'", "}")
         parts.append(Part("var", text[at + 2 : end], quoted))
         return end + 1
     if following and following in "?#@*$!0123456789":
@@ -264,4 +272,4 @@ def _matching(text: str, at: int) -> int:
             depth -= 1
             if not depth:
                 return index
-    raise IncompleteError("syntax error: unterminated command substitution")
+    raise IncompleteError("syntax error: unterminated command substitution", ")")

@@ -366,6 +366,8 @@ def test_a_script_in_the_shell_s_input_runs_without_prompts(cluster: Podwire) ->
     assert (done.code, done.out, done.err) == (1, "one\n", "")
     done = cluster.run(command, stdin="exit\necho never\n", check=False)
     assert (done.code, done.out, done.err) == (0, "", "")
+    done = cluster.run(["sh", "-c", 'exec "$@" <&-', "sh", *command], check=False)
+    assert (done.code, done.out, done.err) == (0, "", "")
 
 
 def test_ctrl_c_in_the_shell_ends_the_command_and_not_the_shell(cluster: Podwire) -> None:
@@ -395,6 +397,14 @@ def test_ctrl_c_in_the_shell_ends_the_command_and_not_the_shell(cluster: Podwire
         until("64 bytes from 127.0.0.1")
         os.write(ours, b"\x03")
         until("packets transmitted")
+        until(f"root@{CLIENT}:/# ")
+        # What is typed goes to the command that reads, which Ctrl-C ends, too.
+        os.write(ours, b"cat\n")
+        until("cat\r\n")
+        os.write(ours, b"typed\n")
+        until("typed\r\n")
+        until("typed\r\n")
+        os.write(ours, b"\x03")
         until(f"root@{CLIENT}:/# ")
         # It is one shell, which waits for the end of what was begun and forgets it at Ctrl-C.
         for line in (b"cd /etc; N=40\n", b'echo "never\n', b"\x03", b"for i in 2; do\n"):

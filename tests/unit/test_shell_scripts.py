@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import random
 import subprocess
+import time
 from typing import Any, cast
 
 import pytest
 
 from emulator.errors import UsageError
 from emulator.runtime.clock import Clock
-from emulator.shell.context import Buffer, ShellContext
+from emulator.shell.context import END_OF_INPUT, Buffer, Pipe, ShellContext
 from emulator.shell.files import MemoryFiles
 from emulator.shell.parse import parse
 from emulator.shell.registry import run_command
@@ -254,3 +255,81 @@ async def test_a_shell_asks_for_the_rest_of_a_command_and_says_what_never_ends()
     first, second = err.text.splitlines()
     assert first == 'sh: syntax error: unexpected ")"'
     assert "unexpected end of file" in second
+
+
+class Typing:
+    """A shell whose lines are edited elsewhere: what it asks for, and a way to answer."""
+
+    def __init__(self) -> None:
+        self.context, self.out, self.err = make_context()
+        self.pipe = Pipe()
+        self.asked: asyncio.Queue[str] = asyncio.Queue()
+        self.context.stdin, self.context.ask = self.pipe.reader, self.asked.put
+
+    async def say(self, line: str) -> str:
+        """Answer; return what is asked for next."""
+        self.pipe.write(f"{line}\n".encode())
+        return await self.asked.get()
+
+
+async def test_a_command_at_the_prompt_reads_lines_until_ctrl_d_or_ctrl_c() -> None:
+    typing = Typing()
+    async with asyncio.timeout(5):
+        shell = asyncio.create_task(run_command(typing.context, ["sh"]), name="shell")
+        assert await typing.asked.get() == "root@w1:/# "
+        assert await typing.say("cat | sort") == ""
+        assert await typing.say("b") == ""
+        assert await typing.say("a") == ""
+        assert await typing.say(END_OF_INPUT) == "root@w1:/# "
+        assert typing.out.text == "a\nb\n"
+        assert await typing.say("grep x") == ""
+        typing.context.interrupt.set()
+        assert await typing.asked.get() == "root@w1:/# "
+        # What reads a pipe asks nobody.
+        assert await typing.say("echo $?; echo echo hi | sh") == "root@w1:/# "
+        assert typing.out.text == "a\nb\n130\nhi\n"
+        typing.pipe.write(f"{END_OF_INPUT}\n".encode())
+        assert await shell == 0
+
+
+async def test_ctrl_c_ends_what_waits_for_input_and_a_script_with_it() -> None:
+    context, out, _ = make_context()
+    pipe = Pipe()
+    context.stdin = pipe.reader
+    script = asyncio.create_task(run_command(context, ["sh", "-c", "cat; echo never"]), name="c")
+    pipe.write(b"one\n")
+    while not out.text:
+        await asyncio.sleep(0)
+    context.interrupt.set()
+    assert await script == 130
+    assert out.text == "one\n"
+    context.interrupt.clear()
+    script = asyncio.create_task(run_command(context, ["sh"]), name="stdin")
+    pipe.write(b"sleep 100\necho never\n")
+    async with asyncio.timeout(5):
+        while not script.done():
+            context.interrupt.set()
+            await asyncio.sleep(0)
+    assert (script.result(), out.text) == (130, "one\n")
+
+
+@pytest.mark.parametrize("opening", ["cat <<E", "echo '", 'echo "'])
+async def test_many_lines_are_read_in_the_time_they_take(opening: str) -> None:
+    lines = [opening, *["x" * 60] * 3000]
+    closing = {"cat <<E": "E", "echo '": "'", 'echo "': '"'}[opening]
+    context, out, _ = make_context(stdin="\n".join([*lines, closing, ""]).encode())
+    began = time.process_time()
+    assert await run_command(context, ["sh"]) == 0
+    assert time.process_time() - began < 2
+    assert out.text.count("x" * 60) == 3000
+
+
+async def test_commands_within_commands_have_an_end() -> None:
+    for script in ("(" * 3000, "{ " * 3000, "if " * 3000, "while " * 3000):
+        status, _, err = await run(script)
+        assert (status, "more than 20 commands within commands" in err) == (2, True)
+    assert await run("(" * 19 + "echo deep" + ")" * 19) == (0, "deep\n", "")
+
+
+async def test_an_escaped_end_of_line_is_none_within_quotes_either() -> None:
+    assert await run('echo "a\\\nb" c\\\nd') == (0, "ab cd\n", "")
