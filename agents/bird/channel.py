@@ -272,7 +272,7 @@ class Channel:
         if self.stale and self.stale_with_path_ids == self.with_path_ids:
             self.stale.update(self.received)
         else:
-            self._drop(self.stale, self.stale_with_path_ids)
+            self._drop(self._unrepeated(), self.stale_with_path_ids)
             self.stale = self.received
         self.stale_with_path_ids = self.with_path_ids
         self.received = {}
@@ -301,14 +301,25 @@ class Channel:
 
     def flush_stale(self) -> None:
         """Drop what a restarted peer did not repeat."""
+        left, self.stale = self._unrepeated(), {}
+        self._drop(left, self.stale_with_path_ids)
+
+    def _unrepeated(self) -> dict[bytes, Path]:
+        """What is stale but for what the present session said again."""
         stale, with_ids = self.stale, self.stale_with_path_ids
-        self.stale = {}
         if with_ids == self.with_path_ids:
-            stale = {key: path for key, path in stale.items() if key not in self.received}
-        self._drop(stale, with_ids)
+            return {rkey: path for rkey, path in stale.items() if rkey not in self.received}
+        left = {}
+        for rkey, path in stale.items():
+            # Without path identifiers a route is the one that has 0 with them.
+            path_id, key = self._split(rkey, with_ids)
+            found = self.table.find(key, self, path_id)
+            if found is not None and found.stale:
+                left[rkey] = path
+        return left
 
     def _drop(self, routes: dict[bytes, Path], with_ids: bool) -> int:
-        """Take routes out of the table unless the present session repeated them."""
+        """Take routes out of the table."""
         by_id: dict[int, list[bytes]] = {}
         for rkey in routes:
             path_id, key = self._split(rkey, with_ids)

@@ -90,12 +90,9 @@ class LocalProtocols:
         for name in [name for name in self.statics if name not in wanted]:
             _withdraw_all(self.statics.pop(name))
         for name, static in wanted.items():
-            have = self.statics.get(name)
-            if have is None:
+            if name not in self.statics:
                 self.statics[name] = StaticProtocol(static, self._tables, self._resolvers)
                 self.since[name] = now
-            elif have.config.preference != static.preference:
-                _withdraw_all(have)
             self.statics[name].config = static
 
     def _configure_direct(self, config: SpeakerConfig, now: float) -> None:

@@ -206,6 +206,18 @@ def test_the_restarting_speaker_says_so_and_waits_for_end_of_rib() -> None:
     assert len(peer.bodies(UPDATE)) == 2
 
 
+def test_a_neighbor_back_with_path_identifiers_repeats_what_it_said_without() -> None:
+    both_ways = channel(add_paths=AddPaths.ON)
+    peer = with_routes(capable(), ipv4=both_ways)
+    peer.lose()
+    peer.connect()
+    peer.establish(capable(add_path=((1, 3),)))
+    peer.send(UPDATE, update(INSIDE, bytes(4) + keys(BOTH[0])))
+    assert learnt(peer) == list(BOTH)
+    peer.send(UPDATE, END_OF_RIB)
+    assert learnt(peer) == [BOTH[0]]
+
+
 def test_end_of_rib_follows_all_that_was_learnt_during_the_recovery(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 from agents.bird.capabilities import Capabilities, Restart
-from agents.bird.config import GracefulRestart
+from agents.bird.config import GracefulRestart, SpeakerConfig, StaticConfig, StaticRoute
 from agents.bird.messages import NOTIFICATION, OPEN, UPDATE
 from agents.bird.net import Afi, Net
 from agents.bird.snapshot import protocols, routes
@@ -53,6 +53,21 @@ def test_two_speakers_exchange_their_blocks() -> None:
     assert world.table("10.0.0.1") == {"192.168.1.0/26": ["static1"], "192.168.2.0/26": ["b"]}
     assert world.table("10.0.0.2") == {"192.168.1.0/26": ["a"], "192.168.2.0/26": ["static1"]}
     assert world.next_hop("10.0.0.1", "192.168.2.0/26") == "10.0.0.2"
+
+
+def test_another_preference_of_static_routes_is_nothing_to_tell_a_peer() -> None:
+    def config(preference: int) -> SpeakerConfig:
+        own = (StaticRoute(Net.parse("10.1.0.0/16")),)
+        static = StaticConfig(own, preference=preference)
+        return speaker_config("10.0.0.1", [bgp("x", "10.0.0.9", passive=True)], static=(static,))
+
+    peer = HandPeer(config(200))
+    peer.establish(Capabilities(families=(1,), as4=64512))
+    peer.received.clear()
+    peer.speaker.configure(config(150), now=peer.now)
+    peer.pump()
+    assert peer.received == []
+    assert [r.attrs.preference for r in routes(peer.speaker)] == [150]
 
 
 def test_a_withdrawn_block_leaves_the_other_side() -> None:
