@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import struct
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from agents.bird.attribute_encoder import encode
 from agents.bird.events import SessionDown, SessionUp
@@ -91,6 +91,16 @@ def peer_header(address: int, asn: int, router_id: int, at: float, *, legacy: bo
     )
 
 
+class _Up(NamedTuple):
+    """A session the collector knows of: its connection's number, its messages' header."""
+
+    connection: int
+    address: int
+    asn: int
+    router_id: int
+    legacy: bool
+
+
 class BmpFeed:
     """The messages for one collector's connection."""
 
@@ -104,8 +114,8 @@ class BmpFeed:
         self._speaker = speaker
         self._unix = unix
         self._ports_of = ports_of
-        # Peers the collector knows as up, with the header of their messages.
-        self._up: dict[str, tuple[int, int, int, bool]] = {}
+        # Peers the collector knows as up.
+        self._up: dict[str, _Up] = {}
 
     def start(self, description: str) -> Iterator[bytes]:
         """What a collector hears first: who we are, every peer that is up, what it told us."""
@@ -119,13 +129,19 @@ class BmpFeed:
             for channel in list(peer.exchange.channels.values()):
                 yield from self._routes(peer, channel)
 
-    def message(self, name: str, kind: int, body: bytes, now: float) -> bytes:
-        """A message a peer sent, b"" for one that is not monitored."""
+    def message(self, name: str, connection: int, kind: int, body: bytes, now: float) -> bytes:
+        """A message a peer sent on a connection, b"" for one that is not monitored."""
         peer = self._speaker.peers.get(name)
         if kind != UPDATE or peer is None or peer.session is None:
             return b""
-        # An UPDATE may come in the same piece as the KEEPALIVE that made the session.
-        before = b"" if name in self._up else self._peer_up(peer)
+        before = b""
+        known = self._up.get(name)
+        if known is None or known.connection != connection:
+            # An UPDATE may come in the same piece as the KEEPALIVE that made the session, before
+            # anybody heard of this one or of the end of the last.
+            if known is not None:
+                before = self._peer_down(name, bytes((REMOTE_CLOSED,)), now)
+            before += self._peer_up(peer)
         return before + self._monitored(name, message(UPDATE, body), now)
 
     def event(self, event: Event, now: float) -> bytes:
@@ -135,10 +151,10 @@ class BmpFeed:
             if peer is None or peer.session is None or event.peer in self._up:
                 return b""
             return self._peer_up(peer)
-        if isinstance(event, SessionDown) and event.peer in self._up:
-            header = self._header(event.peer, now)
-            del self._up[event.peer]
-            return frame(PEER_DOWN, header + _down_reason(event))
+        if isinstance(event, SessionDown):
+            known = self._up.get(event.peer)
+            if known is not None and known.connection == event.connection:
+                return self._peer_down(event.peer, _down_reason(event), now)
         return b""
 
     def statistics(self, now: float) -> bytes:
@@ -162,8 +178,13 @@ class BmpFeed:
     # -- inside ------------------------------------------------------------------------------------
 
     def _header(self, name: str, now: float) -> bytes:
-        address, asn, router_id, legacy = self._up[name]
-        return peer_header(address, asn, router_id, self._unix(now), legacy=legacy)
+        up = self._up[name]
+        return peer_header(up.address, up.asn, up.router_id, self._unix(now), legacy=up.legacy)
+
+    def _peer_down(self, name: str, reason: bytes, now: float) -> bytes:
+        header = self._header(name, now)
+        del self._up[name]
+        return frame(PEER_DOWN, header + reason)
 
     def _peer_up(self, peer: Peer) -> bytes:
         session = peer.session
@@ -172,7 +193,8 @@ class BmpFeed:
         assert session.peer_open is not None
         assert session.local_open is not None
         config = peer.config
-        self._up[config.name] = (
+        self._up[config.name] = _Up(
+            session.number,
             config.neighbor,
             config.peer_as,
             session.peer_open.router_id,

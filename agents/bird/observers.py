@@ -142,7 +142,7 @@ class BmpClient:
     ) -> None:
         """As ``MessageTap``."""
         if received and self._feed is not None:
-            self._write(self._feed.message(peer, kind, body, now))
+            self._write(self._feed.message(peer, connection, kind, body, now))
 
     def event(self, event: Event) -> None:
         """What the speaker tells."""

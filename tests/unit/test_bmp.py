@@ -9,14 +9,22 @@ import random
 import time
 from typing import TYPE_CHECKING, Any
 
+from agents.bird.bmp import BmpFeed
+from agents.bird.capabilities import Capabilities, Restart
+from agents.bird.config import GracefulRestart
+from agents.bird.connections import COLLISION_WINDOW_S
 from agents.bird.daemon import BirdDaemon
+from agents.bird.messages import KEEPALIVE, OPEN, UPDATE, Open, message
+from agents.bird.net import Net
 from agents.bird.observers import BmpClient
 from agents.bird.speaker import Speaker
 from emulator.addr import parse_ip
 from emulator.runtime.clock import real_clock
 from tests import bmp_collector
 from tests.bgp_peers import until
-from tests.bgp_speakers import bgp, channel, speaker_config
+from tests.bgp_speakers import HandPeer, bgp, channel, speaker_config
+from tests.unit.test_bgp_restart import INSIDE
+from tests.unit.test_bgp_update_errors import update
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -107,6 +115,45 @@ async def collecting() -> AsyncIterator[tuple[Collector, BmpClient]]:
         server.close()
         for writer in collector.writers:
             writer.close()
+
+
+def test_what_comes_at_once_with_a_new_session_is_not_told_of_the_old_one() -> None:
+    ours = bgp("peer", "10.0.0.9", passive=True, graceful_restart=GracefulRestart.ON)
+    peer = HandPeer(speaker_config("10.0.0.1", [ours]))
+    capabilities = Capabilities(
+        families=(1,), as4=64512, restart=Restart(120, False, False, ((1, True),))
+    )
+    peer.establish(capabilities)
+    speaker = peer.speaker
+    feed = BmpFeed(speaker, lambda at: at, lambda _: (1790, 179))
+    told = b"".join(feed.start("test"))
+
+    class Tap:
+        def message(
+            self, peer: str, connection: int, kind: int, body: bytes, *, received: bool, now: float
+        ) -> None:
+            nonlocal told
+            if received:
+                told += feed.message(peer, connection, kind, body, now)
+
+    speaker.tap = Tap()
+    now = peer.now + COLLISION_WINDOW_S
+    number = speaker.accepted(parse_ip("10.0.0.9"), now=now)
+    assert number is not None
+    opened = Open(64512, 240, parse_ip("10.0.0.9"), capabilities).body()
+    route = update(INSIDE, Net.parse("192.168.2.0/26").key)
+    told = b""
+    data = message(OPEN, opened) + message(KEEPALIVE) + message(UPDATE, route)
+    speaker.receive_data(number, data, now=now)
+    for event in speaker.take_events():
+        told += feed.event(event, now)
+    found, left = bmp_collector.parse(told)
+    assert not left
+    assert [each.kind for each in found] == [
+        bmp_collector.PEER_DOWN,
+        bmp_collector.PEER_UP,
+        bmp_collector.ROUTE_MONITORING,
+    ]
 
 
 async def test_a_collector_hears_of_sessions_and_routes(monkeypatch: pytest.MonkeyPatch) -> None:
