@@ -38,7 +38,9 @@ def admit(new: Resource, old: Resource | None, others: Iterable[Resource]) -> Fi
             _check_pool(ready, old, others)
     except ValidationError as error:
         broken = error.fields
-    return Findings(tuple(unknown_paths(new)), broken, unenforced(new))
+    # Its fields are looked at before a name is made up.
+    warnings = unenforced(new) if new["metadata"].get("name") else ()
+    return Findings(tuple(unknown_paths(new)), broken, warnings)
 
 
 def _check_pool(ready: Resource, old: Resource | None, others: Iterable[Resource]) -> None:

@@ -114,7 +114,7 @@ def _check_rule(rule: dict[str, Any], fields: Fields) -> None:
             fields.integer("Protocol", protocol, 1, 255)
         else:
             fields.choice("Protocol", protocol, PROTOCOLS, tag="protocol")
-    has_ports = False
+    with_ports = ""
     families: list[int] = []
     for side in _SIDES:
         entity = rule.get(side)
@@ -123,11 +123,12 @@ def _check_rule(rule: dict[str, Any], fields: Fields) -> None:
         if not isinstance(entity, dict):
             fields.bad(side.capitalize(), "must be an object", entity)
             continue
-        has_ports = has_ports or bool(entity.get("ports") or entity.get("notPorts"))
+        if entity.get("ports") or entity.get("notPorts"):
+            with_ports = with_ports or f"{side.capitalize()}.Ports"
         _check_entity(side.capitalize(), entity, families, fields)
-    if has_ports and rule.get("protocol") not in _WITH_PORTS:
+    if with_ports and rule.get("protocol") not in _WITH_PORTS:
         fields.bad(
-            "Source.Ports" if (rule.get("source") or {}).get("ports") else "Destination.Ports",
+            with_ports,
             "rules that specify ports must set protocol to TCP or UDP or SCTP",
             rule.get("protocol") or "",
         )

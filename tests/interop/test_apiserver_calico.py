@@ -214,3 +214,18 @@ async def test_what_others_leave_below_calico_s_root_hides_nothing(
         assert await world.ok("get", "ippools", "-o", "name") == ""
         await etcd.put(key, kv.value)
         assert "extra" in await world.ok("get", "ippools")
+
+
+async def test_a_name_is_made_up_for_what_is_judged(tmp_path: Path, etcd: EtcdClient) -> None:
+    async with cluster(tmp_path, etcd) as world:
+        endpoint = {
+            "apiVersion": "crd.projectcalico.org/v1",
+            "kind": "HostEndpoint",
+            "metadata": {"generateName": "made-"},
+            "spec": {"node": "kube-0", "interfaceName": "eth0"},
+        }
+        made = await world.ok("create", "-f", "-", "-o", "name", stdin=json.dumps(endpoint))
+        assert made.startswith("hostendpoint.crd.projectcalico.org/made-")
+        endpoint["metadata"] = {}
+        err = await world.fails("create", "-f", "-", stdin=json.dumps(endpoint))
+        assert "name or generateName is required" in err

@@ -247,3 +247,11 @@ def test_the_api_server_judges_whatever_is_written(resource: dict[str, Any], dat
     findings = admit(odd, resource, others)
     assert all(each.name for each in findings.broken)
     admit(odd, None, others)
+
+
+def test_a_side_that_is_none_and_ports_without_a_protocol_are_both_named() -> None:
+    rule = {"action": "Allow", "source": [[]], "destination": {"ports": [1]}}
+    odd = new_resource("GlobalNetworkPolicy", "odd", {"selector": "all()", "ingress": [rule]})
+    names = [each.name for each in admit(odd, None, []).broken]
+    assert [name for name in names if name.endswith(("Source", "Destination.Ports"))] == names
+    assert len(names) == 2
