@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 # Routes that one turn takes away or filters again before others get theirs.
 SLICE: Final = 20000
+# So many path identifiers of a peer are remembered before those that no route has any more are
+# forgotten: a peer may use another one for each announcement.
+LEAST_TX_IDS: Final = 1024
 # What one family of one peer may hold where nothing is configured: four times the Internet's IPv4
 # table of today, about a gigabyte.  BIRD has no such limit and is ended by the kernel instead.
 MOST_RECEIVED: Final = Limit(4_000_000, LimitAction.DISABLE)
@@ -98,6 +101,7 @@ class Channel:
         self.trace: Trace | None = None
         # Numbers by which other speakers know our paths (RFC 7911), from 1.
         self._tx_ids: dict[int, int] = {}
+        self._most_tx_ids = LEAST_TX_IDS
 
     @property
     def is_inside(self) -> bool:
@@ -113,6 +117,10 @@ class Channel:
         """The path identifier under which a route of this channel is announced."""
         found = self._tx_ids.get(path_id)
         if found is None:
+            if len(self._tx_ids) >= self._most_tx_ids:
+                in_use = self.table.path_ids(self)
+                self._tx_ids = {mine: tx for mine, tx in self._tx_ids.items() if mine in in_use}
+                self._most_tx_ids = max(LEAST_TX_IDS, 2 * len(self._tx_ids))
             found = self._tx_ids[path_id] = self.table.next_tx_id()
         return found
 

@@ -18,7 +18,7 @@ from agents.bird.tracing import ExportTrace
 from agents.bird.update import announcements, withdrawals
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from agents.bird.attributes import Attrs
     from agents.bird.channel import Channel
@@ -280,6 +280,10 @@ class BgpExporter:
                     self._withdraw([head + key])
                 else:
                     self._offer((key,), mine, head)
+
+    def path_ids_waiting(self, channel: Channel) -> Iterable[int]:
+        """As ``rib.Exporter``."""
+        return (path_id for _, whose, path_id in self._dirty if whose is channel)
 
     def _has(self, key: bytes, path: Path) -> bool:
         entry = self._table.routes.get(key)

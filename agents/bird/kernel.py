@@ -156,6 +156,10 @@ class KernelProtocol:
         """As ``rib.Exporter``."""
         self._dirty.update(dict.fromkeys(keys))
 
+    def path_ids_waiting(self, channel: Channel) -> Iterable[int]:
+        """As ``rib.Exporter``: the kernel knows no identifiers."""
+        return ()
+
     def reconfigure(self, config: KernelConfig) -> None:
         """Take a changed configuration; everything is looked at again."""
         before, self.config = self.config, config

@@ -144,6 +144,9 @@ class Exporter(Protocol):
     ) -> None:
         """A route of these networks came, changed or went; only if ``wants_all_paths``."""
 
+    def path_ids_waiting(self, channel: Channel) -> Iterable[int]:
+        """Identifiers of a channel's routes whose changes wait here to be told, by those."""
+
 
 class Updated(NamedTuple):
     """How many routes of an update changed something, and how many were there already."""
@@ -194,6 +197,15 @@ class Table:
             if path.channel is channel and path.path_id == path_id:
                 return path
         return None
+
+    def path_ids(self, channel: Channel) -> set[int]:
+        """The path identifiers of a channel's routes, and those somebody has yet to be told of."""
+        found = {
+            path.path_id for _, paths in self.items() for path in paths if path.channel is channel
+        }
+        for exporter in self.exporters:
+            found.update(exporter.path_ids_waiting(channel))
+        return found
 
     def items(self) -> Iterator[tuple[bytes, tuple[Path, ...]]]:
         """Every network with its routes."""

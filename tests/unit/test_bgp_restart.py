@@ -409,3 +409,40 @@ def test_statistics_are_counted_as_bird_counts_them() -> None:
     assert (stats.imp_withdraws_received, stats.imp_withdraws_ignored) == (2, 1)
     assert (stats.exp_updates_received, stats.exp_updates_rejected) == (3, 2)
     assert stats.exp_updates_accepted == 1
+
+
+@pytest.mark.parametrize("is_told_late", [False, True])
+def test_path_identifiers_are_remembered_as_long_as_somebody_was_told_of_them(
+    is_told_late: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agents.bird.channel.LEAST_TX_IDS", 8)
+    both_ways = channel(add_paths=AddPaths.ON)
+    peers = [
+        bgp("from", "10.0.0.8", passive=True, ipv4=both_ways, peer_as=65001),
+        bgp("to", "10.0.0.9", passive=True, ipv4=both_ways),
+    ]
+    peer = HandPeer(speaker_config("10.0.0.1", peers))
+    peer.establish(capable(add_path=((1, 3),)))
+    to, exporter = peer.number, peer.speaker.peers["to"].exchange.exporters[Afi.IPV4]
+    peer.neighbor = "10.0.0.8"
+    peer.connect()
+    peer.establish(capable(add_path=((1, 3),), as4=65001), asn=65001, router_id="10.0.0.8")
+    source = peer.speaker.peers["from"].exchange.channels[Afi.IPV4]
+    attributes = bytes.fromhex("40010100 4002060201 0000fde9 4003040a000008")
+    net, gone = (Net.parse(text).key for text in BOTH)
+    peer.send(UPDATE, update(attributes, bytes((0, 0, 0, 1)) + net))
+    peer.send(UPDATE, update(attributes, bytes((0, 0, 0, 2)) + gone))
+    assert len(exporter.sent) == 2
+    first, second = source.tx_path_id(1), source.tx_path_id(2)
+    peer.speaker.set_congested(to, is_told_late, now=peer.now)
+    peer.send(UPDATE, update(b"", b"", withdrawn=bytes((0, 0, 0, 2)) + gone))
+    for path_id in range(3, 30):
+        route = path_id.to_bytes(4, "big") + gone
+        peer.send(UPDATE, update(attributes, route))
+        peer.send(UPDATE, update(b"", b"", withdrawn=route))
+    peer.speaker.set_congested(to, False, now=peer.now)
+    peer.pump()
+    assert list(exporter.sent) == [first.to_bytes(4, "big") + net]
+    assert source.tx_path_id(1) == first
+    if not is_told_late:
+        assert source.tx_path_id(2) != second
