@@ -155,17 +155,23 @@ class BirdDaemon:
     async def _close(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        if not self.speaker.is_stopping:
-            self.speaker.shut_down(now=self.loop.time())
-        self._drain()
-        # The next life may have the kernel already: nothing of this one may touch it any more.
-        self._is_closed = True
-        for task in self._dials.values():
-            task.cancel()
-        await asyncio.gather(*self._dials.values(), return_exceptions=True)
+        try:
+            if not self.speaker.is_stopping:
+                self.speaker.shut_down(now=self.loop.time())
+            self._drain()
+        finally:
+            # What ended the daemon may end this, too; the next life needs the port all the same,
+            # and a kernel that nothing of this one touches any more.
+            self._is_closed = True
+            await self._close_sockets()
+
+    async def _close_sockets(self) -> None:
         for server in (self._server, self._second):
             if server is not None:
                 server.close()
+        for task in self._dials.values():
+            task.cancel()
+        await asyncio.gather(*self._dials.values(), return_exceptions=True)
         wires = [*self._wires.values(), *self._strangers.release_all()]
         for wire in wires:
             wire.hang_up()

@@ -7,11 +7,14 @@ import logging
 import random
 from typing import TYPE_CHECKING
 
+import pytest
+
 from agents.bird.config import KernelConfig
 from agents.bird.daemon import BirdDaemon
 from agents.bird.netlink import NamespacePort
 from agents.bird.speaker import Speaker
 from emulator.netstack.kernel import Kernel
+from emulator.runtime.listener import listen_tcp
 from tests.bgp_speakers import speaker_config
 
 if TYPE_CHECKING:
@@ -52,3 +55,18 @@ async def test_what_still_waits_when_the_daemon_ends_does_not_wake_it_again() ->
         await asyncio.sleep(0)
     assert looks
     assert port.looks == looks
+
+
+async def test_a_core_that_cannot_even_end_leaves_the_port_to_the_next_life() -> None:
+    class Broken(Speaker):
+        def shut_down(self, *, now: float, text: str = "") -> None:
+            raise RuntimeError("a bug")
+
+    config = speaker_config("127.44.9.1")
+    speaker = Broken(config, random.Random(1), now=asyncio.get_running_loop().time())
+    listener = listen_tcp("127.44.9.1", 0)
+    port = listener.getsockname()[1]
+    daemon = BirdDaemon(speaker, logging.getLogger("podwire.bird"), listen=listener)
+    with pytest.raises(RuntimeError, match="a bug"):
+        await daemon.run(lambda: daemon.do(lambda: speaker.shut_down(now=0.0)))
+    listen_tcp("127.44.9.1", port).close()
