@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 # Answers remembered: a reflector's routes in one burst times its filters, and the kernel's.
 MAX_KNOWN: Final = 4096
+# Terms an answer remembers: a node's peers have a handful, but of neighbours on one link each has
+# its own and nothing to share.
+MAX_TERMS: Final = 16
 
 
 class Answer:
@@ -43,6 +46,8 @@ class Answer:
         name = (terms, config.next_hop)
         attrs = self._leaving.get(name)
         if attrs is None:
+            if len(self._leaving) >= MAX_TERMS:
+                self._leaving.clear()
             attrs = self._leaving[name] = outgoing(self.leaf, self._path, terms, config)
         return attrs
 

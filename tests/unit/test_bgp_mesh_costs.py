@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from agents.bird.answers import Answers
+from agents.bird.answers import MAX_TERMS, Answers
 from agents.bird.attributes import Attrs
 from agents.bird.channel import Channel
 from agents.bird.config import DirectConfig, NextHopRule
@@ -90,6 +90,19 @@ def test_peers_on_the_same_terms_are_told_the_same_attributes() -> None:
     assert there is not None
     assert there.local_pref is None
     assert answer.leaving(inside, own) is not told
+
+
+def test_neighbors_that_each_have_their_own_terms_are_not_remembered_for_ever() -> None:
+    table = Table(Afi.IPV4)
+    path = Path(Channel("static1", Source.STATIC, table, Resolver(table)), Attrs(), 0.0)
+    answer = Answers().of(ACCEPT_ALL, path, Afi.IPV4, KEY)
+    terms = Terms(False, 64512, True, 4096, b"\x0a\0\0\1", single_hop_dev="eth0")
+    first = answer.leaving(terms, channel())
+    for number in range(MAX_TERMS):
+        other = terms._replace(neighbor=number.to_bytes(4, "big"))
+        assert answer.leaving(other, channel()) == first
+    assert answer.leaving(terms, channel()) == first
+    assert answer.leaving(terms, channel()) is not first
 
 
 def test_the_kernel_is_looked_at_when_its_protocols_change() -> None:
