@@ -20,7 +20,7 @@ from agents.calico.ipam.ipam import Ipam
 from agents.calico.ipam.model import handle_key
 from agents.calico.known_fields import unknown_fields
 from agents.calico.net import Cidr, Ip
-from agents.calico.resources import new_resource
+from agents.calico.resources import key_of_resource, new_resource
 from emulator.errors import PodwireError
 from emulator.runtime.clock import real_clock
 from tests.calico_memory import MemoryDatastore
@@ -675,3 +675,46 @@ async def test_yaml_is_quoted_and_broken_as_go_s() -> None:
         "  - Workload\n",
     ):
         assert line in shown
+
+
+@pytest.mark.parametrize("style", ["merge", "json"])
+@pytest.mark.parametrize(
+    "patch",
+    [
+        *(
+            '{"metadata": null}',
+            '{"metadata": 5}',
+            '{"metadata": {"name": null}}',
+            '"x"',
+            "[" * 5000,
+        ),
+        '[{"op": "replace", "path": "", "value": 5}]',
+        '[{"op": "remove", "path": "/metadata"}]',
+        '[{"op": "remove", "path": ""}]',
+    ],
+)
+async def test_a_patch_that_leaves_no_resource_is_refused(patch: str, style: str) -> None:
+    terminal = Terminal()
+    terminal.files["-"] = POOL
+    await terminal.ok("apply", "-f", "-")
+    before = terminal.datastore.revision
+    error = await terminal.fails("patch", "ippool", "extra", "-t", style, "-p", patch)
+    assert error.count("\n") == 1
+    assert terminal.datastore.revision == before
+
+
+async def test_a_file_that_contains_itself_is_refused() -> None:
+    terminal = Terminal()
+    terminal.files["-"] = "&a [*a]"
+    assert "nested too deeply" in await terminal.fails("apply", "-f", "-")
+
+
+async def test_what_others_stored_that_is_none_costs_only_its_cell() -> None:
+    terminal = Terminal()
+    for name, spec in (("a", {"order": {}}), ("b", 5), ("c", {"order": 7.5, "selector": "x"})):
+        resource = new_resource("GlobalNetworkPolicy", name, {})
+        terminal.datastore.put(key_of_resource(resource), {**resource, "spec": spec})
+    assert await terminal.ok("get", "gnp", "-o", "wide") == (
+        "NAME   ORDER   SELECTOR   \na                         \nb                         \n"
+        "c      7.5     x          \n\n"
+    )

@@ -242,6 +242,14 @@ def _workload(resource: Resource) -> str:
     return spec.get("workload") or spec.get("pod") or ""
 
 
+def _text_of(cell: Cell, resource: Resource, cluster: Cluster) -> str:
+    """A cell, empty where somebody stored what is none: the others are still shown."""
+    try:
+        return cell(resource, cluster)
+    except (AttributeError, TypeError, ValueError, IndexError):
+        return ""
+
+
 def table_rows(
     kind: str,
     resources: list[Resource],
@@ -266,7 +274,7 @@ def table_rows(
     rows = [
         [
             *([namespace_of(each)] if with_namespace else []),
-            *(cell(each, cluster) for cell in cells),
+            *(_text_of(cell, each, cluster) for cell in cells),
         ]
         for each in resources
     ]

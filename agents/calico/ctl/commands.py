@@ -5,12 +5,12 @@ Source: projectcalico/calico calicoctl/calicoctl/commands/{common/resources,get,
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import jsonpatch
 
+from agents.calico import gojson
 from agents.calico.ctl import documents
 from agents.calico.ctl.columns import Cluster, table_rows
 from agents.calico.ctl.tables import columns
@@ -235,13 +235,14 @@ class Commands:
     async def patch(self, args: argparse.Namespace) -> int:
         """Change fields of one resource."""
         try:
-            patch = json.loads(args.patch)
+            patch = gojson.loads(args.patch.encode())
         except ValueError as error:
             raise UsageError(f"--patch: not JSON: {error}") from None
         kind = find_kind(args.kind)
         try:
             old = await self._client.get(kind.name, args.name, self._namespace_of_kind(args, kind))
             new = _patched(old, patch, args.type)
+            new |= {"kind": old["kind"], "apiVersion": old["apiVersion"]}
             documents.check_fields(new, "the patched resource")
             refuse_change(new, "apply or replace")
             await self._client.update(new)
@@ -394,10 +395,14 @@ class Commands:
 def _patched(resource: Resource, patch: Any, style: str) -> Resource:
     """A resource after a patch; merge is what strategic means for these kinds."""
     if style == "json":
+        if not isinstance(patch, list):
+            raise UsageError("--patch: expected a JSON array of operations")
         try:
-            patched: Resource = jsonpatch.apply_patch(resource, patch)
+            patched = jsonpatch.apply_patch(resource, patch)
         except (jsonpatch.JsonPatchException, jsonpatch.JsonPointerException) as error:
             raise UsageError(f"--patch: {error}") from None
+        if not isinstance(patched, dict):
+            raise UsageError("--patch: it leaves no resource")
         return patched
     if not isinstance(patch, dict):
         raise UsageError("--patch: expected a JSON object")

@@ -26,16 +26,15 @@ def read_documents(text: str) -> list[Resource]:
 
     Raises UsageError that says which document is wrong and how.
     """
+    found: list[Resource] = []
     try:
-        documents = list(yaml.safe_load_all(text))
+        for number, document in enumerate(list(yaml.safe_load_all(text)), 1):
+            if document is not None:
+                found += _flatten(document, f"document {number}")
     except yaml.YAMLError as error:
         raise UsageError(f"yaml: {' '.join(str(error).split())}") from None
     except RecursionError:
         raise UsageError("yaml: nested too deeply") from None
-    found: list[Resource] = []
-    for number, document in enumerate(documents, 1):
-        if document is not None:
-            found += _flatten(document, f"document {number}")
     return found
 
 
@@ -56,9 +55,6 @@ def _flatten(value: Any, where: str) -> list[Resource]:
         return [each for item in items for each in _flatten({**inherited, **item}, where)]
     if kind not in KINDS:
         raise UsageError(_unknown_type(where, kind, version))
-    metadata = value.get("metadata")
-    if not isinstance(metadata, dict) or not isinstance(metadata.get("name"), str):
-        raise UsageError(f"{where}: {kind}: metadata.name is missing")
     check_fields(value, where)
     return [value]
 
@@ -68,13 +64,19 @@ def _unknown_type(where: str, kind: str, version: object) -> str:
 
 
 def check_fields(resource: Resource, where: str) -> None:
-    """UsageError for fields the resource's kind does not have, as the strict decoder gives."""
+    """UsageError for a resource without a name, or with fields its kind does not have.
+
+    So does the strict decoder.
+    """
+    metadata = resource.get("metadata")
+    if not isinstance(metadata, dict) or not isinstance(metadata.get("name"), str):
+        raise UsageError(f"{where}: {resource.get('kind')}: metadata.name is missing")
     unknown = unknown_fields(resource)
     if unknown:
         names = ", ".join(f'"{name}"' for name in unknown)
         fields = "fields" if len(unknown) > 1 else "field"
         raise UsageError(
-            f"{where}: {resource['kind']} {resource['metadata']['name']}: unknown {fields} {names}"
+            f"{where}: {resource.get('kind')} {metadata['name']}: unknown {fields} {names}"
         )
 
 
