@@ -236,8 +236,3 @@ def endpoint_name(node: str, orchestrator: str, workload: str, interface: str = 
     """The name of a WorkloadEndpoint: its parts joined by "-", their own dashes doubled."""
     parts = (node, orchestrator, workload, interface)
     return "-".join(part.replace("-", "--") for part in parts)
-
-
-def endpoint_prefix(node: str) -> str:
-    """What the names of a node's WorkloadEndpoints begin with; other nodes' may, too."""
-    return f"{node.replace('-', '--')}-"
