@@ -22,6 +22,7 @@ from agents.bird.daemon import BirdDaemon
 from agents.bird.speaker import Speaker
 from emulator.addr import parse_ip
 from tests import bgp_peers
+from tests.bgp_daemons import alive
 from tests.bgp_peers import Bird, until
 from tests.bgp_speakers import bgp, channel, speaker_config
 from tests.bird_ctl import utc
@@ -115,16 +116,13 @@ async def watched(bird: Bird, options: BfdOptions = OPTIONS) -> AsyncIterator[Wa
     peer = replace(peer, timers=replace(peer.timers, connect_delay_s=0.2, error_wait_min_s=0.3))
     ours = Watched(peer)
     ours.bfd.start()
-    task = asyncio.create_task(ours.daemon.run(), name="bird")
     try:
-        await asyncio.to_thread(bird.start)
-        await until(lambda: ours.peer_is_up, "BGP is up")
-        await until(lambda: ours.state == "Up", "BFD is up")
-        yield ours
+        async with alive(ours.daemon):
+            await asyncio.to_thread(bird.start)
+            await until(lambda: ours.peer_is_up, "BGP is up")
+            await until(lambda: ours.state == "Up", "BFD is up")
+            yield ours
     finally:
-        task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
         ours.bfd.close()
 
 

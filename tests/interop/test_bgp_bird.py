@@ -20,6 +20,7 @@ from agents.bird.filters import Accept, Filter, If, Reject, net_in
 from agents.bird.net import Afi, Net, format_address, parse_address
 from agents.bird.speaker import Speaker
 from tests import bgp_peers
+from tests.bgp_daemons import alive
 from tests.bgp_peers import Bird, bird2_config, until
 from tests.bgp_speakers import bgp, channel, speaker_config
 
@@ -76,13 +77,8 @@ async def running(
     daemon = BirdDaemon(
         speaker, logging.getLogger("bird"), listen=(OURS, bgp_peers.PORT), on_event=on_event
     )
-    task = asyncio.create_task(daemon.run(), name="bird")
-    try:
+    async with alive(daemon):
         yield daemon
-    finally:
-        task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
 
 
 @pytest.fixture

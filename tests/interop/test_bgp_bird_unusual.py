@@ -18,6 +18,7 @@ from agents.bird.filters import Accept, AddCommunity, CommunityKind, Filter, Pre
 from agents.bird.net import Net, parse_address
 from agents.bird.speaker import Speaker
 from tests import bgp_peers
+from tests.bgp_daemons import alive
 from tests.bgp_peers import PORT, Bird, bird2_config, until
 from tests.bgp_speakers import bgp, channel, speaker_config
 
@@ -65,13 +66,8 @@ async def running(*peers: BgpConfig) -> AsyncIterator[BirdDaemon]:
     config = speaker_config(OUR_ID, peers, [MINE], listen_port=PORT)
     speaker = Speaker(config, random.Random(7), now=asyncio.get_running_loop().time())
     daemon = BirdDaemon(speaker, logging.getLogger("bird"), listen=(OURS, PORT))
-    task = asyncio.create_task(daemon.run(), name="bird")
-    try:
+    async with alive(daemon):
         yield daemon
-    finally:
-        task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
 
 
 @pytest.fixture

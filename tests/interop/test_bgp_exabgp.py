@@ -20,6 +20,7 @@ from agents.bird.filters import Accept, AddCommunity, Attr, CommunityKind, Filte
 from agents.bird.net import Afi, Net, format_address, parse_address
 from agents.bird.speaker import Speaker
 from tests import bgp_peers
+from tests.bgp_daemons import alive
 from tests.bgp_peers import PORT, process, until
 from tests.bgp_speakers import bgp, channel, speaker_config
 
@@ -147,17 +148,12 @@ async def exabgp(directory: Path, *, they_connect: bool) -> AsyncIterator[tuple[
     config = speaker_config(OUR_ID, [peer], ["192.168.1.0/26", "fd00:1::/64"], listen_port=PORT)
     speaker = Speaker(config, random.Random(1), now=asyncio.get_running_loop().time())
     daemon = BirdDaemon(speaker, logging.getLogger("bird"), listen=(OURS, PORT))
-    task = asyncio.create_task(daemon.run(), name="bird")
     settings = bgp_peers.exabgp_settings(THEIRS)
-    try:
+    async with alive(daemon):
         with process(DAEMON, ["-m", "exabgp", "exa.conf"], directory / "exabgp.log", **settings):
             world = World(directory, speaker)
             await until(lambda: world.peer.session is not None, "a session")
             yield world, daemon
-    finally:
-        task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
 
 
 @pytest.mark.parametrize("they_connect", [True, False])

@@ -21,6 +21,7 @@ from agents.bird.net import Afi, Net, format_address, parse_address
 from agents.bird.speaker import Speaker
 from emulator.addr import parse_ip
 from tests import bgp_peers
+from tests.bgp_daemons import alive
 from tests.bgp_peers import PORT, process, until
 from tests.bgp_speakers import bgp, channel, speaker_config
 
@@ -131,17 +132,12 @@ async def frr(directory: Path, *, timers: Timers = QUICK, **changes: Any) -> Asy
     config = speaker_config(OUR_ID, [peer], ["192.168.1.0/26"], listen_port=PORT)
     speaker = Speaker(config, random.Random(1), now=asyncio.get_running_loop().time())
     daemon = BirdDaemon(speaker, logging.getLogger("bird"), listen=(OURS, PORT))
-    task = asyncio.create_task(daemon.run(), name="bird")
-    try:
+    async with alive(daemon):
         with process(DAEMON, arguments_of(directory), directory / "frr.log") as pid:
             world = World(directory, speaker, daemon)
             world.pid = pid
             await until(lambda: world.peer.session is not None, "a session")
             yield world
-    finally:
-        task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
 
 
 async def test_routes_go_both_ways_are_repeated_and_go_away(tmp_path: Path) -> None:

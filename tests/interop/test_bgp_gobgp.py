@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import logging
 import os
@@ -18,6 +17,7 @@ from agents.bird.daemon import BirdDaemon
 from agents.bird.net import Afi, Net, format_address, parse_address
 from agents.bird.speaker import Speaker
 from tests import bgp_peers
+from tests.bgp_daemons import alive
 from tests.bgp_peers import process, until
 from tests.bgp_speakers import bgp, channel, speaker_config
 
@@ -79,8 +79,7 @@ async def test_gobgp_learns_and_announces_with_a_password(tmp_path: Path) -> Non
     daemon = BirdDaemon(speaker, logging.getLogger("bird"), listen=(OURS, bgp_peers.PORT))
     table = speaker.tables[Afi.IPV4]
     with process(DAEMON, arguments, tmp_path / "gobgp.log"):
-        task = asyncio.create_task(daemon.run(), name="bird")
-        try:
+        async with alive(daemon):
             await until(lambda: speaker.peers["gobgp"].session is not None, "a session")
             await until(lambda: "192.168.1.0/26" in ask("global", "rib"), "our route with GoBGP")
             (entry,) = json.loads(ask("global", "rib", "-j"))["192.168.1.0/26"]
@@ -97,10 +96,6 @@ async def test_gobgp_learns_and_announces_with_a_password(tmp_path: Path) -> Non
             await until(lambda: key not in table.routes, "GoBGP's withdrawal")
             daemon.configure(speaker_config(OUR_ID, [peer], listen_port=bgp_peers.PORT))
             await until(lambda: "192.168.1.0/26" not in ask("global", "rib"), "our withdrawal")
-        finally:
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
 
 
 RESTARTING = """
@@ -139,8 +134,7 @@ async def test_a_killed_gobgp_keeps_its_routes_until_it_is_back(tmp_path: Path) 
     daemon = BirdDaemon(speaker, logging.getLogger("bird"), listen=(OURS, bgp_peers.PORT))
     ours, table = speaker.peers["gobgp"], speaker.tables[Afi.IPV4]
     repeated, lost = (Net.parse(f"10.244.{i}.0/26").key for i in (77, 78))
-    task = asyncio.create_task(daemon.run(), name="bird")
-    try:
+    async with alive(daemon):
         with process(DAEMON, arguments, tmp_path / "first.log") as pid:
             await until(lambda: ours.session is not None, "a session")
             for i in (77, 78):
@@ -156,7 +150,3 @@ async def test_a_killed_gobgp_keeps_its_routes_until_it_is_back(tmp_path: Path) 
             ask("global", "rib", "add", "10.244.77.0/26", "nexthop", THEIR_ID)
             await until(lambda: repeated in table.routes, "what it says again is there")
             await until(lambda: "192.168.1.0/26" in ask("global", "rib"), "our route with GoBGP")
-    finally:
-        task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task

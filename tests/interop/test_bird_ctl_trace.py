@@ -32,6 +32,7 @@ from agents.bird.net import Net, parse_address
 from agents.bird.speaker import Speaker
 from emulator.addr import parse_ip
 from tests import bgp_peers
+from tests.bgp_daemons import alive
 from tests.bgp_peers import Bird
 from tests.bird_ctl import Client, controlled, session
 
@@ -178,11 +179,11 @@ async def world(dialect: Dialect, directory: Path) -> AsyncIterator[World]:
     (directory / "ours").mkdir()
     speaker = Speaker(hub_config("10.55.0.0/16"), random.Random(1), now=0.0)
     hub = BirdDaemon(speaker, logging.getLogger("hub"), listen=(HUB, PORT))
-    task = asyncio.create_task(hub.run(), name="hub")
     real = Bird(program, CLIENT, directory / "real", their_config(dialect))
     try:
         real.start()
         async with (
+            alive(hub),
             controlled(our_config(), directory / "ours", listen=(OURS, PORT), dialect=dialect),
             session(directory / "real/bird.ctl") as theirs,
             session(directory / "ours/bird.ctl") as ours,
@@ -190,9 +191,6 @@ async def world(dialect: Dialect, directory: Path) -> AsyncIterator[World]:
             yield World(hub, (Side(theirs, "real"), Side(ours, "ours")))
     finally:
         real.stop()
-        task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
 
 
 # What happens, and what both have said when it is over.

@@ -47,6 +47,7 @@ from agents.bird.net import Net, parse_address
 from agents.bird.speaker import Speaker
 from emulator.addr import parse_ip
 from tests import bgp_peers
+from tests.bgp_daemons import alive
 from tests.bgp_peers import Bird, Program
 from tests.bird_ctl import Client, comparable, controlled, session
 
@@ -195,13 +196,8 @@ async def hub() -> AsyncIterator[None]:
     loop = asyncio.get_running_loop()
     speaker = Speaker(hub_config(), random.Random(1), now=loop.time())
     daemon = BirdDaemon(speaker, logging.getLogger("hub"), listen=(HUB, PORT))
-    task = asyncio.create_task(daemon.run(), name="hub")
-    try:
+    async with alive(daemon):
         yield
-    finally:
-        task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
 
 
 @contextlib.contextmanager

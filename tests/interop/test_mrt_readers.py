@@ -19,6 +19,7 @@ from agents.bird.speaker import Speaker
 from emulator.addr import parse_ip
 from emulator.runtime.clock import real_clock
 from tests import bgp_peers
+from tests.bgp_daemons import alive
 from tests.bgp_peers import until
 from tests.bgp_speakers import bgp, channel, speaker_config
 from tests.bird_ctl import controlled, session
@@ -60,13 +61,8 @@ async def hub(add_paths: AddPaths) -> AsyncIterator[None]:
     now = asyncio.get_running_loop().time()
     speaker = Speaker(config, random.Random(2), now=now)
     daemon = BirdDaemon(speaker, logging.getLogger("hub"), listen=(HUB, PORT))
-    task = asyncio.create_task(daemon.run(), name="hub")
-    try:
+    async with alive(daemon):
         yield
-    finally:
-        task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
 
 
 @pytest.mark.parametrize("add_paths", [AddPaths.OFF, AddPaths.ON])
@@ -117,13 +113,9 @@ async def test_messages_and_states_are_read_by_others(add_paths: AddPaths, tmp_p
     speaker = Speaker(ours(add_paths), random.Random(3), now=now, tap=log)
     log.attach(speaker)
     daemon = BirdDaemon(speaker, logging.getLogger("bird"), listen=(OURS, PORT), on_event=log.event)
-    async with hub(add_paths):
-        task = asyncio.create_task(daemon.run(), name="bird")
+    async with hub(add_paths), alive(daemon):
         table = speaker.tables[next(iter(speaker.tables))]
         await until(lambda: len(table.routes) == 3, "the hub's routes")
-        task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
     log.close()
     records = read(path)
     assert {named(record, "type") for record in records} == {"BGP4MP_ET"}
