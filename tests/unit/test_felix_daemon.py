@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 from agents.calico.felix.apply import Dataplane
 from agents.calico.felix.daemon import FelixConfig, run_felix
+from agents.calico.felix.names import set_name
 from agents.calico.resources import new_resource, resource_key, to_stored
 from emulator.errors import UsageError
 from emulator.runtime.clock import real_clock
 from emulator.runtime.role import RoleEnv
 from tests.calico_memory import MemoryDatastore
-from tests.calico_policy_world import World
+from tests.calico_policy_world import NODE, World
 from tests.waiting import until
 
 if TYPE_CHECKING:
@@ -50,11 +51,11 @@ class Running:
 
 
 @contextlib.asynccontextmanager
-async def felix() -> AsyncIterator[Running]:
+async def felix(resync_s: float = 0.1) -> AsyncIterator[Running]:
     running = Running()
     env = RoleEnv(real_clock(), random.Random(1), logging.getLogger("podwire.felix"))
     env = dataclasses.replace(env, on_ready=lambda info: running.ready.set())
-    config = FelixConfig("kube-0", resync_s=0.1)
+    config = FelixConfig("kube-0", resync_s=resync_s)
     task = asyncio.create_task(run_felix(config, env, running.world.kernel, running.store))
     try:
         async with asyncio.timeout(30):
@@ -88,6 +89,18 @@ async def test_what_somebody_flushed_comes_back() -> None:
         world = running.world
         await until(lambda: not world.passes("api", "web", "UDP", 53), "the policy is in force")
         await running.resync()
+
+
+async def test_the_address_of_a_tunnel_is_one_of_the_host_s_at_once() -> None:
+    async with felix(resync_s=60) as running:
+        spec = {"bgp": {"ipv4Address": f"{NODE}/24", "ipv4IPIPTunnelAddr": "192.168.77.1"}}
+        running.put(new_resource("IPPool", "p", {"cidr": "192.168.0.0/16", "ipipMode": "Always"}))
+        running.put(new_resource("Node", "kube-0", spec))
+        sets = running.world.root.netfilter.sets
+        await until(
+            lambda: "192.168.77.1" in sets.snapshot(set_name("this-host"))[0].members,
+            "the set has it",
+        )
 
 
 async def test_what_is_not_enforced_is_said_once(caplog: pytest.LogCaptureFixture) -> None:

@@ -147,6 +147,9 @@ class _Felix:
             if text not in known:
                 self._env.log.error("felix: the dataplane refused: %s", text)
         self._complaint = ""
+        if self._host() != state.host:
+            # A tunnel's address is one of the host's.
+            self._dirty.set()
         if complete:
             self._applied = state
         return complete
