@@ -54,7 +54,7 @@ class LocalProtocols:
 
     def set_trace(self, name: str, trace: Trace | None) -> None:
         """Tell a listener what a protocol does from now on, None for nobody."""
-        if trace is None:
+        if trace is None or not self._has(name):
             self._traces.pop(name, None)
         else:
             self._traces[name] = trace
@@ -64,6 +64,11 @@ class LocalProtocols:
             if protocol is not None and protocol.config.name == name:
                 for channel in protocol.channels.values():
                     channel.trace = trace
+
+    def _has(self, name: str) -> bool:
+        own = (self.direct, self.kernel)
+        names = [protocol.config.name for protocol in own if protocol is not None]
+        return name in (self._device, *self.statics, *names)
 
     def configure(self, config: SpeakerConfig, now: float, *, held: bool) -> None:
         """Follow the configuration, then look at the kernel; ``held`` keeps it from being written.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from agents.bird.capabilities import Capabilities
-from agents.bird.config import Dest, DeviceConfig, DirectConfig, KernelConfig
+from agents.bird.config import BfdConfig, Dest, DeviceConfig, DirectConfig, KernelConfig
 from agents.bird.ctl.reply import Dialect
 from agents.bird.ctl.trace import ProtocolTrace
 from agents.bird.filters import Accept, Filter, If, Reject, net_in
@@ -185,6 +185,7 @@ def kernel(dialect: Dialect, name: str) -> list[str]:
         kernel=KernelConfig(learn=True, scan_s=2.0, export_filter=no("10.53.0.0/16")),
         direct=DirectConfig(("*",)),
         device=DeviceConfig(scan_s=2.0),
+        bfd=BfdConfig(),
     )
     peer = HandPeer(config, kernel=port)
     peer.pass_time(3)
@@ -228,6 +229,11 @@ def test_the_kernel_protocol_tells_of_scans_and_of_what_it_writes() -> None:
         "kernel1: Pruning inherited routes",
         "kernel1 < rejected by protocol 10.10.0.0/24 dev d0",
     ]
+
+
+@pytest.mark.parametrize("dialect", Dialect)
+def test_bfd_follows_no_links(dialect: Dialect) -> None:
+    assert kernel(dialect, "bfd1") == []
 
 
 def test_static_routes_of_bird_2_follow_no_links() -> None:
