@@ -11,7 +11,7 @@ import gc
 import importlib
 import os
 import sys
-from typing import Final, NoReturn, Protocol, cast
+from typing import Final, NoReturn, Protocol, TextIO, cast
 
 from emulator.errors import PodwireError, UsageError
 
@@ -57,6 +57,7 @@ VERBS: Final = {
 
 def main(argv: list[str] | None = None) -> int:
     """Run ``podwire`` and return its exit code."""
+    sys.stdout, sys.stderr = sys.stdout or _nowhere(), sys.stderr or _nowhere()
     try:
         code = _run(sys.argv[1:] if argv is None else argv)
         sys.stdout.flush()
@@ -80,6 +81,11 @@ def main(argv: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         print(f"podwire: {error.strerror}", file=sys.stderr)
         return 1
+
+
+def _nowhere() -> TextIO:
+    """What stands for an output that was closed: Python has none then."""
+    return open(os.devnull, "w")
 
 
 def _run(arguments: list[str]) -> int:

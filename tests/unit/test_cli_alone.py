@@ -131,3 +131,14 @@ def test_a_full_disk_is_one_line_and_no_traceback() -> None:
             check=False,
         )
     assert (done.returncode, done.stderr) == (1, "podwire: No space left on device\n")
+
+
+def test_without_a_standard_output_a_verb_does_what_it_does() -> None:
+    command = [sys.executable, "-m", "emulator.cli.main", "version"]
+    done = subprocess.run(
+        ["sh", "-c", 'exec "$@" >&-', "sh", *command],
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
