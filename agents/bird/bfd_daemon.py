@@ -21,7 +21,7 @@ from agents.bird.bfd import (
 )
 from agents.bird.ctl.show_daemon import BfdRow
 from agents.bird.events import BfdUnwanted, BfdWanted
-from emulator.addr import format_ip, parse_ip
+from emulator.addr import format_ip
 from emulator.errors import UsageError
 
 if TYPE_CHECKING:
@@ -261,13 +261,3 @@ def _ttl(ancillary: list[tuple[int, int, bytes]]) -> int:
         if level == socket.IPPROTO_IP and kind == socket.IP_TTL:
             return int(_INT.unpack_from(value)[0])
     return 0
-
-
-def as_it_is(ip: int) -> str:
-    """``resolve`` for neighbours that are real addresses."""
-    return format_ip(ip)
-
-
-def name_as_it_is(host: str) -> int:
-    """``name_of`` for neighbours that are real addresses."""
-    return parse_ip(host)

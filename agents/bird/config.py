@@ -13,12 +13,9 @@ from typing import Final
 
 from agents.bird.filters import ACCEPT_ALL, REJECT_ALL, Filter
 from agents.bird.net import Afi, Net
-from emulator.addr import format_ip
 from emulator.errors import UsageError
 
 BGP_PORT: Final = 179
-# The port a node listens at when it may not open 179.
-UNPRIVILEGED_BGP_PORT: Final = 1790
 # `merge paths on` without a limit: BIRD's KRT_DEFAULT_ECMP_LIMIT.
 DEFAULT_ECMP_LIMIT: Final = 16
 
@@ -226,7 +223,6 @@ class BgpConfig:
     allow_local_as: int = 0
     enforce_first_as: bool = False
     default_local_pref: int = 100
-    default_med: int = 0
     med_metric: bool = False
     path_metric: bool = True
     prefer_older: bool = False
@@ -272,11 +268,6 @@ class BgpConfig:
     def internal(self) -> bool:
         """iBGP."""
         return self.peer_as == self.local_as
-
-    @property
-    def neighbor_text(self) -> str:
-        """The neighbour's address."""
-        return format_ip(self.neighbor)
 
     def channel(self, afi: Afi) -> ChannelConfig | None:
         """What is configured for a family."""

@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from agents.bird.bfd_daemon import BfdDaemon, as_it_is, name_as_it_is
+from agents.bird.bfd_daemon import BfdDaemon
 from agents.bird.config import BfdConfig, BfdOptions, BgpConfig
 from agents.bird.ctl.reply import Dialect
 from agents.bird.ctl.show_daemon import show_bfd
 from agents.bird.ctl.times import Times
 from agents.bird.daemon import BirdDaemon
 from agents.bird.speaker import Speaker
-from emulator.addr import parse_ip
+from emulator.addr import format_ip, parse_ip
 from tests import bgp_peers
 from tests.bgp_daemons import alive
 from tests.bgp_peers import Bird, until
@@ -73,8 +73,8 @@ class Watched:
             OURS,
             random.Random(4),
             log,
-            resolve=as_it_is,
-            name_of=name_as_it_is,
+            resolve=format_ip,
+            name_of=parse_ip,
             on_down=self._down,
         )
         self.daemon = BirdDaemon(

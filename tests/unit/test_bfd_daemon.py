@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from agents.bird.bfd import BfdPacket, BfdState
-from agents.bird.bfd_daemon import BfdDaemon, as_it_is, name_as_it_is
+from agents.bird.bfd_daemon import BfdDaemon
 from agents.bird.config import BfdOptions
 from agents.bird.events import BfdUnwanted, BfdWanted
-from emulator.addr import parse_ip
+from emulator.addr import format_ip, parse_ip
 from emulator.errors import UsageError
 from tests.bgp_peers import until
 
@@ -33,8 +33,8 @@ def watching(host: str) -> Iterator[tuple[BfdDaemon, list[int]]]:
         host,
         random.Random(host),
         logging.getLogger("bfd"),
-        resolve=as_it_is,
-        name_of=name_as_it_is,
+        resolve=format_ip,
+        name_of=parse_ip,
         on_down=down.append,
     )
     daemon.start()
