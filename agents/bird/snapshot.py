@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from agents.bird.channel import Channel, Stats
     from agents.bird.config import Dest
     from agents.bird.filters import Source
-    from agents.bird.kernel import Interface
     from agents.bird.peer import Peer
     from agents.bird.rib import NextHop, Path
     from agents.bird.speaker import Speaker
@@ -136,28 +135,6 @@ class StatusInfo:
     recovering: tuple[int, float, float] | None
     hostname: str
     is_stopping: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Snapshot:
-    """Everything but routes."""
-
-    now: float
-    status: StatusInfo
-    protocols: tuple[ProtocolInfo, ...]
-    interfaces: tuple[Interface, ...]
-    networks: tuple[tuple[Afi, int], ...]
-
-
-def snapshot(speaker: Speaker, *, now: float) -> Snapshot:
-    """Take one."""
-    return Snapshot(
-        now=now,
-        status=status(speaker, now=now),
-        protocols=protocols(speaker, now=now),
-        interfaces=tuple(speaker.local.interfaces),
-        networks=tuple((afi, len(table.routes)) for afi, table in speaker.tables.items()),
-    )
 
 
 def status(speaker: Speaker, *, now: float) -> StatusInfo:
@@ -400,18 +377,6 @@ def routes_of(speaker: Speaker, net: Net) -> tuple[RouteInfo, ...]:
     return tuple(route_info(net, path, selected=i == 0) for i, path in enumerate(paths))
 
 
-def routes_for(speaker: Speaker, address: bytes) -> tuple[RouteInfo, ...]:
-    """``show route for``: the routes of the longest network that holds an address."""
-    afi = Afi.IPV4 if len(address) == 4 else Afi.IPV6
-    value = int.from_bytes(address, "big")
-    for length in range(afi.bits, -1, -1):
-        shift = afi.bits - length
-        found = routes_of(speaker, Net(afi, value >> shift << shift, length))
-        if found:
-            return found
-    return ()
-
-
 def exported(speaker: Speaker, name: str, afi: Afi = Afi.IPV4) -> tuple[tuple[Net, Attrs], ...]:
     """What a BGP protocol was told (Adj-RIB-Out); KeyError for an unknown name."""
     exporter = speaker.peers[name].exchange.exporters.get(afi)
@@ -420,11 +385,3 @@ def exported(speaker: Speaker, name: str, afi: Afi = Afi.IPV4) -> tuple[tuple[Ne
     skip = 4 if exporter.wants_all_paths else 0
     found = [(Net.from_key(afi, key[skip:]), attrs) for key, attrs in exporter.sent.items()]
     return tuple(sorted(found, key=lambda item: item[0]))
-
-
-def filtered(speaker: Speaker, name: str, afi: Afi = Afi.IPV4) -> tuple[RouteInfo, ...]:
-    """What a BGP protocol received and its import filter refused; KeyError for an unknown name."""
-    channel = speaker.peers[name].exchange.channels[afi]
-    found = [(Net.from_key(afi, key), path) for key, path in channel.filtered()]
-    found.sort(key=lambda item: item[0])
-    return tuple(route_info(net, path, selected=False) for net, path in found)

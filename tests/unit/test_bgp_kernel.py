@@ -35,7 +35,7 @@ from agents.bird.filters import (
 from agents.bird.messages import UPDATE
 from agents.bird.net import Afi, Net, parse_address
 from agents.bird.netlink import NamespacePort
-from agents.bird.snapshot import routes, routes_for
+from agents.bird.snapshot import routes, routes_of
 from agents.bird.speaker import Speaker
 from emulator.addr import Prefix, parse_ip
 from emulator.errors import UsageError
@@ -124,7 +124,7 @@ def test_the_tutorials_rows() -> None:
         ["blackhole", "192.168.145.64/26", "proto", "bird"],
     ]
     # BIRD's own table shows the way to the next hop: the default gateway, metric unknown.
-    (found,) = routes_for(peer.speaker, parse_address("192.168.126.65"))
+    (found,) = routes_of(peer.speaker, Net.parse("192.168.126.64/26"))
     assert found.ways[0].gateway == parse_address("10.10.64.1")
     assert found.ways[0].dev == "eth0"
     assert found.metric is None
@@ -146,7 +146,7 @@ def test_a_peer_on_the_same_subnet_needs_no_tunnel() -> None:
         "proto",
         "bird",
     ]
-    (found,) = routes_for(peer.speaker, parse_address("192.168.126.65"))
+    (found,) = routes_of(peer.speaker, Net.parse("192.168.126.64/26"))
     assert found.metric == 0
 
 
