@@ -53,6 +53,8 @@ class RouteExchange:
         self._on_change = on_change
         self._intake: Intake | None = None
         self._trace: Trace | None = None
+        # The limits of this session that were named.
+        self._reached: dict[tuple[Afi, str, Limit], None] = {}
         # The session's connection and what was negotiated on it.
         self._connection: Connection | None = None
 
@@ -80,6 +82,7 @@ class RouteExchange:
         assert opened is not None
         config, host = self._config, self._host
         self._connection = connection
+        self._reached.clear()
         self.end_of_rib_seen = {}
         for afi, channel in self.channels.items():
             channel.router_id = opened.router_id
@@ -198,9 +201,12 @@ class RouteExchange:
                 exporter.work()
 
     def seal(self) -> list[tuple[str, Limit]]:
-        """Turn waiting routes into messages; the limits that were reached, each with its name."""
+        """Turn waiting routes into messages; the limits that were reached, each with its name.
+
+        One that lets the session stay is named once.
+        """
         reached = []
-        for exporter in self.exporters.values():
+        for afi, exporter in self.exporters.items():
             exporter.seal()
             if exporter.unsendable:
                 count, exporter.unsendable = exporter.unsendable, 0
@@ -208,13 +214,15 @@ class RouteExchange:
             if exporter.limit_hit:
                 exporter.limit_hit = False
                 if exporter.config.export_limit is not None:
-                    reached.append(("export", exporter.config.export_limit))
-        for channel in self.channels.values():
+                    reached.append((afi, "export", exporter.config.export_limit))
+        for afi, channel in self.channels.items():
             if channel.limit_hit is not None:
                 name = "import" if channel.limit_hit is channel.import_limit else "receive"
-                reached.append((name, channel.limit_hit))
+                reached.append((afi, name, channel.limit_hit))
                 channel.limit_hit = None
-        return reached
+        new = [each for each in reached if each not in self._reached]
+        self._reached.update(dict.fromkeys(new))
+        return [(name, limit) for _, name, limit in new]
 
     # Reload and reconfiguration
 

@@ -11,7 +11,7 @@ from agents.bird.attribute_encoder import encode
 from agents.bird.attributes import Attrs
 from agents.bird.capabilities import Capabilities
 from agents.bird.config import AddPaths, Limit, LimitAction, Timers
-from agents.bird.events import Dial
+from agents.bird.events import Dial, ProtocolLogged
 from agents.bird.filters import REJECT_ALL
 from agents.bird.messages import (
     KEEPALIVE,
@@ -138,6 +138,29 @@ def test_paths_of_one_network_count_for_the_limit() -> None:
     for path_id in range(20):
         peer.send(UPDATE, update(INSIDE, path_id.to_bytes(4, "big") + keys("192.168.9.0/24")))
     assert len(peer.speaker.peers["x"].exchange.channels[Afi.IPV4].received) == 5
+
+
+@pytest.mark.parametrize("action", [LimitAction.WARN, LimitAction.BLOCK])
+def test_a_limit_that_ends_nothing_is_named_once_in_a_session(action: LimitAction) -> None:
+    limited = channel(import_limit=Limit(1, action))
+    peer = HandPeer(speaker_config("10.0.0.1", [bgp("x", "10.0.0.9", passive=True, ipv4=limited)]))
+
+    def said() -> list[str]:
+        for i in range(5):
+            data = message(UPDATE, update(INSIDE, keys(f"192.168.{i}.0/24")))
+            peer.speaker.receive_data(peer.number, data, now=peer.now)
+            peer.speaker.data_to_send()
+        events = peer.speaker.take_events()
+        return [e.text for e in events if isinstance(e, ProtocolLogged)]
+
+    peer.establish(PLAIN)
+    warning = f"Protocol x hits route import limit (1), action: {action}"
+    assert said() == [warning]
+    assert said() == []
+    peer.lose()
+    peer.connect()
+    peer.establish(PLAIN)
+    assert said() == [warning]
 
 
 def test_a_repeated_route_is_not_a_new_one_because_a_filter_refused_it() -> None:
