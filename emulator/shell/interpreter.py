@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from typing import TYPE_CHECKING
 
 from emulator.errors import UsageError
@@ -25,7 +26,7 @@ from emulator.shell.parse import (
     Simple,
     parse,
 )
-from emulator.shell.tokens import expression_parts
+from emulator.shell.tokens import BLANKS, expression_parts
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 MAX_DEPTH = 20
 EXIT_SIGINT = 130
 EXIT_SYNTAX = 2
+_FIELD = re.compile(f"[^{BLANKS}]+")
 
 
 class ShellExitError(Exception):
@@ -309,15 +311,15 @@ class Interpreter:
             if part.quoted or part.kind == "text":
                 current = (current or "") + value
                 continue
-            pieces = value.split()
+            pieces = _FIELD.findall(value)
             if not pieces:
                 continue
-            if value[0].isspace() and current is not None:
+            if value[0] in BLANKS and current is not None:
                 fields.append(current)
                 current = None
             fields += [] if len(pieces) == 1 else [(current or "") + pieces[0], *pieces[1:-1]]
             current = pieces[-1] if len(pieces) > 1 else (current or "") + pieces[0]
-            if value[-1].isspace():
+            if value[-1] in BLANKS:
                 fields.append(current)
                 current = None
         if current is not None:

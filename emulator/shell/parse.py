@@ -140,11 +140,11 @@ class _Parser:
 
     def _expect(self, text: str) -> None:
         if not self._reserved(text):
-            self._unexpected(self.peek() or "end of file", f' (expecting "{text}")')
+            self._unexpected(self.peek() or "end of file", f' (expecting "{text}")', text)
 
-    def _unexpected(self, found: str, expected: str = "") -> NoReturn:
-        error = IncompleteError if self.at_end() else UsageError
-        raise error(f"syntax error: unexpected {found}{expected}")
+    def _unexpected(self, found: str, expected: str = "", until: str = "") -> NoReturn:
+        message = f"syntax error: unexpected {found}{expected}"
+        raise IncompleteError(message, until) if self.at_end() else UsageError(message)
 
     def sequence(self, ends: tuple[str, ...]) -> Script:
         self._depth += 1

@@ -33,6 +33,9 @@ EXIT_NOT_FOUND: Final = 127
 EXIT_SIGPIPE: Final = 128 + 13
 # A command that is not complete after so much text never will be.
 MAX_COMMAND_CHARS: Final = 256 * 1024
+# So much text is read anew with each line, that errors are told at once; more only with a line
+# that may complete it.
+SHORT_COMMAND_CHARS: Final = 4096
 
 
 async def shell(ctx: ShellContext, argv: Sequence[str]) -> int:
@@ -71,7 +74,7 @@ async def _read_and_run(ctx: ShellContext, name: str) -> int:
             break
         text, until = ("", "") if line == INTERRUPT else (f"{text}{line}\n", until)
         try:
-            if until not in line and len(text) <= MAX_COMMAND_CHARS:
+            if until not in line and SHORT_COMMAND_CHARS < len(text) <= MAX_COMMAND_CHARS:
                 await _prompt(ctx, continued=True)
                 continue
             tree = parse(text.removesuffix("\n"), more=True)

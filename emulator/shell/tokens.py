@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from typing import NamedTuple
 
 from emulator.errors import UsageError
 
+# What separates words; other white space is a part of them.
+BLANKS = " \t\n"
 _OPERATORS = (
     *("&&", "||", ";;", "<<-", "<<", ">>", "2>&1", "1>&2", ">&2", "2>>", "2>", "1>"),
     *("|", ";", "&"),
 )
+_BACKQUOTED = re.compile(r"((?:[^`\\]|\\.)*+)`", re.DOTALL)
 
 
 class IncompleteError(UsageError):
@@ -68,11 +72,11 @@ def tokens(text: str, *, more: bool = False) -> list[Token]:
                 body, at = _here_document(text, at, document, more=more)
                 found[document.at] = Token("op", "<<", body)
             waiting = []
-        elif char.isspace():
+        elif char in BLANKS:
             at += 1
         elif text.startswith("\\\n", at):
             at += 2
-        elif char == "#" and (at == 0 or text[at - 1].isspace()):
+        elif char == "#":
             while at < len(text) and text[at] != "\n":
                 at += 1
         elif operator := _operator(text, at):
@@ -162,7 +166,7 @@ def _word(text: str, at: int) -> tuple[Word, str, int]:
     start = at
     while at < len(text):
         char = text[at]
-        if char.isspace() or char in "|&;<>()":
+        if char in BLANKS or char in "|&;<>()":
             break
         if char == "'":
             end = text.find("'", at + 1)
@@ -181,7 +185,7 @@ def _word(text: str, at: int) -> tuple[Word, str, int]:
             at = _dollar(text, at, parts, quoted=False)
         else:
             end = at
-            while end < len(text) and not (text[end].isspace() or text[end] in "|&;<>()'\"\\$`"):
+            while end < len(text) and not (text[end] in BLANKS or text[end] in "|&;<>()'\"\\$`"):
                 end += 1
             parts.append(Part("text", text[at:end], False))
             at = end
@@ -211,11 +215,11 @@ def _double_quoted(text: str, at: int, parts: list[Part]) -> int:
 
 def _dollar(text: str, at: int, parts: list[Part], *, quoted: bool) -> int:
     if text[at] == "`":
-        end = text.find("`", at + 1)
-        if end < 0:
+        found = _BACKQUOTED.match(text, at + 1)
+        if found is None:
             raise IncompleteError("syntax error: unterminated command substitution", "`")
-        parts.append(Part("sub", text[at + 1 : end], quoted))
-        return end + 1
+        parts.append(Part("sub", re.sub(r"\\([`$\\])", r"\1", found[1]), quoted))
+        return found.end()
     following = text[at + 1 : at + 2]
     if following == "(":
         end = _matching(text, at + 1)

@@ -313,13 +313,16 @@ async def test_ctrl_c_ends_what_waits_for_input_and_a_script_with_it() -> None:
     assert (script.result(), out.text) == (130, "one\n")
 
 
-@pytest.mark.parametrize("opening", ["cat <<E", "echo '", 'echo "'])
-async def test_many_lines_are_read_in_the_time_they_take(opening: str) -> None:
-    lines = [opening, *["x" * 60] * 3000]
-    closing = {"cat <<E": "E", "echo '": "'", 'echo "': '"'}[opening]
-    context, out, _ = make_context(stdin="\n".join([*lines, closing, ""]).encode())
+@pytest.mark.parametrize(
+    ("opening", "closing"),
+    [("cat <<E", "E"), ("echo '", "'"), ('echo "', '"'), ("for i in 1; do", "done"), ("(", ")")],
+)
+async def test_many_lines_are_read_in_the_time_they_take(opening: str, closing: str) -> None:
+    line = "x" * 60 if opening.startswith(("cat", "echo")) else "echo " + "x" * 60
+    script = "\n".join([opening, *[line] * 3000, closing, "exit 3", ""])
+    context, out, _ = make_context(stdin=script.encode())
     began = time.process_time()
-    assert await run_command(context, ["sh"]) == 0
+    assert await run_command(context, ["sh"]) == 3
     assert time.process_time() - began < 2
     assert out.text.count("x" * 60) == 3000
 
@@ -333,3 +336,15 @@ async def test_commands_within_commands_have_an_end() -> None:
 
 async def test_an_escaped_end_of_line_is_none_within_quotes_either() -> None:
     assert await run('echo "a\\\nb" c\\\nd') == (0, "ab cd\n", "")
+
+
+async def test_only_blanks_tabs_and_ends_of_lines_separate_words() -> None:
+    script = "X=$(printf 'a\\rb c'); for w in $X d\u00a0e f\rg; do echo \"[$w]\"; done;#;x"
+    assert await run(script) == (0, "[a\rb]\n[c]\n[d\u00a0e]\n[f\rg]\n", "")
+
+
+def test_backquotes_within_backquotes_are_escaped() -> None:
+    script = "NAME=world; echo `echo \\`echo a\\` '\\\\x' \\$NAME`"
+    real = subprocess.run(["sh", "-c", script], capture_output=True, check=True)
+    assert real.stdout == b"a \\x world\n"
+    assert asyncio.run(run(script)) == (0, real.stdout.decode(), "")
