@@ -351,6 +351,6 @@ class KernelProtocol:
         """Remove our routes unless they shall persist."""
         if self.config.persist:
             return
-        for route in self.installed.values():
-            self._port.delete(route)
+        for key, route in self.installed.items():
+            self._remove(key, route)
         self.installed.clear()

@@ -229,6 +229,24 @@ def test_routes_persist_over_a_shutdown_only_if_told_to() -> None:
         assert len(table(ns)) == left
 
 
+def test_a_route_that_cannot_be_removed_does_not_keep_the_others_there() -> None:
+    class Clinging(NamespacePort):
+        def delete(self, route: KernelRoute) -> None:
+            if route.net == Net.parse("192.168.126.64/26"):
+                raise UsageError("RTNETLINK answers: Device or resource busy")
+            super().delete(route)
+
+    ns = node()
+    settings = config(kernel=replace(KERNEL, persist=False))
+    peer = HandPeer(settings, neighbor="10.10.95.205", kernel=Clinging(ns))
+    peer.establish(Capabilities(families=(1,), as4=64512), router_id="10.10.95.205")
+    nets = (Net.parse(text) for text in ("192.168.126.64/26", "192.168.127.0/26"))
+    peer.send(UPDATE, update(attributes("10.10.95.205"), b"".join(net.key for net in nets)))
+    assert len(table(ns)) == 3
+    peer.speaker.shut_down(now=peer.now)
+    assert [line.split()[0] for line in table(ns)] == ["192.168.126.64/26"]
+
+
 def test_a_restarted_speaker_touches_no_route_before_its_peers_are_done() -> None:
     ns = node()
     first = neighbor(ns)
