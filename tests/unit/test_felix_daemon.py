@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 from agents.calico.felix.apply import Dataplane
 from agents.calico.felix.daemon import FelixConfig, run_felix
 from agents.calico.felix.names import set_name
+from agents.calico.ipam.model import block_key
+from agents.calico.net import Cidr
 from agents.calico.resources import new_resource, resource_key, to_stored
 from emulator.errors import UsageError
 from emulator.runtime.clock import real_clock
@@ -101,6 +103,46 @@ async def test_the_address_of_a_tunnel_is_one_of_the_host_s_at_once() -> None:
             lambda: "192.168.77.1" in sets.snapshot(set_name("this-host"))[0].members,
             "the set has it",
         )
+
+
+async def test_blocks_are_followed_whenever_vxlan_is_in_use() -> None:
+    async with felix(resync_s=60) as running:
+
+        def pool(mode: str) -> None:
+            running.put(new_resource("IPPool", "p", {"cidr": "10.5.0.0/16", "vxlanMode": mode}))
+
+        def block(cidr: Cidr, node: str = "far") -> None:
+            running.store.put(block_key(cidr), {"cidr": str(cidr), "affinity": f"host:{node}"})
+
+        def routes() -> list[str]:
+            found = running.world.root.routes()
+            return [str(route.dst) for route in found if route.dev == "vxlan.calico"]
+
+        for name, number in (("kube-0", 1), ("far", 2)):
+            address = NODE if name == "kube-0" else "172.31.9.9"
+            spec = {
+                "bgp": {"ipv4Address": f"{address}/24"},
+                "ipv4VXLANTunnelAddr": f"10.5.0.{number}",
+                "vxlanTunnelMACAddr": f"66:00:00:00:00:0{number}",
+            }
+            running.put(new_resource("Node", name, spec))
+        first, second = Cidr.parse("10.5.1.0/26"), Cidr.parse("10.5.2.0/26")
+        block(first)
+        for mode in ("Always", "CrossSubnet"):
+            pool(mode)
+            await until(lambda: routes() == [str(first)], "the block is reached")
+            pool("Never")
+            await until(lambda: not routes(), "no route is left")
+        pool("Always")
+        block(second)
+        await until(lambda: routes() == [str(first), str(second)], "a new block is reached")
+        pool("Never")
+        await until(lambda: not routes(), "no route is left")
+        running.store.remove(block_key(first))
+        block(second, "kube-0")
+        pool("Always")
+        await until(lambda: "vxlan.calico" in running.world.root.devices, "the device is back")
+        assert routes() == []
 
 
 async def test_what_is_not_enforced_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
