@@ -12,7 +12,7 @@ from agents.bird.config import BGP_PORT
 from agents.bird.ctl.reply import Dialect
 from agents.bird.ctl.server import BirdControl
 from agents.bird.daemon import BirdDaemon
-from agents.bird.events import SessionUp
+from agents.bird.events import PeerListChanged, SessionUp
 from agents.bird.fsm import State
 from agents.bird.netlink import NamespacePort
 from agents.bird.speaker import Speaker
@@ -220,7 +220,7 @@ class NodeBird:
     # -- events ------------------------------------------------------------------------------------
 
     def _event(self, event: Event) -> None:
-        if isinstance(event, SessionUp):
+        if isinstance(event, SessionUp | PeerListChanged):
             self._established.set()
         for watcher in (self._control, self._bfd, self._bmp, self._mrt):
             if watcher is not None:
@@ -243,7 +243,8 @@ class NodeBird:
                 # All peers are looked at twice, not at every session that comes up.
                 while waiting := [*filter(_is_awaited, speaker.peers.values())]:
                     while waiting:
-                        if not _is_awaited(waiting[-1]):
+                        peer = waiting[-1]
+                        if speaker.peers.get(peer.config.name) is not peer or not _is_awaited(peer):
                             waiting.pop()
                             continue
                         self._established.clear()
