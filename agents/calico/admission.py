@@ -30,6 +30,14 @@ class Findings(NamedTuple):
 
 def admit(new: Resource, old: Resource | None, others: Iterable[Resource]) -> Findings:
     """Judge a resource; ``old`` is what it replaces, ``others`` are all of its kind."""
+    try:
+        return _judge(new, old, others)
+    except RecursionError:
+        # Deeper than Python's stack, and than any field of Calico's.
+        return Findings((), (ErroredField("Spec", "is nested too deeply"),), ())
+
+
+def _judge(new: Resource, old: Resource | None, others: Iterable[Resource]) -> Findings:
     broken: tuple[ErroredField, ...] = ()
     try:
         ready = prepare(new)

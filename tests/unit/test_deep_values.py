@@ -6,6 +6,7 @@ import pytest
 
 from agents.apiserver.cache import Entry, decode
 from agents.calico import gojson
+from agents.calico.admission import admit
 from agents.calico.datastore import decode_change
 from agents.calico.felix.reading import read_state
 from agents.calico.resources import new_resource, resource_key, to_stored
@@ -57,3 +58,12 @@ def test_what_is_no_object_is_told_with_its_key(value: bytes) -> None:
     assert decode(value) is None
     with pytest.raises(StatusError, match="unable to decode default/x: etcd holds something else"):
         _ = Entry("default/x", value, 1).obj
+
+
+def test_what_kubectl_writes_too_deep_is_said_to_be() -> None:
+    deep: object = 1
+    for _ in range(2000):
+        deep = {"a": deep}
+    for kind, field in (("IPPool", "cidr"), ("GlobalNetworkPolicy", "ingress"), ("BGPPeer", "x")):
+        found = admit(new_resource(kind, "odd", {field: deep}), None, ())
+        assert [str(each) for each in found.broken] == ["Spec (is nested too deeply)"]
