@@ -22,6 +22,7 @@ from agents.kubelet.server import KubeletServer
 from agents.kubelet.spec import PodSpec
 from agents.kubelet.texts import STARTING
 from agents.kubelet.worker import NodeRuntime, PodWorker
+from emulator.errors import PodwireError
 from emulator.kubeclient.errors import ApiError, ApiUnreachableError
 from emulator.kubeclient.events import EventRecorder
 from emulator.kubeclient.informer import Informer
@@ -54,6 +55,8 @@ STATUS_RETRY_S = 10.0
 API_RETRY_MAX_S = 3.0
 # backOffPeriod of the real kubelet: a pod whose sync failed is looked at again after this.
 SYNC_RETRY_S = 10.0
+# Between two looks for what failed sandboxes could not give back: their network was out of reach.
+COLLECT_S = 15.0
 # Requests under way at once; each is a TLS connection kept for a while, some 250 KiB.
 MAX_REQUESTS = 2
 
@@ -131,6 +134,7 @@ class Kubelet:
                 group.create_task(self._nodes.run(), name="kubelet.node")
                 group.create_task(self._report_node(), name="kubelet.status")
                 group.create_task(self._pods.run(), name="kubelet.pods")
+                group.create_task(self._collect_for_ever(), name="kubelet.sandboxes")
                 await self._services.synced.wait()
                 self._role.ready(f"kubelet {self.config.node_name} on port {self.server.port}")
                 await self._dispatch(group)
@@ -269,6 +273,18 @@ class Kubelet:
                     self._node_event("Normal", "NodeNotReady", text)
                 reported, due_at = complaint, now + STATUS_REPORT_S
             await asyncio.sleep(READY_POLL_S if complaint is not None else READY_CHECK_S)
+
+    async def _collect_for_ever(self) -> None:
+        while True:
+            await asyncio.sleep(COLLECT_S)
+            live = [each for worker in self.workers.values() for each in worker.sandbox_ids]
+            try:
+                dead = await self._plugin.collect(live)
+            except PodwireError as error:
+                self._role.log.warning("dead sandboxes: %s", error)
+                continue
+            if dead:
+                self._role.log.info("released the addresses of %d failed sandboxes", len(dead))
 
     async def _send_node_status(self) -> None:
         name = self.config.node_name

@@ -74,6 +74,8 @@ class PodWorker:
         self.pod = pod
         self.record = record
         self.sandbox: Sandbox | None = None
+        # The one that is being made.
+        self._sandbox_begun = ""
         self.containers: dict[str, Container] = {}
         self.logs: dict[tuple[str, int], ContainerLog] = {}
         self._node = node
@@ -146,6 +148,12 @@ class PodWorker:
     def _sandbox_waits_s(self) -> float:
         return max(self._sync_waits_s(), self.record.mount_try_at - self._now())
 
+    @property
+    def sandbox_ids(self) -> tuple[str, ...]:
+        """The pod's sandboxes, one that is being made included."""
+        made = "" if self.sandbox is None else self.sandbox.sandbox_id
+        return tuple(filter(None, (made, self._sandbox_begun)))
+
     def _failed(self, *, transient: bool = False) -> None:
         share = self._node.role.rng.random()
         self.record.sync_failed(self._now(), share, transient=transient)
@@ -157,7 +165,7 @@ class PodWorker:
             self._event("Warning", "NetworkNotReady", texts.network_not_ready(complaint))
             self._failed(transient=True)
             return False
-        sandbox_id = f"{node.role.rng.getrandbits(256):064x}"
+        sandbox_id = self._sandbox_begun = f"{node.role.rng.getrandbits(256):064x}"
         try:
             # Volumes first, as the real kubelet: a pod without them never gets an address.
             await node.content.prepare(pod)
@@ -177,6 +185,8 @@ class PodWorker:
             text = texts.sandbox_failed(sandbox_id, node.plugin.plugin_type, str(error))
             self._event("Warning", "FailedCreatePodSandBox", text)
             return False
+        finally:
+            self._sandbox_begun = ""
         self.record.sandbox_id = sandbox_id
         self.record.ip = self.sandbox.ip
         return True

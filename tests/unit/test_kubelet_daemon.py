@@ -16,7 +16,7 @@ from aiohttp import web
 from agents.cni.errors import GENERIC, CniError
 from agents.cni.plugin import NodeCni
 from agents.cni.runtime import SandboxNetwork
-from agents.kubelet import record
+from agents.kubelet import daemon, record, worker
 from agents.kubelet.config import KubeletConfig
 from agents.kubelet.daemon import Kubelet
 from emulator.kubeclient.config import KubeConfig
@@ -868,3 +868,40 @@ async def test_sixty_pods_come_and_go_without_a_trace(tmp_path: Path) -> None:
         assert world.kernel.netns_names() == ("root",)
         names = [link.name for link in world.kernel.root.links()]
         assert not [name for name in names if name.startswith("veth")]
+
+
+async def test_what_failed_sandboxes_left_is_collected_and_what_pods_have_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    collect, create = NodeCni.collect, worker.create_sandbox
+    lives: list[list[str]] = []
+    made: list[str] = []
+
+    def look(cni: NodeCni, live: list[str]) -> tuple[str, ...]:
+        lives.append(live)
+        return collect(cni, live)
+
+    async def wait_for_a_look(*args: Any) -> Any:
+        seen = len(lives)
+        while len(lives) < seen + 2:
+            await asyncio.sleep(0.005)
+        assert lives[-1] == [args[-1]], "a sandbox that is being made is alive"
+        made.append(args[-1])
+        return await create(*args)
+
+    monkeypatch.setattr(daemon, "COLLECT_S", 0.01)
+    monkeypatch.setattr(NodeCni, "collect", look)
+    monkeypatch.setattr(worker, "create_sandbox", wait_for_a_look)
+    monkeypatch.setattr(record, "SYNC_BACKOFF_S", 0.01)
+    asked = refuse_adds(monkeypatch, 1)
+    async with node(tmp_path) as world:
+        assert lives == [[]], "at its start a kubelet has no sandboxes"
+        world.create("web", NGINX)
+        await world.running("web")
+        assert made == asked
+        await world.api.until(lambda: lives[-1] == [made[-1]])
+        leftover = tmp_path / "var/lib/cni/flannel" / made[0]
+        assert not leftover.exists()
+        leftover.write_text((leftover.parent / made[1]).read_text())
+        await world.api.until(lambda: not leftover.exists())
+        assert (leftover.parent / made[1]).exists()
