@@ -222,7 +222,7 @@ class Kubelet:
                 raise
         name = self.config.node_name
         metadata = {
-            "labels": node_labels(self.config),
+            "labels": node_labels(self.config.node_name, self.config.labels, self.config.era),
             "annotations": {UNDERLAY_ANNOTATION: self.config.underlay_host},
         }
         self._node = await self._client.patch(NODES, "", name, {"metadata": metadata}, "merge")

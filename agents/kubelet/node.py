@@ -22,10 +22,10 @@ NETWORK_NOT_READY: Final = (
 )
 
 
-def node_labels(config: KubeletConfig) -> dict[str, str]:
-    """The labels a kubelet sets at registration."""
-    labels = {"kubernetes.io/hostname": config.node_name}
-    if config.era == "2017":
+def node_labels(name: str, more: Mapping[str, str], era: str = "modern") -> dict[str, str]:
+    """The labels a kubelet sets at registration; ``more`` are those of its own node."""
+    labels = {"kubernetes.io/hostname": name}
+    if era == "2017":
         labels |= {"beta.kubernetes.io/arch": "amd64", "beta.kubernetes.io/os": "linux"}
     else:
         labels = {
@@ -35,7 +35,7 @@ def node_labels(config: KubeletConfig) -> dict[str, str]:
             **labels,
             "kubernetes.io/os": "linux",
         }
-    return labels | config.labels
+    return {**labels, **more}
 
 
 def new_node(config: KubeletConfig, status: Object) -> Object:
@@ -50,7 +50,7 @@ def new_node(config: KubeletConfig, status: Object) -> Object:
         "kind": "Node",
         "metadata": {
             "name": config.node_name,
-            "labels": node_labels(config),
+            "labels": node_labels(config.node_name, config.labels, config.era),
             "annotations": {
                 UNDERLAY_ANNOTATION: config.underlay_host,
                 "volumes.kubernetes.io/controller-managed-attach-detach": "true",

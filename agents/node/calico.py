@@ -27,6 +27,7 @@ from agents.calico.mirror import Mirror
 from agents.calico.resources import new_resource
 from agents.calico.startup import NodeFacts, start_node
 from agents.calico.tunnel import TunnelAddresses
+from agents.kubelet.node import node_labels
 from agents.node.calico_bird import NodeBird
 from emulator.addr import format_ip
 from emulator.kubeclient.errors import ApiError, ApiUnreachableError
@@ -35,8 +36,6 @@ from emulator.kubeclient.rest import RestClient
 from etcd.client import EtcdError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from agents.calico.cni_conf import PodLike
     from agents.node.config import NodeConfig
     from agents.node.network import Part
@@ -217,15 +216,3 @@ class CalicoNetwork:
             "bgp": {"address": self._config.host, "port": self._settings.bgp_port},
             "bird_ctl": str(self._settings.bird_ctl),
         }
-
-
-def node_labels(name: str, labels: Mapping[str, str]) -> dict[str, str]:
-    """The labels selectors of Calico's resources find a node by: Kubernetes' own."""
-    return {
-        "beta.kubernetes.io/arch": "amd64",
-        "beta.kubernetes.io/os": "linux",
-        "kubernetes.io/arch": "amd64",
-        "kubernetes.io/hostname": name,
-        "kubernetes.io/os": "linux",
-        **labels,
-    }

@@ -134,21 +134,8 @@ def _here_document(text: str, at: int, document: _HereDocument, *, more: bool) -
 
 def _expanding(text: str) -> Word:
     """A here-document's text: parameters and substitutions are replaced, quotes are text."""
-    parts: list[Part] = [Part("text", "", True)]
-    plain, at = "", 0
-    while at < len(text):
-        char = text[at]
-        if char == "\\" and text[at + 1 : at + 2] in ("\\", "$", "`", "\n"):
-            plain += text[at + 1].removeprefix("\n")
-            at += 2
-        elif char in "$`":
-            parts.append(Part("text", plain, True))
-            plain = ""
-            at = _dollar(text, at, parts, quoted=True)
-        else:
-            plain += char
-            at += 1
-    parts.append(Part("text", plain, True))
+    parts: list[Part] = []
+    _expand(text, 0, parts, end="")
     return tuple(parts)
 
 
@@ -193,15 +180,21 @@ def _word(text: str, at: int) -> tuple[Word, str, int]:
 
 
 def _double_quoted(text: str, at: int, parts: list[Part]) -> int:
+    at = _expand(text, at, parts, end='"')
+    if at < len(text):
+        return at + 1
+    raise IncompleteError("syntax error: unterminated quoted string", '"')
+
+
+def _expand(text: str, at: int, parts: list[Part], *, end: str) -> int:
+    """Add what is written up to ``end`` ("" to the end of the text), and say where that is."""
     plain = ""
     parts.append(Part("text", "", True))
-    while at < len(text):
+    while at < len(text) and text[at] != end:
         char = text[at]
-        if char == '"':
-            parts.append(Part("text", plain, True))
-            return at + 1
-        if char == "\\" and at + 1 < len(text) and text[at + 1] in '"\\$`\n':
-            plain += text[at + 1].removeprefix("\n")
+        following = text[at + 1 : at + 2]
+        if char == "\\" and following and following in f"\\$`\n{end}":
+            plain += following.removeprefix("\n")
             at += 2
         elif char in "$`":
             parts.append(Part("text", plain, True))
@@ -210,7 +203,8 @@ def _double_quoted(text: str, at: int, parts: list[Part]) -> int:
         else:
             plain += char
             at += 1
-    raise IncompleteError("syntax error: unterminated quoted string", '"')
+    parts.append(Part("text", plain, True))
+    return at
 
 
 def _dollar(text: str, at: int, parts: list[Part], *, quoted: bool) -> int:

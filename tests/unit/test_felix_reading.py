@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from agents.calico.datastore import KVPair
-from agents.calico.felix.reading import StateReader, entity_selector, policy_selector, read_state
+from agents.calico.felix.entities import entity_selector, policy_selector
+from agents.calico.felix.reading import StateReader, read_state
 from agents.calico.kubecontrollers.conversion import endpoint_labels, namespace_profile
 from agents.calico.resources import endpoint_name, new_resource, resource_key
 from emulator.addr import Prefix, parse_ip
